@@ -1,0 +1,16 @@
+//! Durable, ordered, checksummed frames in segment files.
+
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod disk;
+pub mod frame;
+pub mod group_commit;
+mod lsn;
+pub mod manifest;
+pub mod procedure;
+pub mod record;
+pub mod replay;
+pub mod segment;
+
+pub use lsn::Lsn;

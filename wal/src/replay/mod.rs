@@ -1,0 +1,814 @@
+//! Reading a log back after a crash: what is valid, where it ends, what is damaged, and why.
+//!
+//! [`scan_segment`] walks one segment's frames and hands out their records; it never fails because
+//! of bad bytes. [`settle`] then looks at all segments of a shard together and decides, with the
+//! watermark W (the highest durable LSN that any valid frame carries), what a bad range means:
+//!
+//! * at or below W it is **corruption**: acknowledged records may be lost there;
+//! * above W it is a torn or rotten **tail**, which look alike: nothing acknowledged is known to be
+//!   missing, and valid frames behind it are kept.
+//!
+//! A single damaged byte is located by its checksum (see [`crate::checksum::single_byte_error`]), so
+//! that the key it belongs to is known to be damaged instead of merely missing. Larger damage inside
+//! a frame is salvaged record by record.
+
+use crate::checksum::{self, Place};
+use crate::disk::{BLOCK_SIZE, DiskError, DiskOperation, FileId, IoBuffer};
+use crate::frame::{self, FRAME_HEADER_LEN, FrameHeader};
+use crate::lsn::Lsn;
+use crate::manifest::{Quarantine, Verdict};
+use crate::procedure::DiskPort;
+use crate::record::{
+    Key, Location, Namespace, RECORD_ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind,
+    TouchBody, Version,
+};
+use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader};
+
+/// Segments are read in pieces of this many bytes.
+const WINDOW_LEN: usize = 1 << 20;
+
+/// A record as found in the log, without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplayedRecord {
+    /// What it says.
+    pub kind: RecordKind,
+    /// Which kind of key.
+    pub namespace: Namespace,
+    /// The key id.
+    pub key: Key,
+    /// CRC-32 of the user key.
+    pub user_key_crc: u32,
+    /// The version.
+    pub version: Version,
+    /// Milliseconds since 1970, 0 = never.
+    pub expiry_ms: u64,
+    /// Where it was first logged.
+    pub first_lsn: Lsn,
+    /// Where it stands.
+    pub location: Location,
+    /// Of a touch record: which value it is about. `None` in a damaged one.
+    pub touch: Option<TouchBody>,
+    /// Whether a byte of its header or value is damaged on disk.
+    pub damaged: bool,
+}
+
+/// A segment to scan.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentSource {
+    /// Its id.
+    pub id: u64,
+    /// Its open file.
+    pub file: FileId,
+    /// Bytes of the file, as far as they exist.
+    pub len: u64,
+    /// Where its frames are known to end.
+    pub cut: Option<u64>,
+}
+
+/// What is wrong with some bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// One byte of a frame header; the frame was read all the same.
+    #[error("one byte of a frame header is damaged; nothing is lost")]
+    FrameHeaderByte,
+    /// One byte of a record; its key answers an error.
+    #[error("one byte of a record is damaged; its key answers an error")]
+    RecordByte,
+    /// One byte between records.
+    #[error("one byte of padding is damaged; nothing is lost")]
+    PaddingByte,
+    /// Several bytes of a frame; some of its records were salvaged.
+    #[error(
+        "frame checksum does not match: {lost} of {records} records unreadable, \
+             {damaged} with damaged values"
+    )]
+    Frame {
+        /// Records in the frame.
+        records: u32,
+        /// Records whose header could not be found.
+        lost: u32,
+        /// Records whose value is damaged.
+        damaged: u32,
+    },
+    /// No frame can be made out where one must have been.
+    #[error("no valid frame")]
+    NoFrame,
+    /// The disk could not read the range.
+    #[error("read error")]
+    Unreadable,
+    /// The segment's first block; nothing is lost, the manifest knows the same.
+    #[error("segment header is damaged; nothing is lost")]
+    SegmentHeader,
+    /// Bytes where nothing was ever written.
+    #[error("stray bytes after the last frame")]
+    Stray,
+}
+
+/// Damaged bytes of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The segment.
+    pub segment: u64,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How many.
+    pub len: u64,
+    /// What is wrong.
+    pub damage: Damage,
+}
+
+/// A stretch of a segment without a valid frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BadRange {
+    offset: u64,
+    len: u64,
+    /// LSN before which the range's records come, as told by the next valid frame.
+    before: Option<Lsn>,
+    /// LSN after which they come.
+    after: Option<Lsn>,
+}
+
+/// A frame whose payload is damaged in more than one byte, and what could be saved of it.
+#[derive(Clone, Debug)]
+struct SalvagedFrame {
+    offset: u64,
+    header: FrameHeader,
+    records: Vec<ReplayedRecord>,
+    lost: u32,
+}
+
+/// Records `first..=last` seen in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Interval {
+    first: Lsn,
+    last: Lsn,
+    segment: u64,
+    end: u64,
+}
+
+/// What one segment holds.
+#[derive(Clone, Debug)]
+pub struct SegmentScan {
+    /// The segment's id.
+    pub id: u64,
+    /// Where its last valid frame ends.
+    pub end: u64,
+    /// Valid frames, idle ones included.
+    pub frame_count: u64,
+    /// Records handed out or held back for [`settle`].
+    pub record_count: u64,
+    /// Damage found.
+    pub findings: Vec<Finding>,
+    durable_lsn: Lsn,
+    wall_ms: u64,
+    intervals: Vec<Interval>,
+    bad: Vec<BadRange>,
+    salvaged: Vec<SalvagedFrame>,
+}
+
+/// Reads a segment's frames and hands their records to `visit`, in the order they stand.
+///
+/// Ranges of `skip` that an earlier recovery gave up as a torn tail are passed over.
+pub async fn scan_segment(
+    port: &DiskPort,
+    store: [u8; 16],
+    source: SegmentSource,
+    skip: &[Quarantine],
+    visit: &mut dyn FnMut(ReplayedRecord),
+) -> SegmentScan {
+    let scan = SegmentScan {
+        id: source.id,
+        end: SEGMENT_HEADER_LEN,
+        frame_count: 0,
+        record_count: 0,
+        findings: Vec::new(),
+        durable_lsn: Lsn::ZERO,
+        wall_ms: 0,
+        intervals: Vec::new(),
+        bad: Vec::new(),
+        salvaged: Vec::new(),
+    };
+    let limit = source.cut.unwrap_or(source.len).min(source.len);
+    let reader = Reader::new(port.clone(), source);
+    let place = Place {
+        store,
+        segment: source.id,
+        offset: 0,
+    };
+    let skip = skip.iter().filter(|range| {
+        range.segment == source.id && range.verdict == Verdict::TailUncertain && range.len > 0
+    });
+    let skip = skip
+        .map(|range| (range.offset, range.offset + range.len))
+        .collect();
+    Scanner {
+        scan,
+        reader,
+        place,
+        limit,
+        skip,
+        gap: None,
+    }
+    .run(visit)
+    .await
+}
+
+struct Gap {
+    start: u64,
+    /// End of its last block that is not blank.
+    soiled: Option<u64>,
+}
+
+struct Scanner {
+    scan: SegmentScan,
+    reader: Reader,
+    place: Place,
+    limit: u64,
+    skip: Vec<(u64, u64)>,
+    gap: Option<Gap>,
+}
+
+impl Scanner {
+    async fn run(mut self, visit: &mut dyn FnMut(ReplayedRecord)) -> SegmentScan {
+        self.check_segment_header().await;
+        let mut offset = SEGMENT_HEADER_LEN;
+        while offset + BLOCK_SIZE as u64 <= self.limit {
+            if let Some((_, end)) = self.skip.iter().find(|(start, _)| *start == offset) {
+                offset = *end;
+                continue;
+            }
+            offset += match self.frame_at(offset).await {
+                Some((header, damaged_byte)) => {
+                    self.take_frame(offset, header, damaged_byte, visit).await;
+                    u64::from(header.len)
+                }
+                None => self.take_blank_or_bad(offset).await,
+            };
+        }
+        self.close_gap(None);
+        for (offset, len) in self.reader.unreadable {
+            let damage = Damage::Unreadable;
+            self.scan.findings.push(Finding {
+                segment: self.scan.id,
+                offset,
+                len,
+                damage,
+            });
+        }
+        self.scan
+    }
+
+    async fn check_segment_header(&mut self) {
+        let id = self.scan.id;
+        let block = self.reader.at(0, BLOCK_SIZE).await;
+        let sound = SegmentHeader::decode(block).is_ok_and(|header| {
+            header.id == id && block.get(SegmentHeader::LEN..).is_some_and(frame::is_blank)
+        });
+        if !sound {
+            self.find(0, SEGMENT_HEADER_LEN, Damage::SegmentHeader);
+        }
+    }
+
+    /// Recognises a frame at `offset`, even if one byte of its header is damaged.
+    async fn frame_at(&mut self, offset: u64) -> Option<(FrameHeader, Option<usize>)> {
+        let place = self.place.at(offset);
+        let bytes = *self.reader.at(offset, BLOCK_SIZE).await.first_chunk()?;
+        match FrameHeader::decode(&bytes, &place) {
+            Ok(header) => (offset + u64::from(header.len) <= self.limit).then_some((header, None)),
+            Err(_) if frame::is_blank(&bytes) => None,
+            Err(_) => {
+                let (header, position) = FrameHeader::decode_damaged(&bytes, &place)?;
+                let len = usize::try_from(header.len).ok()?;
+                if offset + u64::from(header.len) > self.limit {
+                    return None;
+                }
+                let payload = self.reader.at(offset, len).await.get(FRAME_HEADER_LEN..)?;
+                let confirmed = FrameHeader::payload_checksum(&place, payload);
+                (confirmed == header.payload_crc).then_some((header, Some(position)))
+            }
+        }
+    }
+
+    async fn take_blank_or_bad(&mut self, offset: u64) -> u64 {
+        let blank = frame::is_blank(self.reader.at(offset, BLOCK_SIZE).await);
+        let gap = self.gap.get_or_insert(Gap {
+            start: offset,
+            soiled: None,
+        });
+        let end = offset + BLOCK_SIZE as u64;
+        if !blank {
+            gap.soiled = Some(end);
+        }
+        BLOCK_SIZE as u64
+    }
+
+    /// Ends a stretch without frames: before a frame, or (`next` is `None`) at the end.
+    fn close_gap(&mut self, next: Option<(u64, Lsn)>) {
+        let Some(gap) = self.gap.take() else { return };
+        let end = match (next, gap.soiled) {
+            (Some((offset, _)), _) => offset,
+            (None, Some(soiled)) => soiled,
+            (None, None) => return,
+        };
+        let len = end - gap.start;
+        let after = self.scan.intervals.last().map(|interval| interval.last);
+        let before = next.map(|(_, lsn)| lsn);
+        self.scan.bad.push(BadRange {
+            offset: gap.start,
+            len,
+            before,
+            after,
+        });
+        let damage = if next.is_some() {
+            Damage::NoFrame
+        } else {
+            Damage::Stray
+        };
+        self.scan.findings.push(Finding {
+            segment: self.scan.id,
+            offset: gap.start,
+            len,
+            damage,
+        });
+    }
+
+    async fn take_frame(
+        &mut self,
+        offset: u64,
+        header: FrameHeader,
+        damaged_byte: Option<usize>,
+        visit: &mut dyn FnMut(ReplayedRecord),
+    ) {
+        self.close_gap(Some((offset, header.first_lsn)));
+        let len = usize::try_from(header.len).expect("a frame fits in memory");
+        let place = self.place.at(offset);
+        let bytes = self.reader.at(offset, len).await;
+        let reading = read_frame(bytes, &place, &header);
+        if let Some(position) = damaged_byte {
+            self.find(offset + position as u64, 1, Damage::FrameHeaderByte);
+        }
+        self.note_frame(offset, &header);
+        match reading {
+            FrameReading::Whole(records) => records.into_iter().for_each(visit),
+            FrameReading::ByteDamaged {
+                records,
+                position,
+                damage,
+            } => {
+                self.find(offset + position as u64, 1, damage);
+                records.into_iter().for_each(visit);
+            }
+            FrameReading::Salvaged { records, lost } => {
+                let damaged = records.iter().filter(|record| record.damaged).count();
+                let damaged = u32::try_from(damaged).unwrap_or(u32::MAX);
+                let damage = Damage::Frame {
+                    records: header.record_count,
+                    lost,
+                    damaged,
+                };
+                self.find(offset, u64::from(header.len), damage);
+                self.scan.salvaged.push(SalvagedFrame {
+                    offset,
+                    header,
+                    records,
+                    lost,
+                });
+            }
+        }
+    }
+
+    fn find(&mut self, offset: u64, len: u64, damage: Damage) {
+        self.scan.findings.push(Finding {
+            segment: self.scan.id,
+            offset,
+            len,
+            damage,
+        });
+    }
+
+    fn note_frame(&mut self, offset: u64, header: &FrameHeader) {
+        let end = offset + u64::from(header.len);
+        let scan = &mut self.scan;
+        scan.end = end;
+        scan.frame_count += 1;
+        scan.record_count += u64::from(header.record_count);
+        scan.durable_lsn = scan.durable_lsn.max(header.durable_lsn);
+        scan.wall_ms = scan.wall_ms.max(header.wall_ms);
+        if header.record_count > 0 {
+            let (first, last) = (header.first_lsn, header.last_lsn());
+            match scan.intervals.last_mut() {
+                Some(interval) if interval.last.next() == first => {
+                    interval.last = last;
+                    interval.end = end;
+                }
+                _ => scan.intervals.push(Interval {
+                    first,
+                    last,
+                    segment: scan.id,
+                    end,
+                }),
+            }
+        }
+    }
+}
+
+enum FrameReading {
+    Whole(Vec<ReplayedRecord>),
+    ByteDamaged {
+        records: Vec<ReplayedRecord>,
+        position: usize,
+        damage: Damage,
+    },
+    Salvaged {
+        records: Vec<ReplayedRecord>,
+        lost: u32,
+    },
+}
+
+fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading {
+    let payload = &bytes[FRAME_HEADER_LEN..];
+    let found = FrameHeader::payload_checksum(place, payload);
+    if found == header.payload_crc
+        && let Some((records, _)) = read_records(bytes, place, header.record_count)
+    {
+        return FrameReading::Whole(records);
+    }
+    if let Some(error) = checksum::single_byte_error(header.payload_crc, found, payload.len()) {
+        let position = FRAME_HEADER_LEN + error.position;
+        let mut repaired = bytes.to_vec();
+        repaired[position] ^= error.difference;
+        if let Some((mut records, end)) = read_records(&repaired, place, header.record_count) {
+            // The record that the byte belongs to, if it is not between records.
+            let hit = records.iter_mut().find(|record| {
+                let start = usize::try_from(u64::from(record.location.offset) - place.offset);
+                let len = record.location.header_len as usize + record.location.value_len as usize;
+                start.is_ok_and(|start| (start..start + len).contains(&position))
+            });
+            let damage = match hit {
+                Some(record) if position < end => {
+                    record.damaged = true;
+                    Damage::RecordByte
+                }
+                _ => Damage::PaddingByte,
+            };
+            return FrameReading::ByteDamaged {
+                records,
+                position,
+                damage,
+            };
+        }
+    }
+    let (records, lost) = salvage(bytes, place, header.record_count);
+    FrameReading::Salvaged { records, lost }
+}
+
+/// Reads exactly `count` records, all valid; also returns where they end.
+fn read_records(bytes: &[u8], place: &Place, count: u32) -> Option<(Vec<ReplayedRecord>, usize)> {
+    let mut records = Vec::new();
+    let mut at = FRAME_HEADER_LEN;
+    for _ in 0..count {
+        let here = place.at(place.offset + at as u64);
+        let header = RecordHeader::decode(bytes.get(at..)?, &here).ok()?;
+        let value = header.value(&bytes[at..]).ok()?;
+        records.push(replayed(&header, &here, Some(value))?);
+        at += header.record_len();
+    }
+    Some((records, at))
+}
+
+/// Finds what records it can in a damaged frame; also returns how many are missing.
+fn salvage(bytes: &[u8], place: &Place, count: u32) -> (Vec<ReplayedRecord>, u32) {
+    let mut records = Vec::new();
+    let mut at = FRAME_HEADER_LEN;
+    while at + RECORD_HEADER_LEN <= bytes.len() {
+        let here = place.at(place.offset + at as u64);
+        let rest = &bytes[at..];
+        let plausible = (1..=4).contains(&rest[4]) && rest[5] == 0 && rest[30..32] == [0, 0];
+        let header = plausible
+            .then(|| RecordHeader::decode(rest, &here).ok())
+            .flatten();
+        let Some(header) = header else {
+            at += RECORD_ALIGNMENT;
+            continue;
+        };
+        records.extend(replayed(&header, &here, header.value(rest).ok()));
+        at += header.record_len();
+    }
+    let found = u32::try_from(records.len()).unwrap_or(u32::MAX);
+    (records, count.saturating_sub(found))
+}
+
+/// `value` is `None` if it is damaged. A touch record without a body is of no use.
+fn replayed(
+    header: &RecordHeader<'_>,
+    place: &Place,
+    value: Option<&[u8]>,
+) -> Option<ReplayedRecord> {
+    let touch = match (header.kind, value) {
+        (RecordKind::Touch, Some(value)) => Some(TouchBody::decode(value)?),
+        _ => None,
+    };
+    Some(ReplayedRecord {
+        kind: header.kind,
+        namespace: header.namespace,
+        key: header.key,
+        user_key_crc: checksum::plain(header.user_key),
+        version: header.version,
+        expiry_ms: header.expiry_ms,
+        first_lsn: header.first_lsn,
+        location: Location {
+            segment: place.segment,
+            offset: u32::try_from(place.offset).ok()?,
+            header_len: u32::try_from(header.len()).ok()?,
+            value_len: u32::try_from(header.value_len).ok()?,
+        },
+        touch,
+        damaged: value.is_none(),
+    })
+}
+
+/// Reads a segment through a window; what the disk cannot read counts as zeros and is noted.
+struct Reader {
+    port: DiskPort,
+    source: SegmentSource,
+    window: IoBuffer,
+    start: u64,
+    unreadable: Vec<(u64, u64)>,
+}
+
+impl Reader {
+    fn new(port: DiskPort, source: SegmentSource) -> Self {
+        let window = IoBuffer::with_capacity(WINDOW_LEN);
+        Self {
+            port,
+            source,
+            window,
+            start: 0,
+            unreadable: Vec::new(),
+        }
+    }
+
+    /// Returns `len` bytes at `offset`, fewer only where the file ends. Both in whole blocks.
+    async fn at(&mut self, offset: u64, len: usize) -> &[u8] {
+        let end = offset + len as u64;
+        if offset < self.start || end > self.start + self.window.len() as u64 {
+            self.fill(offset, len.max(WINDOW_LEN)).await;
+        }
+        let from = usize::try_from(offset - self.start).expect("the window starts here or before");
+        let to = (from + len).min(self.window.len());
+        &self.window.as_slice()[from.min(to)..to]
+    }
+
+    async fn fill(&mut self, offset: u64, len: usize) {
+        let window = std::mem::replace(&mut self.window, IoBuffer::with_capacity(1));
+        let mut window = if window.capacity() < len {
+            IoBuffer::with_capacity(len)
+        } else {
+            window
+        };
+        window.set_len(0);
+        self.start = offset;
+        let available = self
+            .source
+            .len
+            .saturating_sub(offset)
+            .next_multiple_of(BLOCK_SIZE as u64);
+        let len = usize::try_from(available).unwrap_or(usize::MAX).min(len);
+        let file = self.source.file;
+        let read = DiskOperation::Read {
+            file,
+            offset,
+            len,
+            buffer: window,
+        };
+        match self.port.transfer(read).await {
+            Ok(buffer) => self.window = buffer,
+            Err(_) => self.window = self.read_by_block(offset, len).await,
+        }
+    }
+
+    async fn read_by_block(&mut self, offset: u64, len: usize) -> IoBuffer {
+        let mut whole = IoBuffer::with_capacity(len);
+        for at in (offset..offset + len as u64).step_by(BLOCK_SIZE) {
+            match self.read_block(at).await {
+                Ok(block) => whole.extend_from_slice(block.as_slice()),
+                Err(_) => {
+                    whole.extend_from_slice(&[0; BLOCK_SIZE]);
+                    if self
+                        .unreadable
+                        .last()
+                        .is_none_or(|(start, len)| start + len < at + 1)
+                    {
+                        self.unreadable.push((at, BLOCK_SIZE as u64));
+                    }
+                }
+            }
+        }
+        whole
+    }
+
+    async fn read_block(&self, offset: u64) -> Result<IoBuffer, DiskError> {
+        let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
+        let (file, len) = (self.source.file, BLOCK_SIZE);
+        self.port
+            .transfer(DiskOperation::Read {
+                file,
+                offset,
+                len,
+                buffer,
+            })
+            .await
+    }
+}
+
+/// What all segments of a shard say together.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The highest LSN known durable from any valid frame or the manifest.
+    pub watermark: Lsn,
+    /// The highest LSN seen; new records go above it.
+    pub last_lsn: Lsn,
+    /// The newest frame's time.
+    pub wall_ms: u64,
+    /// All ranges given up, older ones included; for the manifest.
+    pub quarantine: Vec<Quarantine>,
+    /// Bytes of torn or rotten tail that this recovery gave up.
+    pub tail_uncertain_bytes: u64,
+    /// Records salvaged from damaged frames at or below the watermark.
+    pub salvaged: Vec<ReplayedRecord>,
+    /// Damage found, over all segments.
+    pub findings: Vec<Finding>,
+}
+
+impl Settlement {
+    /// Whether acknowledged records are lost and not known by key.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.quarantine
+            .iter()
+            .any(|range| range.verdict == Verdict::Corruption)
+    }
+}
+
+/// Decides what the bad ranges of a shard mean. `known` are the ranges earlier recoveries gave up,
+/// `durable_lsn` what the manifest knows to be durable.
+#[must_use]
+pub fn settle(scans: &[SegmentScan], known: &[Quarantine], durable_lsn: Lsn) -> Settlement {
+    let watermark = scans
+        .iter()
+        .map(|scan| scan.durable_lsn)
+        .fold(durable_lsn, Lsn::max);
+    let intervals = merged(scans.iter().flat_map(|scan| &scan.intervals));
+    let last_seen = intervals.last().map_or(Lsn::ZERO, |interval| interval.last);
+    let mut settlement = Settlement {
+        watermark,
+        last_lsn: last_seen.max(watermark),
+        wall_ms: scans.iter().map(|scan| scan.wall_ms).max().unwrap_or(0),
+        quarantine: known.to_vec(),
+        tail_uncertain_bytes: 0,
+        salvaged: Vec::new(),
+        findings: scans
+            .iter()
+            .flat_map(|scan| &scan.findings)
+            .copied()
+            .collect(),
+    };
+    settle_gaps(&mut settlement, scans, &intervals);
+    settle_salvaged(&mut settlement, scans);
+    settle_empty_ranges(&mut settlement, scans);
+    settlement
+}
+
+fn merged<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Vec<Interval> {
+    let mut sorted: Vec<Interval> = intervals.copied().collect();
+    sorted.sort_unstable_by_key(|interval| (interval.first, interval.last));
+    let mut merged: Vec<Interval> = Vec::new();
+    for next in sorted {
+        match merged.last_mut() {
+            Some(last) if next.first <= last.last.next() => {
+                if next.last > last.last {
+                    (last.last, last.segment, last.end) = (next.last, next.segment, next.end);
+                }
+            }
+            _ => merged.push(next),
+        }
+    }
+    merged
+}
+
+/// Missing records: between the intervals, before the first, and up to the watermark.
+fn settle_gaps(settlement: &mut Settlement, scans: &[SegmentScan], intervals: &[Interval]) {
+    let mut previous: Option<&Interval> = None;
+    let mut gaps = Vec::new();
+    for interval in intervals {
+        let expected = previous.map_or(Lsn(1), |interval| interval.last.next());
+        if expected < interval.first {
+            gaps.push((expected, interval.first.before(), previous.copied()));
+        }
+        previous = Some(interval);
+    }
+    let expected = previous.map_or(Lsn(1), |interval| interval.last.next());
+    if expected <= settlement.watermark {
+        gaps.push((expected, settlement.watermark, previous.copied()));
+    }
+    for (first_lsn, last_lsn, previous) in gaps {
+        let covers =
+            |range: &Quarantine| range.first_lsn <= first_lsn && last_lsn <= range.last_lsn;
+        if settlement.quarantine.iter().any(covers) {
+            continue;
+        }
+        let found = scans.iter().find_map(|scan| {
+            let holds = |bad: &&BadRange| {
+                bad.after.is_none_or(|after| after < first_lsn)
+                    && bad.before.is_none_or(|before| last_lsn < before)
+            };
+            scan.bad
+                .iter()
+                .find(holds)
+                .map(|bad| (scan.id, bad.offset, bad.len))
+        });
+        let nowhere = || previous.map_or((0, 0, 0), |interval| (interval.segment, interval.end, 0));
+        let (segment, offset, len) = found.unwrap_or_else(nowhere);
+        let lost = first_lsn <= settlement.watermark;
+        let verdict = if lost {
+            Verdict::Corruption
+        } else {
+            Verdict::TailUncertain
+        };
+        give_up(
+            settlement,
+            Quarantine {
+                segment,
+                offset,
+                len,
+                first_lsn,
+                last_lsn,
+                verdict,
+            },
+        );
+    }
+}
+
+fn settle_salvaged(settlement: &mut Settlement, scans: &[SegmentScan]) {
+    for scan in scans {
+        for frame in &scan.salvaged {
+            let (first_lsn, last_lsn) = (frame.header.first_lsn, frame.header.last_lsn());
+            let durable = last_lsn <= settlement.watermark;
+            if durable {
+                settlement.salvaged.extend(&frame.records);
+            }
+            if durable && frame.lost == 0 {
+                continue;
+            }
+            let verdict = if durable {
+                Verdict::Corruption
+            } else {
+                Verdict::TailUncertain
+            };
+            let (segment, offset, len) = (scan.id, frame.offset, u64::from(frame.header.len));
+            give_up(
+                settlement,
+                Quarantine {
+                    segment,
+                    offset,
+                    len,
+                    first_lsn,
+                    last_lsn,
+                    verdict,
+                },
+            );
+        }
+    }
+}
+
+/// Bad ranges that explain no missing record: a lost idle frame, stray bytes, an unwritten frame.
+fn settle_empty_ranges(settlement: &mut Settlement, scans: &[SegmentScan]) {
+    for scan in scans {
+        for bad in &scan.bad {
+            let known = settlement
+                .quarantine
+                .iter()
+                .any(|range| range.segment == scan.id && range.offset == bad.offset);
+            if !known {
+                settlement.tail_uncertain_bytes += bad.len;
+            }
+        }
+    }
+}
+
+fn give_up(settlement: &mut Settlement, range: Quarantine) {
+    let known = settlement
+        .quarantine
+        .iter()
+        .any(|known| (known.segment, known.offset) == (range.segment, range.offset));
+    if known && range.len > 0 {
+        return;
+    }
+    if range.verdict == Verdict::TailUncertain {
+        settlement.tail_uncertain_bytes += range.len;
+    }
+    settlement.quarantine.push(range);
+}
+
+#[cfg(test)]
+mod tests;
