@@ -1,0 +1,36 @@
+//! A log-structured key-value store that performs no I/O itself.
+//!
+//! ```text
+//!   put/remove/touch ──> group commit ──> DiskRequest ─┐         ┌─> Event::Durable(lsn)
+//!   get ──> index ──> recent | cache | DiskRequest ────┼─ driver ┼─> Event::Read
+//!   time, DiskCompletion ──────────────────────────────┘         └─> Event::Writable, …
+//! ```
+//!
+//! [`Store`] holds one shard: an index in memory and records in the segments of a [`wal`] log. The
+//! active segment is the write-ahead log; sealed segments are the store. Commands act on the newest
+//! state, writes not yet durable included; each answer says up to which [`wal::Lsn`] it has looked,
+//! and its reply must wait until [`Store::durable_lsn`] has reached that. An acknowledged write
+//! survives any crash.
+//!
+//! The owner drives it: [`Store::set_now`] when a turn starts, commands and
+//! [`Store::handle_disk`] in any order, [`Store::end_turn`] when the turn ends, and after each of
+//! them [`Store::poll_request`] and [`Store::poll_event`] until both are empty. No call blocks.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod check;
+mod clock;
+mod error;
+mod expiry;
+mod index;
+mod recovery;
+mod store;
+
+pub use check::{CheckReport, check};
+pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
+pub use error::{OpenError, ReadError, WriteError};
+pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
+pub use store::{
+    Entry, Event, Get, KeyRef, Put, ReadId, Store, StoreOptions, StoreStatus, UserKey, Value,
+};

@@ -1,0 +1,800 @@
+//! From whatever a crash left in a shard's directory to an open store.
+//!
+//! ```text
+//! manifests -> segments listed (and found) -> scan -> settle -> newest record per key
+//!           -> sync what was scanned -> first segment -> manifest -> ready
+//! ```
+//!
+//! The first half ([`load`]) only reads; `check` uses it alone. Nothing here refuses to open because
+//! of bad data. A crash at any point leaves a directory from which the same state is recovered.
+
+use std::collections::BTreeMap;
+
+use wal::Lsn;
+use wal::disk::{BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, DiskOutput};
+use wal::disk::{FileId, FileName, IoBuffer, OpenMode};
+use wal::frame::FORMAT_VERSION;
+use wal::group_commit::OpenSegment;
+use wal::manifest::{self, Manifest, ManifestError, Quarantine, SegmentEntry, Verdict};
+use wal::procedure::{DiskPort, Procedure};
+use wal::record::{Key, Namespace, RecordKind, Version};
+use wal::replay::{self, Finding, ReplayedRecord, SegmentScan, SegmentSource, Settlement};
+use wal::segment::{self, Identity, SEGMENT_BYTES_MIN, SegmentHeader};
+
+use crate::error::OpenError;
+use crate::index::Slot;
+use crate::store::{Foundation, Store, StoreOptions};
+
+/// File ids of the two manifest copies; segments get the ones after.
+pub(crate) const MANIFEST_FILES: [FileId; 2] = [FileId(0), FileId(1)];
+const FIRST_SEGMENT_FILE: u32 = 2;
+
+/// A damaged range of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedFile {
+    /// The file, below the data directory.
+    pub file: FileName,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How many bytes.
+    pub len: u64,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// What opening a shard found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Whether the shard was made just now.
+    pub created: bool,
+    /// Segments read.
+    pub segments: u64,
+    /// Valid frames.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Live keys.
+    pub keys: u64,
+    /// Keys whose record is known to be damaged.
+    pub keys_damaged: u64,
+    /// Whether acknowledged records are lost and not known by key.
+    pub suspect: bool,
+    /// Bytes of torn or rotten tail given up this time.
+    pub tail_uncertain_bytes: u64,
+    /// Damage found, file by file.
+    pub damage: Vec<DamagedFile>,
+}
+
+/// An open store and what opening it found.
+#[derive(Debug)]
+pub struct Opened {
+    /// The store, ready for use.
+    pub store: Store,
+    /// What was found.
+    pub report: RecoveryReport,
+    /// The newest time in the log, in milliseconds since 1970; the clock must not go below it.
+    pub log_ms: u64,
+}
+
+/// Opens the shard in `options.directory`, making it if it is not there. `now_ms` is the wall clock;
+/// the newest time in the log counts if it is later.
+#[must_use]
+pub fn open(options: StoreOptions, now_ms: u64) -> Procedure<Result<Opened, OpenError>> {
+    Procedure::new(move |port| async move { recover(port, options, now_ms).await })
+}
+
+/// Reads who a data directory belongs to from shard 0, without changing anything. `None` if there
+/// is no store yet.
+#[must_use]
+pub fn identify(directory: FileName) -> Procedure<Result<Option<Identity>, OpenError>> {
+    Procedure::new(move |port| async move {
+        let root = list(&port, &directory).await;
+        if matches!(&root, Err(OpenError::Disk { source, .. }) if is_absent(source)) {
+            return Ok(None);
+        }
+        let found = read_directory(&port, &directory, root?).await?;
+        Ok(found
+            .manifest
+            .map(|manifest| manifest.identity)
+            .or(found.rebuilt))
+    })
+}
+
+fn is_absent(error: &DiskError) -> bool {
+    error.kind == DiskErrorKind::NotFound
+}
+
+/// What a directory holds, manifests read, segments not.
+struct Directory {
+    manifest: Option<Manifest>,
+    /// Which copies exist, and which of them are valid.
+    copies: [Copy; 2],
+    /// From segment headers, when there is no valid manifest but there are segments.
+    rebuilt: Option<Identity>,
+    /// Segment files: id, length.
+    segments: BTreeMap<u64, u64>,
+    unfinished: Vec<FileName>,
+    damage: Vec<DamagedFile>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    Absent,
+    Bad,
+    Valid(u64),
+}
+
+async fn list(port: &DiskPort, directory: &FileName) -> Result<Vec<(String, u64)>, OpenError> {
+    let listing = DiskOperation::ListDirectory {
+        name: directory.clone(),
+    };
+    match port.call(listing).await {
+        Ok(DiskOutput::Listed(files)) => Ok(files),
+        Ok(_) => Ok(Vec::new()),
+        Err(source) => Err(disk_error("listing", directory, source)),
+    }
+}
+
+fn disk_error(action: &'static str, file: &FileName, source: DiskError) -> OpenError {
+    OpenError::Disk {
+        action,
+        file: file.to_string(),
+        source,
+    }
+}
+
+async fn read_directory(
+    port: &DiskPort,
+    directory: &FileName,
+    files: Vec<(String, u64)>,
+) -> Result<Directory, OpenError> {
+    let segments: BTreeMap<u64, u64> = files
+        .iter()
+        .filter_map(|(name, len)| segment::parse_file_name(name).map(|id| (id, *len)))
+        .collect();
+    let unfinished = files
+        .iter()
+        .filter(|(name, _)| segment::is_unfinished(name));
+    let unfinished = unfinished.map(|(name, _)| directory.join(name)).collect();
+    let mut found = Directory {
+        manifest: None,
+        copies: [Copy::Absent; 2],
+        rebuilt: None,
+        segments,
+        unfinished,
+        damage: Vec::new(),
+    };
+    for copy in 0..2 {
+        let name = manifest::file_name(directory, copy);
+        let Some((_, len)) = files.iter().find(|(file, _)| directory.join(file) == name) else {
+            continue;
+        };
+        read_manifest(port, &mut found, copy, &name, *len).await?;
+    }
+    if found.manifest.is_none() {
+        found.rebuilt = rebuild_identity(port, directory, &found.segments).await?;
+    }
+    if found.manifest.is_some() || found.rebuilt.is_some() {
+        for copy in 0..2 {
+            if found.copies[copy] == Copy::Absent {
+                let reason = "manifest copy is missing".to_owned();
+                let file = manifest::file_name(directory, copy);
+                found.damage.push(DamagedFile {
+                    file,
+                    offset: 0,
+                    len: 0,
+                    reason,
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn read_manifest(
+    port: &DiskPort,
+    found: &mut Directory,
+    copy: usize,
+    name: &FileName,
+    len: u64,
+) -> Result<(), OpenError> {
+    found.copies[copy] = Copy::Bad;
+    let bytes = read_whole(port, MANIFEST_FILES[copy], name, len).await;
+    let decoded = bytes
+        .as_ref()
+        .map(|buffer| Manifest::decode(buffer.as_slice()));
+    let reason = match decoded {
+        Ok(Ok(manifest)) => {
+            found.copies[copy] = Copy::Valid(manifest.sequence);
+            let newer = |known: &Manifest| known.sequence < manifest.sequence;
+            if found.manifest.as_ref().is_none_or(newer) {
+                found.manifest = Some(manifest);
+            }
+            return Ok(());
+        }
+        Ok(Err(ManifestError::Version { found })) => {
+            let known = u16::from(FORMAT_VERSION);
+            return Err(OpenError::NewerFormat {
+                file: name.to_string(),
+                found,
+                known,
+            });
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    found.damage.push(DamagedFile {
+        file: name.clone(),
+        offset: 0,
+        len,
+        reason,
+    });
+    Ok(())
+}
+
+async fn read_whole(
+    port: &DiskPort,
+    file: FileId,
+    name: &FileName,
+    len: u64,
+) -> Result<IoBuffer, DiskError> {
+    port.call(DiskOperation::Open {
+        file,
+        name: name.clone(),
+        mode: OpenMode::Read,
+    })
+    .await?;
+    let len = usize::try_from(len)
+        .unwrap_or(0)
+        .next_multiple_of(BLOCK_SIZE)
+        .max(BLOCK_SIZE);
+    let buffer = IoBuffer::with_capacity(len);
+    let result = port
+        .transfer(DiskOperation::Read {
+            file,
+            offset: 0,
+            len,
+            buffer,
+        })
+        .await;
+    port.call(DiskOperation::Close { file }).await?;
+    result
+}
+
+/// Both manifests are bad or gone: the first segment with a sound header says whose store it is.
+async fn rebuild_identity(
+    port: &DiskPort,
+    directory: &FileName,
+    segments: &BTreeMap<u64, u64>,
+) -> Result<Option<Identity>, OpenError> {
+    for id in segments.keys() {
+        let name = segment::file_name(directory, *id);
+        let block = read_whole(port, FileId(FIRST_SEGMENT_FILE), &name, BLOCK_SIZE as u64).await;
+        let Ok(block) = block else { continue };
+        match SegmentHeader::decode(block.as_slice()) {
+            Ok(header) if header.id == *id => return Ok(Some(header.identity)),
+            Err(segment::SegmentHeaderError::Version { found }) => {
+                let known = u16::from(FORMAT_VERSION);
+                return Err(OpenError::NewerFormat {
+                    file: name.to_string(),
+                    found,
+                    known,
+                });
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Everything that was read from a shard's directory.
+pub(crate) struct Loaded {
+    pub(crate) manifest: Manifest,
+    /// Whether there was anything.
+    pub(crate) created: bool,
+    /// Which manifest copy to overwrite first.
+    pub(crate) older_copy: usize,
+    pub(crate) copies_present: [bool; 2],
+    pub(crate) scans: Vec<(OpenSegment, SegmentEntry, SegmentScan)>,
+    pub(crate) settlement: Settlement,
+    pub(crate) newest: Newest,
+    pub(crate) unfinished: Vec<FileName>,
+    pub(crate) damage: Vec<DamagedFile>,
+    pub(crate) next_file: u32,
+}
+
+/// Reads a shard: manifests, segments, records. Changes nothing.
+pub(crate) async fn load(
+    port: &DiskPort,
+    directory: &FileName,
+    fallback: Identity,
+    mode: OpenMode,
+) -> Result<Loaded, OpenError> {
+    let files = match list(port, directory).await {
+        Err(OpenError::Disk { source, .. }) if is_absent(&source) => Vec::new(),
+        other => other?,
+    };
+    let found = read_directory(port, directory, files).await?;
+    let created = found.manifest.is_none() && found.segments.is_empty();
+    let rebuilt = found.manifest.is_none() && !created;
+    let identity = found
+        .manifest
+        .as_ref()
+        .map(|known| known.identity)
+        .or(found.rebuilt);
+    let identity = identity.unwrap_or(fallback);
+    if (identity.shard, identity.shard_count) != (fallback.shard, fallback.shard_count)
+        || identity.store != fallback.store
+    {
+        let file = manifest::file_name(directory, 0).to_string();
+        return Err(OpenError::WrongIdentity { file });
+    }
+    let mut manifest = found.manifest.unwrap_or_else(|| empty_manifest(identity));
+    let highest = found.segments.keys().next_back().map_or(0, |id| id + 1);
+    manifest.next_segment = manifest.next_segment.max(highest);
+    let mut damage = found.damage;
+    if rebuilt {
+        suspect(&mut manifest, 0, 0);
+    }
+    let mut newest = Newest::default();
+    let (scans, next_file) = Scans {
+        port,
+        directory,
+        mode,
+        damage: &mut damage,
+    }
+    .run(&mut manifest, &found.segments, &mut newest)
+    .await?;
+    let only: Vec<SegmentScan> = scans.iter().map(|(_, _, scan)| scan.clone()).collect();
+    let settlement = replay::settle(&only, &manifest.quarantine, manifest.durable_lsn);
+    settlement
+        .salvaged
+        .iter()
+        .for_each(|record| newest.take(*record));
+    damage.extend(
+        settlement
+            .findings
+            .iter()
+            .map(|finding| in_file(directory, finding)),
+    );
+    let (copies_present, older_copy) = (found.copies.map(|c| c != Copy::Absent), {
+        match found.copies {
+            [Copy::Valid(first), Copy::Valid(second)] => usize::from(second < first),
+            [Copy::Valid(_), _] => 1,
+            _ => 0,
+        }
+    });
+    Ok(Loaded {
+        manifest,
+        created,
+        older_copy,
+        copies_present,
+        scans,
+        settlement,
+        newest,
+        unfinished: found.unfinished,
+        damage,
+        next_file,
+    })
+}
+
+fn empty_manifest(identity: Identity) -> Manifest {
+    Manifest {
+        identity,
+        sequence: 0,
+        next_segment: 1,
+        durable_lsn: Lsn::ZERO,
+        segments: Vec::new(),
+        quarantine: Vec::new(),
+    }
+}
+
+/// Notes that records of unknown number may be lost with a whole file.
+fn suspect(manifest: &mut Manifest, segment: u64, len: u64) {
+    let known = |range: &Quarantine| range.segment == segment && range.offset == 0;
+    if !manifest.quarantine.iter().any(known) {
+        let (first_lsn, last_lsn, verdict) = (Lsn(1), Lsn::ZERO, Verdict::Corruption);
+        let range = Quarantine {
+            segment,
+            offset: 0,
+            len,
+            first_lsn,
+            last_lsn,
+            verdict,
+        };
+        manifest.quarantine.push(range);
+    }
+}
+
+fn in_file(directory: &FileName, finding: &Finding) -> DamagedFile {
+    DamagedFile {
+        file: segment::file_name(directory, finding.segment),
+        offset: finding.offset,
+        len: finding.len,
+        reason: finding.damage.to_string(),
+    }
+}
+
+struct Scans<'a> {
+    port: &'a DiskPort,
+    directory: &'a FileName,
+    mode: OpenMode,
+    damage: &'a mut Vec<DamagedFile>,
+}
+
+impl Scans<'_> {
+    /// Scans the listed segments and those only found. A file that no manifest lists is no longer,
+    /// or not yet, part of the log if it holds no frame; if it holds some, a manifest was lost.
+    async fn run(
+        self,
+        manifest: &mut Manifest,
+        files: &BTreeMap<u64, u64>,
+        newest: &mut Newest,
+    ) -> Result<(Vec<(OpenSegment, SegmentEntry, SegmentScan)>, u32), OpenError> {
+        let unlisted = files
+            .iter()
+            .filter(|(id, _)| !manifest.segments.iter().any(|segment| segment.id == **id));
+        let unlisted = unlisted.map(|(id, len)| SegmentEntry {
+            id: *id,
+            len: *len,
+            cut: None,
+        });
+        let entries: Vec<SegmentEntry> =
+            manifest.segments.iter().copied().chain(unlisted).collect();
+        let mut scans = Vec::new();
+        let mut file = FileId(FIRST_SEGMENT_FILE);
+        for entry in entries {
+            let name = segment::file_name(self.directory, entry.id);
+            let open = DiskOperation::Open {
+                file,
+                name: name.clone(),
+                mode: self.mode,
+            };
+            let len = match self.port.call(open).await {
+                Ok(DiskOutput::Opened { len }) => len,
+                Ok(_) => entry.len,
+                Err(error) if is_absent(&error) => {
+                    suspect(manifest, entry.id, entry.len);
+                    let reason = "segment file is missing".to_owned();
+                    let (offset, len) = (0, entry.len);
+                    self.damage.push(DamagedFile {
+                        file: name,
+                        offset,
+                        len,
+                        reason,
+                    });
+                    continue;
+                }
+                Err(source) => return Err(disk_error("opening", &name, source)),
+            };
+            if len < entry.len {
+                let reason = format!("segment file is {} bytes short", entry.len - len);
+                self.damage.push(DamagedFile {
+                    file: name,
+                    offset: len,
+                    len: 0,
+                    reason,
+                });
+            }
+            let source = SegmentSource {
+                id: entry.id,
+                file,
+                len,
+                cut: entry.cut,
+            };
+            let (store, skip) = (manifest.identity.store, &manifest.quarantine);
+            let mut visit = |record| newest.take(record);
+            let scan = replay::scan_segment(self.port, store, source, skip, &mut visit).await;
+            scans.push((
+                OpenSegment {
+                    id: entry.id,
+                    file,
+                    len,
+                },
+                entry,
+                scan,
+            ));
+            file = FileId(file.0 + 1);
+        }
+        Ok((scans, file.0))
+    }
+}
+
+/// The newest record of each key, while a log is read in no particular order.
+#[derive(Debug, Default)]
+pub(crate) struct Newest {
+    keys: BTreeMap<Key, NewestRecord>,
+    clear: Option<(Version, Lsn)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct NewestRecord {
+    /// `None` is a tombstone.
+    slot: Option<Slot>,
+    order: (Version, Lsn),
+}
+
+impl Newest {
+    /// Takes a record; order of calls does not matter.
+    pub(crate) fn take(&mut self, record: ReplayedRecord) {
+        if record.namespace != Namespace::PLAIN {
+            return;
+        }
+        let order = (record.version, record.first_lsn);
+        let mut slot = Slot {
+            location: record.location,
+            version: record.version,
+            lsn: record.first_lsn,
+            value_lsn: record.first_lsn,
+            expiry_ms: record.expiry_ms,
+            user_key_crc: record.user_key_crc,
+            damaged: record.damaged,
+        };
+        let slot = match record.kind {
+            RecordKind::Clear => {
+                self.clear = self.clear.max(Some(order));
+                return;
+            }
+            RecordKind::Tombstone => None,
+            RecordKind::Put => Some(slot),
+            RecordKind::Touch => {
+                if let Some(body) = record.touch {
+                    slot.location = body.base;
+                    slot.value_lsn = body.base_lsn;
+                    slot.user_key_crc = body.user_key_crc;
+                }
+                Some(slot)
+            }
+        };
+        let known = self
+            .keys
+            .get(&record.key)
+            .is_some_and(|newest| newest.order >= order);
+        if !known {
+            self.keys.insert(record.key, NewestRecord { slot, order });
+        }
+    }
+
+    /// The live keys at `now_ms`, in key order.
+    pub(crate) fn live(&self, now_ms: u64) -> impl Iterator<Item = (Key, Slot)> {
+        self.keys.iter().filter_map(move |(key, newest)| {
+            let slot = newest.slot.filter(|slot| !slot.is_expired(now_ms))?;
+            let cleared = self.clear.is_some_and(|clear| newest.order <= clear);
+            (!cleared).then_some((*key, slot))
+        })
+    }
+
+    /// The highest version seen.
+    pub(crate) fn version_max(&self) -> Version {
+        let keys = self.keys.values().map(|newest| newest.order.0);
+        keys.chain(self.clear.map(|(version, _)| version))
+            .max()
+            .unwrap_or_default()
+    }
+}
+
+async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<Opened, OpenError> {
+    let directory = options.directory.clone();
+    let create = DiskOperation::CreateDirectory {
+        name: directory.clone(),
+    };
+    port.call(create)
+        .await
+        .map_err(|e| disk_error("making", &directory, e))?;
+    let parent = directory.parent();
+    let sync = DiskOperation::SyncDirectory {
+        name: parent.clone(),
+    };
+    port.call(sync)
+        .await
+        .map_err(|e| disk_error("syncing", &parent, e))?;
+    let loaded = load(&port, &directory, options.identity, OpenMode::ReadWrite).await?;
+    let log_ms = loaded.settlement.wall_ms;
+    let now_ms = now_ms.max(log_ms);
+    for (segment, entry, _) in &loaded.scans {
+        if entry.cut.is_none() {
+            let name = segment::file_name(&directory, segment.id);
+            let sync = DiskOperation::Sync { file: segment.file };
+            port.call(sync)
+                .await
+                .map_err(|e| disk_error("syncing", &name, e))?;
+        }
+    }
+    let report = report(&loaded, now_ms);
+    let settled = Settle {
+        port: &port,
+        directory: &directory,
+        options: &options,
+    };
+    let (manifest, kept, first) = settled.run(&loaded).await?;
+    let foundation = Foundation {
+        options,
+        manifest,
+        kept,
+        first,
+        next_file: FileId(loaded.next_file + 1),
+        durable_lsn: loaded.settlement.last_lsn,
+        log_ms,
+        version_max: loaded.newest.version_max(),
+        suspect: report.suspect,
+    };
+    let store = Store::new(foundation, loaded.newest.live(now_ms));
+    Ok(Opened {
+        store,
+        report,
+        log_ms,
+    })
+}
+
+fn report(loaded: &Loaded, now_ms: u64) -> RecoveryReport {
+    let live = loaded.newest.live(now_ms);
+    let (keys, keys_damaged) = live.fold((0, 0), |(keys, damaged), (_, slot)| {
+        (keys + 1, damaged + u64::from(slot.damaged))
+    });
+    RecoveryReport {
+        created: loaded.created,
+        segments: loaded.scans.len() as u64,
+        frames: loaded
+            .scans
+            .iter()
+            .map(|(_, _, scan)| scan.frame_count)
+            .sum(),
+        records: loaded
+            .scans
+            .iter()
+            .map(|(_, _, scan)| scan.record_count)
+            .sum(),
+        keys,
+        keys_damaged,
+        suspect: loaded.settlement.is_suspect(),
+        tail_uncertain_bytes: loaded.settlement.tail_uncertain_bytes,
+        damage: loaded.damage.clone(),
+    }
+}
+
+/// The writing half of recovery.
+struct Settle<'a> {
+    port: &'a DiskPort,
+    directory: &'a FileName,
+    options: &'a StoreOptions,
+}
+
+impl Settle<'_> {
+    /// Prepares the first segment, then makes the manifest say what was found, then removes what
+    /// it no longer lists. Returns the manifest, the segments kept open and the first segment
+    /// (`None` if the disk is full).
+    async fn run(
+        &self,
+        loaded: &Loaded,
+    ) -> Result<(Manifest, Vec<OpenSegment>, Option<OpenSegment>), OpenError> {
+        for name in &loaded.unfinished {
+            let remove = DiskOperation::Remove { name: name.clone() };
+            self.port
+                .call(remove)
+                .await
+                .map_err(|e| disk_error("removing", name, e))?;
+        }
+        self.open_manifests(loaded).await?;
+        let mut manifest = loaded.manifest.clone();
+        manifest.sequence += 1;
+        manifest.durable_lsn = loaded.settlement.last_lsn;
+        manifest.quarantine = bounded(loaded.settlement.quarantine.clone());
+        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        manifest.segments.clear();
+        for (segment, entry, scan) in &loaded.scans {
+            let quarantined = manifest
+                .quarantine
+                .iter()
+                .any(|range| range.segment == segment.id);
+            if scan.record_count > 0 || quarantined {
+                let cut = entry.cut.or(Some(scan.end));
+                manifest.segments.push(SegmentEntry { cut, ..*entry });
+                kept.push(*segment);
+            } else {
+                dropped.push(*segment);
+            }
+        }
+        let first = self
+            .first_segment(&mut manifest, FileId(loaded.next_file))
+            .await?;
+        let save = manifest::save(
+            self.port.clone(),
+            MANIFEST_FILES,
+            loaded.older_copy,
+            manifest.clone(),
+        );
+        let name = manifest::file_name(self.directory, loaded.older_copy);
+        save.await.map_err(|e| disk_error("writing", &name, e))?;
+        for segment in dropped {
+            let name = segment::file_name(self.directory, segment.id);
+            let close = DiskOperation::Close { file: segment.file };
+            self.port
+                .call(close)
+                .await
+                .map_err(|e| disk_error("closing", &name, e))?;
+            let remove = DiskOperation::Remove { name: name.clone() };
+            self.port
+                .call(remove)
+                .await
+                .map_err(|e| disk_error("removing", &name, e))?;
+        }
+        Ok((manifest, kept, first))
+    }
+
+    async fn open_manifests(&self, loaded: &Loaded) -> Result<(), OpenError> {
+        for (copy, file) in MANIFEST_FILES.into_iter().enumerate() {
+            let name = manifest::file_name(self.directory, copy);
+            let present = loaded.copies_present[copy];
+            let mode = if present {
+                OpenMode::ReadWrite
+            } else {
+                OpenMode::Create
+            };
+            let open = DiskOperation::Open {
+                file,
+                name: name.clone(),
+                mode,
+            };
+            self.port
+                .call(open)
+                .await
+                .map_err(|e| disk_error("opening", &name, e))?;
+        }
+        if loaded.copies_present != [true; 2] {
+            let sync = DiskOperation::SyncDirectory {
+                name: self.directory.clone(),
+            };
+            self.port
+                .call(sync)
+                .await
+                .map_err(|e| disk_error("syncing", self.directory, e))?;
+        }
+        Ok(())
+    }
+
+    async fn first_segment(
+        &self,
+        manifest: &mut Manifest,
+        file: FileId,
+    ) -> Result<Option<OpenSegment>, OpenError> {
+        let (id, len) = (
+            manifest.next_segment,
+            SEGMENT_BYTES_MIN.min(self.options.segment_bytes),
+        );
+        let header = SegmentHeader {
+            identity: manifest.identity,
+            id,
+            len,
+        };
+        let prepared =
+            segment::prepare(self.port.clone(), self.directory.clone(), header, file).await;
+        match prepared {
+            Ok(()) => {
+                manifest.next_segment += 1;
+                manifest.segments.push(SegmentEntry { id, len, cut: None });
+                Ok(Some(OpenSegment { id, file, len }))
+            }
+            Err(error) if error.kind == DiskErrorKind::NoSpace => Ok(None),
+            Err(source) => {
+                let name = segment::file_name(self.directory, id);
+                Err(disk_error("preparing", &name, source))
+            }
+        }
+    }
+}
+
+/// Joins the oldest torn tails beyond what the manifest keeps apart. They lie beyond cuts, where
+/// nothing is read any more; only the record numbers they explain still matter.
+fn bounded(mut ranges: Vec<Quarantine>) -> Vec<Quarantine> {
+    while ranges.len() > manifest::QUARANTINE_COUNT_MAX {
+        let second = ranges.remove(1);
+        let first = &mut ranges[0];
+        first.first_lsn = first.first_lsn.min(second.first_lsn);
+        first.last_lsn = first.last_lsn.max(second.last_lsn);
+        first.len = 0;
+        if second.verdict == Verdict::Corruption {
+            first.verdict = Verdict::Corruption;
+        }
+    }
+    ranges
+}

@@ -1,0 +1,9 @@
+//! Simulator and harnesses.
+
+#![forbid(unsafe_code)]
+
+pub mod crash_loop;
+pub mod ledger;
+pub mod node_process;
+pub mod resp_client;
+pub mod workload;
