@@ -46,9 +46,7 @@ impl Hasher for PlaceHasher {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        bytes
-            .iter()
-            .for_each(|byte| self.write_u64(u64::from(*byte)));
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
     }
 
     fn write_u32(&mut self, word: u32) {
@@ -91,19 +89,11 @@ impl ReadCache {
         let lifecycle = DefaultLifecycle::default();
         let cache =
             (bytes > 0).then(|| Cache::with_options(options, ByFootprint, hasher, lifecycle));
-        Self {
-            cache,
-            hits: 0,
-            misses: 0,
-        }
+        Self { cache, hits: 0, misses: 0 }
     }
 
     pub(crate) fn get(&mut self, location: &Location) -> Option<CachedRecord> {
-        let found = self
-            .cache
-            .as_ref()?
-            .get(&(location.segment, location.offset))
-            .cloned();
+        let found = self.cache.as_ref()?.get(&(location.segment, location.offset)).cloned();
         if found.is_some() {
             self.hits += 1;
         } else {
@@ -140,21 +130,12 @@ mod tests {
     use super::*;
 
     fn location(offset: u32) -> Location {
-        Location {
-            segment: 1,
-            offset,
-            header_len: 72,
-            value_len: 3,
-        }
+        Location { segment: 1, offset, header_len: 72, value_len: 3 }
     }
 
     fn record(len: usize) -> CachedRecord {
         let value = Bytes::from(vec![1; len]);
-        CachedRecord {
-            user_key: Bytes::new(),
-            value,
-            footprint: len,
-        }
+        CachedRecord { user_key: Bytes::new(), value, footprint: len }
     }
 
     #[test]
@@ -164,9 +145,7 @@ mod tests {
             cache.insert(&location(offset), record(1000));
             assert!(cache.bytes() <= 100_000);
         }
-        let kept = (0..1000)
-            .filter(|offset| cache.get(&location(*offset)).is_some())
-            .count();
+        let kept = (0..1000).filter(|offset| cache.get(&location(*offset)).is_some()).count();
         assert!((10..=100).contains(&kept), "{kept} entries kept");
     }
 

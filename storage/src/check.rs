@@ -13,6 +13,8 @@ use crate::recovery::{DamagedFile, Loaded, MANIFEST_FILES, load};
 pub struct CheckReport {
     /// Segments read.
     pub segments: u64,
+    /// Bytes of these.
+    pub bytes: u64,
     /// Valid frames.
     pub frames: u64,
     /// Records in them.
@@ -53,9 +55,8 @@ pub fn check(
 
 fn report(directory: &FileName, loaded: &Loaded, now_ms: u64) -> CheckReport {
     let live = loaded.newest.live(now_ms.max(loaded.settlement.wall_ms));
-    let (keys, keys_damaged) = live.fold((0, 0), |(keys, damaged), (_, slot)| {
-        (keys + 1, damaged + u64::from(slot.damaged))
-    });
+    let (keys, keys_damaged) = live
+        .fold((0, 0), |(keys, damaged), (_, slot)| (keys + 1, damaged + u64::from(slot.damaged)));
     let mut damage = loaded.damage.clone();
     for range in &loaded.settlement.quarantine {
         let missing = (range.last_lsn.0 + 1).saturating_sub(range.first_lsn.0);
@@ -76,25 +77,15 @@ fn report(directory: &FileName, loaded: &Loaded, now_ms: u64) -> CheckReport {
             offset: range.offset,
             len: range.len,
             reason,
+            accepted: range.verdict == Verdict::Accepted,
         });
     }
-    let tails = loaded
-        .settlement
-        .quarantine
-        .iter()
-        .filter(|r| r.verdict == Verdict::TailUncertain);
+    let tails = loaded.settlement.quarantine.iter().filter(|r| r.verdict == Verdict::TailUncertain);
     CheckReport {
         segments: loaded.scans.len() as u64,
-        frames: loaded
-            .scans
-            .iter()
-            .map(|(_, _, scan)| scan.frame_count)
-            .sum(),
-        records: loaded
-            .scans
-            .iter()
-            .map(|(_, _, scan)| scan.record_count)
-            .sum(),
+        bytes: loaded.scans.iter().map(|(segment, _, _)| segment.len).sum(),
+        frames: loaded.scans.iter().map(|(_, _, scan)| scan.frame_count).sum(),
+        records: loaded.scans.iter().map(|(_, _, scan)| scan.record_count).sum(),
         keys,
         keys_damaged,
         suspect: loaded.settlement.is_suspect(),
@@ -117,46 +108,23 @@ async fn accept(port: &DiskPort, directory: &FileName, loaded: &Loaded) -> Resul
             accepted += 1;
         }
     }
-    let listed: Vec<u64> = loaded
-        .scans
-        .iter()
-        .map(|(segment, _, _)| segment.id)
-        .collect();
     manifest.segments = loaded.scans.iter().map(|(_, entry, _)| *entry).collect();
-    debug_assert!(listed.len() == manifest.segments.len());
     let files: [FileId; 2] = MANIFEST_FILES;
     for (copy, file) in files.into_iter().enumerate() {
         let name = manifest::file_name(directory, copy);
-        let mode = if loaded.copies_present[copy] {
-            OpenMode::ReadWrite
-        } else {
-            OpenMode::Create
-        };
-        let open = DiskOperation::Open {
-            file,
-            name: name.clone(),
-            mode,
-        };
+        let mode = if loaded.copies_present[copy] { OpenMode::ReadWrite } else { OpenMode::Create };
+        let open = DiskOperation::Open { file, name: name.clone(), mode };
         let opened = port.call(open).await;
         opened.map_err(|source| failed("opening", &name, source))?;
     }
     let name = manifest::file_name(directory, loaded.older_copy);
     let save = manifest::save(port.clone(), files, loaded.older_copy, manifest);
-    save.await
-        .map_err(|source| failed("writing", &name, source))?;
-    let sync = DiskOperation::SyncDirectory {
-        name: directory.clone(),
-    };
-    port.call(sync)
-        .await
-        .map_err(|source| failed("syncing", directory, source))?;
+    save.await.map_err(|source| failed("writing", &name, source))?;
+    let sync = DiskOperation::SyncDirectory { name: directory.clone() };
+    port.call(sync).await.map_err(|source| failed("syncing", directory, source))?;
     Ok(accepted)
 }
 
 fn failed(action: &'static str, file: &FileName, source: wal::disk::DiskError) -> OpenError {
-    OpenError::Disk {
-        action,
-        file: file.to_string(),
-        source,
-    }
+    OpenError::Disk { action, file: file.to_string(), source }
 }

@@ -36,10 +36,7 @@ impl LogClock {
     /// Starts at the newest time found in the log (0 if none), or the wall clock if that is later.
     #[must_use]
     pub fn new(log_ms: u64, wall_ms: u64, monotonic_ns: u64) -> Self {
-        Self {
-            base_ms: log_ms.max(wall_ms),
-            base_ns: monotonic_ns,
-        }
+        Self { base_ms: log_ms.max(wall_ms), base_ns: monotonic_ns }
     }
 
     /// Reads the clock.
@@ -51,14 +48,8 @@ impl LogClock {
         if ahead > 0 {
             (self.base_ms, self.base_ns) = (clock_ms, monotonic_ns);
         }
-        let now = Now {
-            monotonic_ns,
-            clock_ms,
-        };
-        ClockReading {
-            now,
-            jump_ms: (ahead > CLOCK_JUMP_ALARM_MS).then_some(ahead),
-        }
+        let now = Now { monotonic_ns, clock_ms };
+        ClockReading { now, jump_ms: (ahead > CLOCK_JUMP_ALARM_MS).then_some(ahead) }
     }
 }
 

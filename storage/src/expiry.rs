@@ -38,9 +38,7 @@ impl ExpiryQueue {
     /// Takes a key that has expired by `now_ms`.
     pub(crate) fn pop_expired(&mut self, now_ms: u64) -> Option<Key> {
         let (expiry_ms, _) = *self.keys.first()?;
-        (expiry_ms <= now_ms)
-            .then(|| self.keys.pop_first().map(|(_, key)| key))
-            .flatten()
+        (expiry_ms <= now_ms).then(|| self.keys.pop_first().map(|(_, key)| key)).flatten()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -40,6 +40,8 @@ pub struct DamagedFile {
     pub len: u64,
     /// What is wrong.
     pub reason: String,
+    /// Whether the operator has accepted the loss.
+    pub accepted: bool,
 }
 
 /// What opening a shard found.
@@ -93,10 +95,7 @@ pub fn identify(directory: FileName) -> Procedure<Result<Option<Identity>, OpenE
             return Ok(None);
         }
         let found = read_directory(&port, &directory, root?).await?;
-        Ok(found
-            .manifest
-            .map(|manifest| manifest.identity)
-            .or(found.rebuilt))
+        Ok(found.manifest.map(|manifest| manifest.identity).or(found.rebuilt))
     })
 }
 
@@ -125,9 +124,7 @@ enum Copy {
 }
 
 async fn list(port: &DiskPort, directory: &FileName) -> Result<Vec<(String, u64)>, OpenError> {
-    let listing = DiskOperation::ListDirectory {
-        name: directory.clone(),
-    };
+    let listing = DiskOperation::ListDirectory { name: directory.clone() };
     match port.call(listing).await {
         Ok(DiskOutput::Listed(files)) => Ok(files),
         Ok(_) => Ok(Vec::new()),
@@ -136,11 +133,7 @@ async fn list(port: &DiskPort, directory: &FileName) -> Result<Vec<(String, u64)
 }
 
 fn disk_error(action: &'static str, file: &FileName, source: DiskError) -> OpenError {
-    OpenError::Disk {
-        action,
-        file: file.to_string(),
-        source,
-    }
+    OpenError::Disk { action, file: file.to_string(), source }
 }
 
 async fn read_directory(
@@ -152,9 +145,7 @@ async fn read_directory(
         .iter()
         .filter_map(|(name, len)| segment::parse_file_name(name).map(|id| (id, *len)))
         .collect();
-    let unfinished = files
-        .iter()
-        .filter(|(name, _)| segment::is_unfinished(name));
+    let unfinished = files.iter().filter(|(name, _)| segment::is_unfinished(name));
     let unfinished = unfinished.map(|(name, _)| directory.join(name)).collect();
     let mut found = Directory {
         manifest: None,
@@ -179,12 +170,7 @@ async fn read_directory(
             if found.copies[copy] == Copy::Absent {
                 let reason = "manifest copy is missing".to_owned();
                 let file = manifest::file_name(directory, copy);
-                found.damage.push(DamagedFile {
-                    file,
-                    offset: 0,
-                    len: 0,
-                    reason,
-                });
+                found.damage.push(DamagedFile { file, offset: 0, len: 0, reason, accepted: false });
             }
         }
     }
@@ -200,9 +186,7 @@ async fn read_manifest(
 ) -> Result<(), OpenError> {
     found.copies[copy] = Copy::Bad;
     let bytes = read_whole(port, MANIFEST_FILES[copy], name, len).await;
-    let decoded = bytes
-        .as_ref()
-        .map(|buffer| Manifest::decode(buffer.as_slice()));
+    let decoded = bytes.as_ref().map(|buffer| Manifest::decode(buffer.as_slice()));
     let reason = match decoded {
         Ok(Ok(manifest)) => {
             found.copies[copy] = Copy::Valid(manifest.sequence);
@@ -214,21 +198,12 @@ async fn read_manifest(
         }
         Ok(Err(ManifestError::Version { found })) => {
             let known = u16::from(FORMAT_VERSION);
-            return Err(OpenError::NewerFormat {
-                file: name.to_string(),
-                found,
-                known,
-            });
+            return Err(OpenError::NewerFormat { file: name.to_string(), found, known });
         }
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
-    found.damage.push(DamagedFile {
-        file: name.clone(),
-        offset: 0,
-        len,
-        reason,
-    });
+    found.damage.push(DamagedFile { file: name.clone(), offset: 0, len, reason, accepted: false });
     Ok(())
 }
 
@@ -238,25 +213,10 @@ async fn read_whole(
     name: &FileName,
     len: u64,
 ) -> Result<IoBuffer, DiskError> {
-    port.call(DiskOperation::Open {
-        file,
-        name: name.clone(),
-        mode: OpenMode::Read,
-    })
-    .await?;
-    let len = usize::try_from(len)
-        .unwrap_or(0)
-        .next_multiple_of(BLOCK_SIZE)
-        .max(BLOCK_SIZE);
+    port.call(DiskOperation::Open { file, name: name.clone(), mode: OpenMode::Read }).await?;
+    let len = usize::try_from(len).unwrap_or(0).next_multiple_of(BLOCK_SIZE).max(BLOCK_SIZE);
     let buffer = IoBuffer::with_capacity(len);
-    let result = port
-        .transfer(DiskOperation::Read {
-            file,
-            offset: 0,
-            len,
-            buffer,
-        })
-        .await;
+    let result = port.transfer(DiskOperation::Read { file, offset: 0, len, buffer }).await;
     port.call(DiskOperation::Close { file }).await?;
     result
 }
@@ -275,11 +235,7 @@ async fn rebuild_identity(
             Ok(header) if header.id == *id => return Ok(Some(header.identity)),
             Err(segment::SegmentHeaderError::Version { found }) => {
                 let known = u16::from(FORMAT_VERSION);
-                return Err(OpenError::NewerFormat {
-                    file: name.to_string(),
-                    found,
-                    known,
-                });
+                return Err(OpenError::NewerFormat { file: name.to_string(), found, known });
             }
             Ok(_) | Err(_) => {}
         }
@@ -317,11 +273,7 @@ pub(crate) async fn load(
     let found = read_directory(port, directory, files).await?;
     let created = found.manifest.is_none() && found.segments.is_empty();
     let rebuilt = found.manifest.is_none() && !created;
-    let identity = found
-        .manifest
-        .as_ref()
-        .map(|known| known.identity)
-        .or(found.rebuilt);
+    let identity = found.manifest.as_ref().map(|known| known.identity).or(found.rebuilt);
     let identity = identity.unwrap_or(fallback);
     if (identity.shard, identity.shard_count) != (fallback.shard, fallback.shard_count)
         || identity.store != fallback.store
@@ -337,26 +289,13 @@ pub(crate) async fn load(
         suspect(&mut manifest, 0, 0);
     }
     let mut newest = Newest::default();
-    let (scans, next_file) = Scans {
-        port,
-        directory,
-        mode,
-        damage: &mut damage,
-    }
-    .run(&mut manifest, &found.segments, &mut newest)
-    .await?;
+    let (scans, next_file) = Scans { port, directory, mode, damage: &mut damage }
+        .run(&mut manifest, &found.segments, &mut newest)
+        .await?;
     let only: Vec<SegmentScan> = scans.iter().map(|(_, _, scan)| scan.clone()).collect();
     let settlement = replay::settle(&only, &manifest.quarantine, manifest.durable_lsn);
-    settlement
-        .salvaged
-        .iter()
-        .for_each(|record| newest.take(*record));
-    damage.extend(
-        settlement
-            .findings
-            .iter()
-            .map(|finding| in_file(directory, finding)),
-    );
+    settlement.salvaged.iter().for_each(|record| newest.take(*record));
+    damage.extend(settlement.findings.iter().map(|finding| in_file(directory, finding)));
     let (copies_present, older_copy) = (found.copies.map(|c| c != Copy::Absent), {
         match found.copies {
             [Copy::Valid(first), Copy::Valid(second)] => usize::from(second < first),
@@ -394,14 +333,7 @@ fn suspect(manifest: &mut Manifest, segment: u64, len: u64) {
     let known = |range: &Quarantine| range.segment == segment && range.offset == 0;
     if !manifest.quarantine.iter().any(known) {
         let (first_lsn, last_lsn, verdict) = (Lsn(1), Lsn::ZERO, Verdict::Corruption);
-        let range = Quarantine {
-            segment,
-            offset: 0,
-            len,
-            first_lsn,
-            last_lsn,
-            verdict,
-        };
+        let range = Quarantine { segment, offset: 0, len, first_lsn, last_lsn, verdict };
         manifest.quarantine.push(range);
     }
 }
@@ -412,6 +344,7 @@ fn in_file(directory: &FileName, finding: &Finding) -> DamagedFile {
         offset: finding.offset,
         len: finding.len,
         reason: finding.damage.to_string(),
+        accepted: false,
     }
 }
 
@@ -434,22 +367,14 @@ impl Scans<'_> {
         let unlisted = files
             .iter()
             .filter(|(id, _)| !manifest.segments.iter().any(|segment| segment.id == **id));
-        let unlisted = unlisted.map(|(id, len)| SegmentEntry {
-            id: *id,
-            len: *len,
-            cut: None,
-        });
+        let unlisted = unlisted.map(|(id, len)| SegmentEntry { id: *id, len: *len, cut: None });
         let entries: Vec<SegmentEntry> =
             manifest.segments.iter().copied().chain(unlisted).collect();
         let mut scans = Vec::new();
         let mut file = FileId(FIRST_SEGMENT_FILE);
         for entry in entries {
             let name = segment::file_name(self.directory, entry.id);
-            let open = DiskOperation::Open {
-                file,
-                name: name.clone(),
-                mode: self.mode,
-            };
+            let open = DiskOperation::Open { file, name: name.clone(), mode: self.mode };
             let len = match self.port.call(open).await {
                 Ok(DiskOutput::Opened { len }) => len,
                 Ok(_) => entry.len,
@@ -462,6 +387,7 @@ impl Scans<'_> {
                         offset,
                         len,
                         reason,
+                        accepted: false,
                     });
                     continue;
                 }
@@ -474,26 +400,14 @@ impl Scans<'_> {
                     offset: len,
                     len: 0,
                     reason,
+                    accepted: false,
                 });
             }
-            let source = SegmentSource {
-                id: entry.id,
-                file,
-                len,
-                cut: entry.cut,
-            };
+            let source = SegmentSource { id: entry.id, file, len, cut: entry.cut };
             let (store, skip) = (manifest.identity.store, &manifest.quarantine);
             let mut visit = |record| newest.take(record);
             let scan = replay::scan_segment(self.port, store, source, skip, &mut visit).await;
-            scans.push((
-                OpenSegment {
-                    id: entry.id,
-                    file,
-                    len,
-                },
-                entry,
-                scan,
-            ));
+            scans.push((OpenSegment { id: entry.id, file, len }, entry, scan));
             file = FileId(file.0 + 1);
         }
         Ok((scans, file.0))
@@ -546,10 +460,7 @@ impl Newest {
                 Some(slot)
             }
         };
-        let known = self
-            .keys
-            .get(&record.key)
-            .is_some_and(|newest| newest.order >= order);
+        let known = self.keys.get(&record.key).is_some_and(|newest| newest.order >= order);
         if !known {
             self.keys.insert(record.key, NewestRecord { slot, order });
         }
@@ -567,45 +478,36 @@ impl Newest {
     /// The highest version seen.
     pub(crate) fn version_max(&self) -> Version {
         let keys = self.keys.values().map(|newest| newest.order.0);
-        keys.chain(self.clear.map(|(version, _)| version))
-            .max()
-            .unwrap_or_default()
+        keys.chain(self.clear.map(|(version, _)| version)).max().unwrap_or_default()
     }
 }
 
 async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<Opened, OpenError> {
     let directory = options.directory.clone();
-    let create = DiskOperation::CreateDirectory {
-        name: directory.clone(),
-    };
-    port.call(create)
-        .await
-        .map_err(|e| disk_error("making", &directory, e))?;
+    let create = DiskOperation::CreateDirectory { name: directory.clone() };
+    port.call(create).await.map_err(|e| disk_error("making", &directory, e))?;
     let parent = directory.parent();
-    let sync = DiskOperation::SyncDirectory {
-        name: parent.clone(),
-    };
-    port.call(sync)
-        .await
-        .map_err(|e| disk_error("syncing", &parent, e))?;
-    let loaded = load(&port, &directory, options.identity, OpenMode::ReadWrite).await?;
+    let sync = DiskOperation::SyncDirectory { name: parent.clone() };
+    port.call(sync).await.map_err(|e| disk_error("syncing", &parent, e))?;
+    let mut loaded = load(&port, &directory, options.identity, OpenMode::ReadWrite).await?;
+    if loaded.created && options.must_exist {
+        suspect(&mut loaded.manifest, 0, 0);
+        loaded.settlement.quarantine = loaded.manifest.quarantine.clone();
+        let reason = "the whole shard is missing".to_owned();
+        let file = directory.clone();
+        loaded.damage.push(DamagedFile { file, offset: 0, len: 0, reason, accepted: false });
+    }
     let log_ms = loaded.settlement.wall_ms;
     let now_ms = now_ms.max(log_ms);
     for (segment, entry, _) in &loaded.scans {
         if entry.cut.is_none() {
             let name = segment::file_name(&directory, segment.id);
             let sync = DiskOperation::Sync { file: segment.file };
-            port.call(sync)
-                .await
-                .map_err(|e| disk_error("syncing", &name, e))?;
+            port.call(sync).await.map_err(|e| disk_error("syncing", &name, e))?;
         }
     }
     let report = report(&loaded, now_ms);
-    let settled = Settle {
-        port: &port,
-        directory: &directory,
-        options: &options,
-    };
+    let settled = Settle { port: &port, directory: &directory, options: &options };
     let (manifest, kept, first) = settled.run(&loaded).await?;
     let foundation = Foundation {
         options,
@@ -619,31 +521,18 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
         suspect: report.suspect,
     };
     let store = Store::new(foundation, loaded.newest.live(now_ms));
-    Ok(Opened {
-        store,
-        report,
-        log_ms,
-    })
+    Ok(Opened { store, report, log_ms })
 }
 
 fn report(loaded: &Loaded, now_ms: u64) -> RecoveryReport {
     let live = loaded.newest.live(now_ms);
-    let (keys, keys_damaged) = live.fold((0, 0), |(keys, damaged), (_, slot)| {
-        (keys + 1, damaged + u64::from(slot.damaged))
-    });
+    let (keys, keys_damaged) = live
+        .fold((0, 0), |(keys, damaged), (_, slot)| (keys + 1, damaged + u64::from(slot.damaged)));
     RecoveryReport {
         created: loaded.created,
         segments: loaded.scans.len() as u64,
-        frames: loaded
-            .scans
-            .iter()
-            .map(|(_, _, scan)| scan.frame_count)
-            .sum(),
-        records: loaded
-            .scans
-            .iter()
-            .map(|(_, _, scan)| scan.record_count)
-            .sum(),
+        frames: loaded.scans.iter().map(|(_, _, scan)| scan.frame_count).sum(),
+        records: loaded.scans.iter().map(|(_, _, scan)| scan.record_count).sum(),
         keys,
         keys_damaged,
         suspect: loaded.settlement.is_suspect(),
@@ -669,10 +558,7 @@ impl Settle<'_> {
     ) -> Result<(Manifest, Vec<OpenSegment>, Option<OpenSegment>), OpenError> {
         for name in &loaded.unfinished {
             let remove = DiskOperation::Remove { name: name.clone() };
-            self.port
-                .call(remove)
-                .await
-                .map_err(|e| disk_error("removing", name, e))?;
+            self.port.call(remove).await.map_err(|e| disk_error("removing", name, e))?;
         }
         self.open_manifests(loaded).await?;
         let mut manifest = loaded.manifest.clone();
@@ -682,10 +568,7 @@ impl Settle<'_> {
         let (mut kept, mut dropped) = (Vec::new(), Vec::new());
         manifest.segments.clear();
         for (segment, entry, scan) in &loaded.scans {
-            let quarantined = manifest
-                .quarantine
-                .iter()
-                .any(|range| range.segment == segment.id);
+            let quarantined = manifest.quarantine.iter().any(|range| range.segment == segment.id);
             if scan.record_count > 0 || quarantined {
                 let cut = entry.cut.or(Some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
@@ -694,29 +577,17 @@ impl Settle<'_> {
                 dropped.push(*segment);
             }
         }
-        let first = self
-            .first_segment(&mut manifest, FileId(loaded.next_file))
-            .await?;
-        let save = manifest::save(
-            self.port.clone(),
-            MANIFEST_FILES,
-            loaded.older_copy,
-            manifest.clone(),
-        );
+        let first = self.first_segment(&mut manifest, FileId(loaded.next_file)).await?;
+        let save =
+            manifest::save(self.port.clone(), MANIFEST_FILES, loaded.older_copy, manifest.clone());
         let name = manifest::file_name(self.directory, loaded.older_copy);
         save.await.map_err(|e| disk_error("writing", &name, e))?;
         for segment in dropped {
             let name = segment::file_name(self.directory, segment.id);
             let close = DiskOperation::Close { file: segment.file };
-            self.port
-                .call(close)
-                .await
-                .map_err(|e| disk_error("closing", &name, e))?;
+            self.port.call(close).await.map_err(|e| disk_error("closing", &name, e))?;
             let remove = DiskOperation::Remove { name: name.clone() };
-            self.port
-                .call(remove)
-                .await
-                .map_err(|e| disk_error("removing", &name, e))?;
+            self.port.call(remove).await.map_err(|e| disk_error("removing", &name, e))?;
         }
         Ok((manifest, kept, first))
     }
@@ -725,29 +596,13 @@ impl Settle<'_> {
         for (copy, file) in MANIFEST_FILES.into_iter().enumerate() {
             let name = manifest::file_name(self.directory, copy);
             let present = loaded.copies_present[copy];
-            let mode = if present {
-                OpenMode::ReadWrite
-            } else {
-                OpenMode::Create
-            };
-            let open = DiskOperation::Open {
-                file,
-                name: name.clone(),
-                mode,
-            };
-            self.port
-                .call(open)
-                .await
-                .map_err(|e| disk_error("opening", &name, e))?;
+            let mode = if present { OpenMode::ReadWrite } else { OpenMode::Create };
+            let open = DiskOperation::Open { file, name: name.clone(), mode };
+            self.port.call(open).await.map_err(|e| disk_error("opening", &name, e))?;
         }
         if loaded.copies_present != [true; 2] {
-            let sync = DiskOperation::SyncDirectory {
-                name: self.directory.clone(),
-            };
-            self.port
-                .call(sync)
-                .await
-                .map_err(|e| disk_error("syncing", self.directory, e))?;
+            let sync = DiskOperation::SyncDirectory { name: self.directory.clone() };
+            self.port.call(sync).await.map_err(|e| disk_error("syncing", self.directory, e))?;
         }
         Ok(())
     }
@@ -757,15 +612,8 @@ impl Settle<'_> {
         manifest: &mut Manifest,
         file: FileId,
     ) -> Result<Option<OpenSegment>, OpenError> {
-        let (id, len) = (
-            manifest.next_segment,
-            SEGMENT_BYTES_MIN.min(self.options.segment_bytes),
-        );
-        let header = SegmentHeader {
-            identity: manifest.identity,
-            id,
-            len,
-        };
+        let (id, len) = (manifest.next_segment, SEGMENT_BYTES_MIN.min(self.options.segment_bytes));
+        let header = SegmentHeader { identity: manifest.identity, id, len };
         let prepared =
             segment::prepare(self.port.clone(), self.directory.clone(), header, file).await;
         match prepared {

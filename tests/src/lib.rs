@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crash_loop;
+pub mod disk;
 pub mod ledger;
 pub mod node_process;
 pub mod resp_client;

@@ -90,10 +90,7 @@ pub fn single_byte_error(expected: u32, found: u32, len: usize) -> Option<ByteEr
         // A byte error d contributes d, advanced over `from_end` + 1 zero bytes.
         difference = unshift(difference);
         if let Ok(byte) = u8::try_from(difference) {
-            return Some(ByteError {
-                position: len - 1 - from_end,
-                difference: byte,
-            });
+            return Some(ByteError { position: len - 1 - from_end, difference: byte });
         }
     }
     None
@@ -125,11 +122,7 @@ mod tests {
 
     #[test]
     fn every_single_byte_error_is_located() {
-        let place = Place {
-            store: [7; 16],
-            segment: 3,
-            offset: 4096,
-        };
+        let place = Place { store: [7; 16], segment: 3, offset: 4096 };
         let original: Vec<u8> = (0..100u8).collect();
         let expected = seeded(&place, &[&original]);
         for position in 0..original.len() {
@@ -138,46 +131,18 @@ mod tests {
                 damaged[position] ^= difference;
                 let found = seeded(&place, &[&damaged]);
                 let error = single_byte_error(expected, found, damaged.len());
-                assert_eq!(
-                    error,
-                    Some(ByteError {
-                        position,
-                        difference
-                    })
-                );
+                assert_eq!(error, Some(ByteError { position, difference }));
             }
         }
     }
 
     #[test]
     fn place_is_part_of_the_checksum() {
-        let place = Place {
-            store: [7; 16],
-            segment: 3,
-            offset: 4096,
-        };
+        let place = Place { store: [7; 16], segment: 3, offset: 4096 };
         let sum = seeded(&place, &[b"x"]);
         assert_ne!(sum, seeded(&place.at(8192), &[b"x"]));
-        assert_ne!(
-            sum,
-            seeded(
-                &Place {
-                    segment: 4,
-                    ..place
-                },
-                &[b"x"]
-            )
-        );
-        assert_ne!(
-            sum,
-            seeded(
-                &Place {
-                    store: [8; 16],
-                    ..place
-                },
-                &[b"x"]
-            )
-        );
+        assert_ne!(sum, seeded(&Place { segment: 4, ..place }, &[b"x"]));
+        assert_ne!(sum, seeded(&Place { store: [8; 16], ..place }, &[b"x"]));
         assert_eq!(sum, seeded(&place, &[b"", b"x"]));
     }
 }

@@ -43,13 +43,8 @@ impl FileName {
     pub fn new(path: impl Into<String>) -> Self {
         let path = path.into();
         let sound = path.is_empty()
-            || path
-                .split('/')
-                .all(|part| !part.is_empty() && part != "." && part != "..");
-        assert!(
-            sound,
-            "file name {path:?} does not stay below the data directory"
-        );
+            || path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        assert!(sound, "file name {path:?} does not stay below the data directory");
         Self(path)
     }
 
@@ -62,19 +57,13 @@ impl FileName {
     /// Returns this directory's entry called `name`.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
-        if self.0.is_empty() {
-            Self::new(name)
-        } else {
-            Self::new(format!("{}/{name}", self.0))
-        }
+        if self.0.is_empty() { Self::new(name) } else { Self::new(format!("{}/{name}", self.0)) }
     }
 
     /// Returns the directory that holds this name.
     #[must_use]
     pub fn parent(&self) -> Self {
-        self.0
-            .rsplit_once('/')
-            .map_or_else(|| Self(String::new()), |(dir, _)| Self(dir.to_owned()))
+        self.0.rsplit_once('/').map_or_else(|| Self(String::new()), |(dir, _)| Self(dir.to_owned()))
     }
 }
 
@@ -254,12 +243,7 @@ impl IoBuffer {
         let storage = vec![0; capacity + BLOCK_SIZE];
         let start = storage.as_ptr().align_offset(BLOCK_SIZE);
         assert!(start < BLOCK_SIZE, "a byte pointer can always be aligned");
-        Self {
-            storage,
-            start,
-            capacity,
-            len: 0,
-        }
+        Self { storage, start, capacity, len: 0 }
     }
 
     /// Makes a buffer of `len` zero bytes, rounded up to whole blocks.
@@ -311,11 +295,7 @@ impl IoBuffer {
     /// # Panics
     /// If `len` exceeds the capacity.
     pub fn set_len(&mut self, len: usize) {
-        assert!(
-            len <= self.capacity,
-            "{len} bytes in a buffer of {}",
-            self.capacity
-        );
+        assert!(len <= self.capacity, "{len} bytes in a buffer of {}", self.capacity);
         self.len = len;
     }
 
@@ -325,11 +305,7 @@ impl IoBuffer {
     /// If they do not fit.
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
-        assert!(
-            end <= self.capacity,
-            "{end} bytes in a buffer of {}",
-            self.capacity
-        );
+        assert!(end <= self.capacity, "{end} bytes in a buffer of {}", self.capacity);
         let at = self.start + self.len;
         self.storage[at..at + bytes.len()].copy_from_slice(bytes);
         self.len = end;

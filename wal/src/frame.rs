@@ -151,9 +151,7 @@ impl FrameHeader {
             repaired[error.position] ^= error.difference;
             error.position
         };
-        Self::decode(&repaired, place)
-            .ok()
-            .map(|header| (header, position))
+        Self::decode(&repaired, place).ok().map(|header| (header, position))
     }
 
     /// Checksum of a frame's payload: all its bytes after the header.
@@ -164,9 +162,7 @@ impl FrameHeader {
 }
 
 fn field<const N: usize>(bytes: &[u8; FRAME_HEADER_LEN], offset: usize) -> [u8; N] {
-    *bytes[offset..]
-        .first_chunk()
-        .expect("fields lie within the header")
+    *bytes[offset..].first_chunk().expect("fields lie within the header")
 }
 
 /// Whether any block that starts like this could be a frame of the store's segment, however
@@ -196,10 +192,7 @@ pub struct FrameStamp {
 /// If the buffer is shorter than a header or has no room for the padding.
 pub fn finish(buffer: &mut IoBuffer, place: &Place, stamp: &FrameStamp) {
     let used = buffer.len();
-    assert!(
-        used >= FRAME_HEADER_LEN,
-        "a frame starts with room for its header"
-    );
+    assert!(used >= FRAME_HEADER_LEN, "a frame starts with room for its header");
     let len = used.next_multiple_of(BLOCK_SIZE);
     buffer.set_len(len);
     let bytes = buffer.as_mut_slice();
@@ -221,20 +214,11 @@ mod tests {
     use super::*;
 
     fn place() -> Place {
-        Place {
-            store: [9; 16],
-            segment: 2,
-            offset: 8192,
-        }
+        Place { store: [9; 16], segment: 2, offset: 8192 }
     }
 
     fn stamp() -> FrameStamp {
-        FrameStamp {
-            first_lsn: Lsn(5),
-            record_count: 2,
-            durable_lsn: Lsn(4),
-            wall_ms: 1_700_000,
-        }
+        FrameStamp { first_lsn: Lsn(5), record_count: 2, durable_lsn: Lsn(4), wall_ms: 1_700_000 }
     }
 
     fn frame() -> IoBuffer {
@@ -256,10 +240,7 @@ mod tests {
         let decoded = FrameHeader::decode(&header(buffer.as_slice()), &place()).unwrap();
         assert_eq!(decoded.last_lsn(), Lsn(6));
         let payload = &buffer.as_slice()[FRAME_HEADER_LEN..];
-        assert_eq!(
-            decoded.payload_crc,
-            FrameHeader::payload_checksum(&place(), payload)
-        );
+        assert_eq!(decoded.payload_crc, FrameHeader::payload_checksum(&place(), payload));
     }
 
     #[test]
@@ -269,10 +250,7 @@ mod tests {
         let error = FrameHeader::decode(&bytes, &place().at(4096)).unwrap_err();
         assert!(matches!(error, FrameError::HeaderChecksum { .. }));
         let zeros = [0; FRAME_HEADER_LEN];
-        assert_eq!(
-            FrameHeader::decode(&zeros, &place()),
-            Err(FrameError::NotAFrame)
-        );
+        assert_eq!(FrameHeader::decode(&zeros, &place()), Err(FrameError::NotAFrame));
     }
 
     #[test]

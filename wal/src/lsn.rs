@@ -22,11 +22,7 @@ impl Lsn {
     /// After 2^64 records.
     #[must_use]
     pub fn plus(self, count: u64) -> Self {
-        Self(
-            self.0
-                .checked_add(count)
-                .expect("a log does not reach 2^64 records"),
-        )
+        Self(self.0.checked_add(count).expect("a log does not reach 2^64 records"))
     }
 
     /// Returns the number before this one; [`Lsn::ZERO`] has none and yields itself.

@@ -190,16 +190,9 @@ impl Manifest {
             }
         }
         for range in &self.quarantine {
-            let words = [
-                range.segment,
-                range.offset,
-                range.len,
-                range.first_lsn.0,
-                range.last_lsn.0,
-            ];
-            words
-                .iter()
-                .for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
+            let words =
+                [range.segment, range.offset, range.len, range.first_lsn.0, range.last_lsn.0];
+            words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
             out.extend_from_slice(&[range.verdict.code(), 0, 0, 0, 0, 0, 0, 0]);
         }
         let crc = checksum::plain(out.as_slice());
@@ -225,50 +218,27 @@ impl Manifest {
         let (sequence, next_segment, durable_lsn) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let quarantine_count = fields.count(80, QUARANTINE_COUNT_MAX)?;
         let _reserved: [u8; 4] = fields.take()?;
-        verify(
-            bytes,
-            FIXED_LEN + segment_count * SEGMENT_LEN + quarantine_count * QUARANTINE_LEN,
-        )?;
+        verify(bytes, FIXED_LEN + segment_count * SEGMENT_LEN + quarantine_count * QUARANTINE_LEN)?;
         if version != u16::from(FORMAT_VERSION) {
             return Err(ManifestError::Version { found: version });
         }
-        let segments = (0..segment_count)
-            .map(|_| fields.segment())
-            .collect::<Result<_, ManifestError>>()?;
+        let segments =
+            (0..segment_count).map(|_| fields.segment()).collect::<Result<_, ManifestError>>()?;
         let quarantine = (0..quarantine_count)
             .map(|_| fields.quarantine())
             .collect::<Result<_, ManifestError>>()?;
-        let identity = Identity {
-            store,
-            node_id,
-            shard,
-            shard_count,
-        };
+        let identity = Identity { store, node_id, shard, shard_count };
         let durable_lsn = Lsn(durable_lsn);
-        Ok(Self {
-            identity,
-            sequence,
-            next_segment,
-            durable_lsn,
-            segments,
-            quarantine,
-        })
+        Ok(Self { identity, sequence, next_segment, durable_lsn, segments, quarantine })
     }
 }
 
 fn verify(bytes: &[u8], len: usize) -> Result<(), ManifestError> {
-    let truncated = ManifestError::Truncated {
-        needed: len + 4,
-        found: bytes.len(),
-    };
+    let truncated = ManifestError::Truncated { needed: len + 4, found: bytes.len() };
     let (body, rest) = bytes.split_at_checked(len).ok_or(truncated)?;
     let expected = u32::from_le_bytes(*rest.first_chunk().ok_or(truncated)?);
     let found = checksum::plain(body);
-    if expected == found {
-        Ok(())
-    } else {
-        Err(ManifestError::Checksum { expected, found })
-    }
+    if expected == found { Ok(()) } else { Err(ManifestError::Checksum { expected, found }) }
 }
 
 struct Fields<'a> {
@@ -298,20 +268,12 @@ impl Fields<'_> {
     fn count(&mut self, position: usize, max: usize) -> Result<usize, ManifestError> {
         let count = u32::from_le_bytes(self.take()?);
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        if count > max {
-            Err(ManifestError::Malformed { position })
-        } else {
-            Ok(count)
-        }
+        if count > max { Err(ManifestError::Malformed { position }) } else { Ok(count) }
     }
 
     fn segment(&mut self) -> Result<SegmentEntry, ManifestError> {
         let (id, len, cut) = (self.u64()?, self.u64()?, self.u64()?);
-        Ok(SegmentEntry {
-            id,
-            len,
-            cut: (cut != 0).then_some(cut),
-        })
+        Ok(SegmentEntry { id, len, cut: (cut != 0).then_some(cut) })
     }
 
     fn quarantine(&mut self) -> Result<Quarantine, ManifestError> {
@@ -320,14 +282,7 @@ impl Fields<'_> {
         let position = self.position;
         let code: [u8; 8] = self.take()?;
         let verdict = Verdict::from_code(code[0]).ok_or(ManifestError::Malformed { position })?;
-        Ok(Quarantine {
-            segment,
-            offset,
-            len,
-            first_lsn,
-            last_lsn,
-            verdict,
-        })
+        Ok(Quarantine { segment, offset, len, first_lsn, last_lsn, verdict })
     }
 }
 
@@ -346,12 +301,7 @@ pub async fn save(
     for copy in [older, 1 - older] {
         let file = copies[copy];
         let durability = Durability::Cached;
-        let write = DiskOperation::Write {
-            file,
-            offset: 0,
-            buffer,
-            durability,
-        };
+        let write = DiskOperation::Write { file, offset: 0, buffer, durability };
         buffer = port.transfer(write).await?;
         port.call(DiskOperation::Sync { file }).await?;
     }
@@ -363,17 +313,8 @@ mod tests {
     use super::*;
 
     fn manifest() -> Manifest {
-        let identity = Identity {
-            store: [1; 16],
-            node_id: [2; 20],
-            shard: 0,
-            shard_count: 2,
-        };
-        let segment = |id, cut| SegmentEntry {
-            id,
-            len: 4 << 20,
-            cut,
-        };
+        let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 2 };
+        let segment = |id, cut| SegmentEntry { id, len: 4 << 20, cut };
         let range = Quarantine {
             segment: 1,
             offset: 4096,
@@ -418,9 +359,6 @@ mod tests {
         let end = FIXED_LEN + 2 * SEGMENT_LEN + QUARANTINE_LEN;
         let crc = checksum::plain(&bytes[..end]);
         bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(
-            Manifest::decode(&bytes),
-            Err(ManifestError::Version { found: 7 })
-        );
+        assert_eq!(Manifest::decode(&bytes), Err(ManifestError::Version { found: 7 }));
     }
 }

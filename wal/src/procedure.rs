@@ -38,10 +38,7 @@ impl DiskPort {
         exchange.next += 1;
         exchange.waiting.insert(id);
         exchange.outgoing.push_back(DiskRequest { id, operation });
-        Ticket {
-            port: self.clone(),
-            id,
-        }
+        Ticket { port: self.clone(), id }
     }
 
     /// Emits a request that has no buffer and waits for what it yields.
@@ -59,9 +56,7 @@ impl DiskPort {
     pub async fn transfer(&self, operation: DiskOperation) -> Result<IoBuffer, DiskError> {
         let completion = self.start(operation).await;
         completion.result?;
-        Ok(completion
-            .buffer
-            .expect("a driver returns the buffer it was given"))
+        Ok(completion.buffer.expect("a driver returns the buffer it was given"))
     }
 }
 
@@ -101,10 +96,7 @@ impl<T> Procedure<T> {
     {
         let port = DiskPort::default();
         let future: Pin<Box<dyn Future<Output = T>>> = Box::pin(body(port.clone()));
-        let mut procedure = Self {
-            port,
-            state: State::Running(future),
-        };
+        let mut procedure = Self { port, state: State::Running(future) };
         procedure.advance();
         procedure
     }
@@ -122,11 +114,7 @@ impl<T> Procedure<T> {
         {
             let mut exchange = self.port.0.borrow_mut();
             let known = exchange.waiting.remove(&completion.id);
-            assert!(
-                known,
-                "completion of {:?}, which is not under way",
-                completion.id
-            );
+            assert!(known, "completion of {:?}, which is not under way", completion.id);
             exchange.done.insert(completion.id, completion);
         }
         self.advance();
@@ -172,27 +160,17 @@ mod tests {
     #[test]
     fn requests_overlap_and_results_return_in_any_order() {
         let mut procedure = Procedure::new(|port| async move {
-            let first = port.start(DiskOperation::SyncDirectory {
-                name: FileName::new("a"),
-            });
-            let second = port.start(DiskOperation::SyncDirectory {
-                name: FileName::new("b"),
-            });
+            let first = port.start(DiskOperation::SyncDirectory { name: FileName::new("a") });
+            let second = port.start(DiskOperation::SyncDirectory { name: FileName::new("b") });
             let second = second.await.id;
             (first.await.id, second)
         });
-        let ids: Vec<_> = std::iter::from_fn(|| procedure.poll_request())
-            .map(|r| r.id)
-            .collect();
+        let ids: Vec<_> = std::iter::from_fn(|| procedure.poll_request()).map(|r| r.id).collect();
         assert_eq!(ids.len(), 2);
         for id in &ids {
             assert!(procedure.take_output().is_none());
             let result = Ok(DiskOutput::Done);
-            procedure.handle_disk(DiskCompletion {
-                id: *id,
-                result,
-                buffer: None,
-            });
+            procedure.handle_disk(DiskCompletion { id: *id, result, buffer: None });
         }
         assert_eq!(procedure.take_output(), Some((ids[0], ids[1])));
         assert_eq!(procedure.take_output(), None);

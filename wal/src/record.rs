@@ -129,11 +129,7 @@ impl Record<'_> {
     /// # Panics
     /// If the user key or the value is longer than the format admits, or `out` has no room.
     pub fn encode(&self, place: &Place, first_lsn: Lsn, out: &mut IoBuffer) {
-        assert!(
-            self.value.len() <= VALUE_LEN_MAX,
-            "a value of {} bytes",
-            self.value.len()
-        );
+        assert!(self.value.len() <= VALUE_LEN_MAX, "a value of {} bytes", self.value.len());
         let user_key_len = u16::try_from(self.user_key.len()).expect("a user key fits its length");
         let value_len = u32::try_from(self.value.len()).expect("a value fits its length");
         let chunked = self.value.len() > VALUE_CHUNK_LEN;
@@ -147,11 +143,7 @@ impl Record<'_> {
         fixed[48..56].copy_from_slice(&self.expiry_ms.to_le_bytes());
         fixed[56..64].copy_from_slice(&first_lsn.0.to_le_bytes());
         fixed[64..68].copy_from_slice(&value_len.to_le_bytes());
-        let value_crc = if chunked {
-            0
-        } else {
-            checksum::plain(self.value)
-        };
+        let value_crc = if chunked { 0 } else { checksum::plain(self.value) };
         fixed[68..72].copy_from_slice(&value_crc.to_le_bytes());
         out.extend_from_slice(&fixed);
         out.extend_from_slice(self.user_key);
@@ -178,11 +170,7 @@ pub fn padded_len(len: usize) -> usize {
 /// Bytes before the value of a record with these lengths.
 #[must_use]
 pub fn header_len(user_key_len: usize, value_len: usize) -> usize {
-    let chunks = if value_len > VALUE_CHUNK_LEN {
-        value_len.div_ceil(VALUE_CHUNK_LEN)
-    } else {
-        0
-    };
+    let chunks = if value_len > VALUE_CHUNK_LEN { value_len.div_ceil(VALUE_CHUNK_LEN) } else { 0 };
     RECORD_HEADER_LEN + user_key_len + 4 * chunks
 }
 
@@ -254,13 +242,9 @@ impl<'a> RecordHeader<'a> {
     /// # Errors
     /// All of [`RecordError`] but [`RecordError::ValueChecksum`].
     pub fn decode(bytes: &'a [u8], place: &Place) -> Result<Self, RecordError> {
-        let truncated = |needed| RecordError::Truncated {
-            needed,
-            found: bytes.len(),
-        };
-        let fixed: &[u8; RECORD_HEADER_LEN] = bytes
-            .first_chunk()
-            .ok_or_else(|| truncated(RECORD_HEADER_LEN))?;
+        let truncated = |needed| RecordError::Truncated { needed, found: bytes.len() };
+        let fixed: &[u8; RECORD_HEADER_LEN] =
+            bytes.first_chunk().ok_or_else(|| truncated(RECORD_HEADER_LEN))?;
         let user_key_len = usize::from(u16::from_le_bytes(field(fixed, 28)));
         let value_len = usize::try_from(u32::from_le_bytes(field(fixed, 64)))
             .map_err(|_| truncated(usize::MAX))?;
@@ -271,10 +255,7 @@ impl<'a> RecordHeader<'a> {
         if expected != found {
             return Err(RecordError::HeaderChecksum { expected, found });
         }
-        let unknown = |position: usize| RecordError::Unknown {
-            position,
-            found: fixed[position],
-        };
+        let unknown = |position: usize| RecordError::Unknown { position, found: fixed[position] };
         let kind = RecordKind::from_code(fixed[4]).ok_or_else(|| unknown(4))?;
         if fixed[5] != 0 {
             return Err(unknown(5));
@@ -324,10 +305,7 @@ impl<'a> RecordHeader<'a> {
         let needed = self.len() + self.value_len;
         let value = bytes
             .get(self.len()..needed)
-            .ok_or(RecordError::Truncated {
-                needed,
-                found: bytes.len(),
-            })?;
+            .ok_or(RecordError::Truncated { needed, found: bytes.len() })?;
         if self.chunk_crcs.is_empty() {
             verify_chunk(value, 0, self.value_crc)?;
         } else {
@@ -345,19 +323,13 @@ fn verify_chunk(chunk: &[u8], position: usize, expected: u32) -> Result<(), Reco
     if found == expected {
         Ok(())
     } else {
-        Err(RecordError::ValueChecksum {
-            position,
-            expected,
-            found,
-        })
+        Err(RecordError::ValueChecksum { position, expected, found })
     }
 }
 
 /// Takes `N` bytes at a fixed offset of a fixed header.
 fn field<const N: usize, const LEN: usize>(bytes: &[u8; LEN], offset: usize) -> [u8; N] {
-    *bytes[offset..]
-        .first_chunk()
-        .expect("fields lie within the fixed header")
+    *bytes[offset..].first_chunk().expect("fields lie within the fixed header")
 }
 
 /// Where a record stands, and how long its parts are.
@@ -433,11 +405,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn place() -> Place {
-        Place {
-            store: [9; 16],
-            segment: 2,
-            offset: 4176,
-        }
+        Place { store: [9; 16], segment: 2, offset: 4176 }
     }
 
     fn encoded(user_key: &[u8], value: &[u8]) -> Vec<u8> {
@@ -467,13 +435,7 @@ mod tests {
 
     #[test]
     fn records_round_trip_at_the_edges() {
-        for value_len in [
-            0,
-            1,
-            VALUE_CHUNK_LEN,
-            VALUE_CHUNK_LEN + 1,
-            3 * VALUE_CHUNK_LEN + 7,
-        ] {
+        for value_len in [0, 1, VALUE_CHUNK_LEN, VALUE_CHUNK_LEN + 1, 3 * VALUE_CHUNK_LEN + 7] {
             check_round_trip(b"", &vec![0xAB; value_len]);
             check_round_trip(&vec![1; USER_KEY_LEN_MAX], &vec![0xAB; value_len]);
         }
@@ -502,17 +464,8 @@ mod tests {
 
     #[test]
     fn touch_body_round_trips() {
-        let base = Location {
-            segment: 4,
-            offset: 9,
-            header_len: 80,
-            value_len: 33,
-        };
-        let body = TouchBody {
-            base,
-            user_key_crc: 5,
-            base_lsn: Lsn(6),
-        };
+        let base = Location { segment: 4, offset: 9, header_len: 80, value_len: 33 };
+        let body = TouchBody { base, user_key_crc: 5, base_lsn: Lsn(6) };
         assert_eq!(TouchBody::decode(&body.encode()), Some(body));
         assert_eq!(TouchBody::decode(&[0; 31]), None);
     }

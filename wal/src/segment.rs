@@ -145,9 +145,7 @@ impl SegmentHeader {
 }
 
 fn field<const N: usize>(bytes: &[u8; FIELDS_LEN], offset: usize) -> [u8; N] {
-    *bytes[offset..]
-        .first_chunk()
-        .expect("fields lie within the header")
+    *bytes[offset..].first_chunk().expect("fields lie within the header")
 }
 
 /// Returns the file name of a segment in its shard's directory.
@@ -161,9 +159,7 @@ pub fn file_name(directory: &FileName, id: u64) -> FileName {
 pub fn parse_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let canonical = digits.len() == 16 && !digits.contains(|c: char| c.is_ascii_uppercase());
-    canonical
-        .then(|| u64::from_str_radix(digits, 16).ok())
-        .flatten()
+    canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Whether a file is a segment that was never finished.
@@ -179,15 +175,10 @@ pub fn is_unfinished(name: &str) -> bool {
 /// If no segment can hold such a frame; values are limited far below.
 #[must_use]
 pub fn next_len(last: u64, bytes_max: u64, frame_len: u64) -> u64 {
-    let grown = last
-        .saturating_mul(2)
-        .clamp(SEGMENT_BYTES_MIN, bytes_max.max(SEGMENT_BYTES_MIN));
+    let grown = last.saturating_mul(2).clamp(SEGMENT_BYTES_MIN, bytes_max.max(SEGMENT_BYTES_MIN));
     let needed = (frame_len + SEGMENT_HEADER_LEN).next_power_of_two();
     let len = grown.max(needed);
-    assert!(
-        len <= SEGMENT_BYTES_MAX,
-        "a frame of {frame_len} bytes fits no segment"
-    );
+    assert!(len <= SEGMENT_BYTES_MAX, "a frame of {frame_len} bytes fits no segment");
     len
 }
 
@@ -204,21 +195,12 @@ pub async fn prepare(
 ) -> Result<(), DiskError> {
     let name = file_name(&directory, header.id);
     let temporary = directory.join(&format!("{:016x}{TEMPORARY_SUFFIX}", header.id));
-    let opened = port.call(DiskOperation::Open {
-        file,
-        name: temporary.clone(),
-        mode: OpenMode::Create,
-    });
+    let opened =
+        port.call(DiskOperation::Open { file, name: temporary.clone(), mode: OpenMode::Create });
     opened.await?;
     let result = fill(&port, &header, file).await;
     let result = match result {
-        Ok(()) => {
-            port.call(DiskOperation::Rename {
-                from: temporary.clone(),
-                to: name,
-            })
-            .await
-        }
+        Ok(()) => port.call(DiskOperation::Rename { from: temporary.clone(), to: name }).await,
         Err(error) => Err(error),
     };
     if let Err(error) = result {
@@ -227,8 +209,7 @@ pub async fn prepare(
         let _ = port.call(DiskOperation::Remove { name: temporary }).await;
         return Err(error);
     }
-    port.call(DiskOperation::SyncDirectory { name: directory })
-        .await?;
+    port.call(DiskOperation::SyncDirectory { name: directory }).await?;
     Ok(())
 }
 
@@ -240,20 +221,14 @@ async fn fill(port: &DiskPort, header: &SegmentHeader, file: FileId) -> Result<(
     while offset < header.len {
         let left = usize::try_from(header.len - offset).unwrap_or(usize::MAX);
         let len = left.min(ZERO_PIECE_LEN);
-        let mut buffer = spare
-            .pop()
-            .unwrap_or_else(|| IoBuffer::zeroed(ZERO_PIECE_LEN));
+        let mut buffer = spare.pop().unwrap_or_else(|| IoBuffer::zeroed(ZERO_PIECE_LEN));
         buffer.set_len(len);
         pending.push(write(port, file, offset, buffer));
         offset += len as u64;
         if pending.len() > 2 {
             let completion = pending.remove(0).await;
             completion.result?;
-            spare.extend(
-                completion
-                    .buffer
-                    .filter(|buffer| buffer.capacity() == ZERO_PIECE_LEN),
-            );
+            spare.extend(completion.buffer.filter(|buffer| buffer.capacity() == ZERO_PIECE_LEN));
         }
     }
     for ticket in pending {
@@ -265,12 +240,7 @@ async fn fill(port: &DiskPort, header: &SegmentHeader, file: FileId) -> Result<(
 
 fn write(port: &DiskPort, file: FileId, offset: u64, buffer: IoBuffer) -> crate::procedure::Ticket {
     let durability = Durability::Cached;
-    port.start(DiskOperation::Write {
-        file,
-        offset,
-        buffer,
-        durability,
-    })
+    port.start(DiskOperation::Write { file, offset, buffer, durability })
 }
 
 #[cfg(test)]
@@ -278,17 +248,8 @@ mod tests {
     use super::*;
 
     fn header() -> SegmentHeader {
-        let identity = Identity {
-            store: [1; 16],
-            node_id: [2; 20],
-            shard: 3,
-            shard_count: 4,
-        };
-        SegmentHeader {
-            identity,
-            id: 0x1F,
-            len: SEGMENT_BYTES_MIN,
-        }
+        let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 3, shard_count: 4 };
+        SegmentHeader { identity, id: 0x1F, len: SEGMENT_BYTES_MIN }
     }
 
     #[test]
@@ -298,10 +259,7 @@ mod tests {
         for position in 0..FIELDS_LEN {
             let mut damaged = block.as_slice().to_vec();
             damaged[position] ^= 4;
-            assert!(
-                SegmentHeader::decode(&damaged).is_err(),
-                "flip at {position}"
-            );
+            assert!(SegmentHeader::decode(&damaged).is_err(), "flip at {position}");
         }
     }
 
@@ -311,11 +269,7 @@ mod tests {
         let name = file_name(&directory, 0x1F);
         assert_eq!(name.as_str(), "shard-00/000000000000001f.segment");
         assert_eq!(parse_file_name("000000000000001f.segment"), Some(0x1F));
-        for other in [
-            "1f.segment",
-            "000000000000001F.segment",
-            "000000000000001f.segment.tmp",
-        ] {
+        for other in ["1f.segment", "000000000000001F.segment", "000000000000001f.segment.tmp"] {
             assert_eq!(parse_file_name(other), None);
         }
         assert!(is_unfinished("000000000000001f.segment.tmp"));
@@ -325,10 +279,7 @@ mod tests {
     fn segments_double_up_to_the_limit_and_hold_large_frames() {
         let max = 64 << 20;
         assert_eq!(next_len(0, max, 4096), SEGMENT_BYTES_MIN);
-        assert_eq!(
-            next_len(SEGMENT_BYTES_MIN, max, 4096),
-            2 * SEGMENT_BYTES_MIN
-        );
+        assert_eq!(next_len(SEGMENT_BYTES_MIN, max, 4096), 2 * SEGMENT_BYTES_MIN);
         assert_eq!(next_len(max, max, 4096), max);
         assert_eq!(next_len(0, max, 33 << 20), 64 << 20);
     }

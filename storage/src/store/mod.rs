@@ -37,6 +37,8 @@ pub struct StoreOptions {
     pub directory: FileName,
     /// Whose store it is; used when it is made, compared when it is there.
     pub identity: Identity,
+    /// Whether the shard was made before: one that is not there has lost everything.
+    pub must_exist: bool,
     /// Largest regular segment in bytes.
     pub segment_bytes: u64,
     /// Budget of the read cache in bytes.
@@ -222,21 +224,12 @@ pub struct Store {
 
 impl Store {
     pub(crate) fn new(foundation: Foundation, live: impl Iterator<Item = (Key, Slot)>) -> Self {
-        let Foundation {
-            options,
-            manifest,
-            kept,
-            first,
-            next_file,
-            ..
-        } = foundation;
+        let Foundation { options, manifest, kept, first, next_file, .. } = foundation;
         let identity = manifest.identity;
         let (durable_lsn, log_ms) = (foundation.durable_lsn, foundation.log_ms);
         let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms);
-        let mut files: BTreeMap<u64, FileId> = kept
-            .iter()
-            .map(|segment| (segment.id, segment.file))
-            .collect();
+        let mut files: BTreeMap<u64, FileId> =
+            kept.iter().map(|segment| (segment.id, segment.file)).collect();
         if let Some(segment) = first {
             files.insert(segment.id, segment.file);
             log.add_segment(segment);
@@ -256,10 +249,7 @@ impl Store {
         Self {
             directory: options.directory,
             identity,
-            now: Now {
-                monotonic_ns: 0,
-                clock_ms: log_ms,
-            },
+            now: Now { monotonic_ns: 0, clock_ms: log_ms },
             log,
             index,
             expiry,
@@ -384,14 +374,9 @@ impl Store {
         let idle = self.idle_since_ns.map(|since| since + IDLE_FRAME_AFTER_NS);
         let expiry = self.expiry.next_ms().map(|expiry_ms| {
             let left_ms = expiry_ms.saturating_sub(self.now.clock_ms);
-            self.now
-                .monotonic_ns
-                .saturating_add(left_ms.saturating_mul(1_000_000))
+            self.now.monotonic_ns.saturating_add(left_ms.saturating_mul(1_000_000))
         });
-        [idle, expiry, self.supply.retry_at_ns()]
-            .into_iter()
-            .flatten()
-            .min()
+        [idle, expiry, self.supply.retry_at_ns()].into_iter().flatten().min()
     }
 
     /// Takes the next disk request to carry out.
@@ -402,6 +387,12 @@ impl Store {
     /// Takes the next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Whether there is an event to take.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// Takes the end of a disk request.
@@ -416,10 +407,7 @@ impl Store {
                 self.handle_frame(number, result, completion.buffer);
             }
             Source::Supply(inner) => {
-                self.supply.handle_disk(DiskCompletion {
-                    id: inner,
-                    ..completion
-                });
+                self.supply.handle_disk(DiskCompletion { id: inner, ..completion });
                 self.pump_supply();
             }
             Source::Read => self.handle_read(completion),
@@ -435,8 +423,7 @@ impl Store {
         let failed_before = self.log.failure().is_some();
         if self.log.handle_written(number, result, buffer) {
             let durable_lsn = self.log.durable_lsn();
-            self.unsettled
-                .settle(durable_lsn, &self.index, &mut self.cache);
+            self.unsettled.settle(durable_lsn, &self.index, &mut self.cache);
             self.events.push_back(Event::Durable(durable_lsn));
         }
         if let (false, Some(error)) = (failed_before, self.log.failure()) {

@@ -79,46 +79,24 @@ impl Store {
     /// [`ReadError`].
     pub fn get(&mut self, key: &KeyRef<'_>) -> Result<Get, ReadError> {
         let Some(slot) = self.live_slot(key) else {
-            return if self.suspect {
-                Err(ReadError::Suspect)
-            } else {
-                Ok(Get::Missing)
-            };
+            return if self.suspect { Err(ReadError::Suspect) } else { Ok(Get::Missing) };
         };
         if slot.damaged {
             return Err(ReadError::Damaged);
         }
-        let Slot {
-            location,
-            version,
-            expiry_ms,
-            ..
-        } = slot;
+        let Slot { location, version, expiry_ms, .. } = slot;
         if let Some(record) = self.in_memory(&slot) {
             let same = record.user_key == key.user_key;
-            let value = Value {
-                value: record.value,
-                expiry_ms,
-                version,
-            };
-            return Ok(if same {
-                Get::Found(value)
-            } else {
-                Get::Missing
-            });
+            let value = Value { value: record.value, expiry_ms, version };
+            return Ok(if same { Get::Found(value) } else { Get::Missing });
         }
         let user_key = Some(Bytes::copy_from_slice(key.user_key));
-        Ok(Get::Pending(self.start_read(
-            key.id,
-            location,
-            Part::Record,
-            |id| Waiter {
-                id,
-                user_key,
-                expiry_ms,
-                version,
-            },
-        )))
+        Ok(Get::Pending(self.start_read(key.id, location, Part::Record, |id| Waiter {
+            id,
+            user_key,
+            expiry_ms,
+            version,
+        })))
     }
 
     /// Tells the user key behind a key id.
@@ -138,33 +116,15 @@ impl Store {
         if let Some(record) = self.in_memory(&slot) {
             return Ok(UserKey::Found(record.user_key));
         }
-        let Slot {
-            location,
-            version,
-            expiry_ms,
-            ..
-        } = slot;
-        let waiter = |id| Waiter {
-            id,
-            user_key: None,
-            expiry_ms,
-            version,
-        };
-        Ok(UserKey::Pending(self.start_read(
-            key,
-            location,
-            Part::UserKey,
-            waiter,
-        )))
+        let Slot { location, version, expiry_ms, .. } = slot;
+        let waiter = |id| Waiter { id, user_key: None, expiry_ms, version };
+        Ok(UserKey::Pending(self.start_read(key, location, Part::UserKey, waiter)))
     }
 
     /// Walks the live keys from `from` on, in key order.
     pub fn keys_from(&self, from: Key) -> impl Iterator<Item = Key> {
         let now_ms = self.now.clock_ms;
-        let live = self
-            .index
-            .from(from)
-            .filter(move |(_, slot)| !slot.is_expired(now_ms));
+        let live = self.index.from(from).filter(move |(_, slot)| !slot.is_expired(now_ms));
         live.map(|(key, _)| *key)
     }
 
@@ -190,22 +150,12 @@ impl Store {
         self.reads.next_id += 1;
         let waiter = waiter(id);
         let place = (location.segment, location.offset);
-        let shared = self
-            .reads
-            .by_place
-            .get(&place)
-            .filter(|_| part == Part::Record);
+        let shared = self.reads.by_place.get(&place).filter(|_| part == Part::Record);
         if let Some(read) = shared.and_then(|request| self.reads.under_way.get_mut(request)) {
             read.waiters.push(waiter);
             return id;
         }
-        let read = DiskRead {
-            key,
-            location,
-            part,
-            attempt: 0,
-            waiters: vec![waiter],
-        };
+        let read = DiskRead { key, location, part, attempt: 0, waiters: vec![waiter] };
         if self.reads.under_way.len() < READS_IN_FLIGHT_MAX {
             self.submit_read(read);
         } else {
@@ -218,19 +168,9 @@ impl Store {
         let (offset, len) = blocks(&read);
         let file = self.files[&read.location.segment];
         let buffer = IoBuffer::with_capacity(len);
-        let request = self.submit(
-            Source::Read,
-            DiskOperation::Read {
-                file,
-                offset,
-                len,
-                buffer,
-            },
-        );
+        let request = self.submit(Source::Read, DiskOperation::Read { file, offset, len, buffer });
         if read.part == Part::Record {
-            self.reads
-                .by_place
-                .insert((read.location.segment, read.location.offset), request);
+            self.reads.by_place.insert((read.location.segment, read.location.offset), request);
         }
         self.reads.started += 1;
         self.reads.under_way.insert(request, read);
@@ -239,9 +179,7 @@ impl Store {
     pub(super) fn handle_read(&mut self, completion: DiskCompletion) {
         let read = self.reads.under_way.remove(&completion.id);
         let mut read = read.expect("a read's completion belongs to a read under way");
-        self.reads
-            .by_place
-            .remove(&(read.location.segment, read.location.offset));
+        self.reads.by_place.remove(&(read.location.segment, read.location.offset));
         let result = match (completion.result, completion.buffer) {
             (Err(error), _) => Err(ReadError::Disk(error)),
             (Ok(_), None) => Err(ReadError::Damaged),
@@ -255,10 +193,8 @@ impl Store {
         }
         match &result {
             Ok(record) if read.part == Part::Record => {
-                let current = self
-                    .index
-                    .get(&read.key)
-                    .is_some_and(|slot| slot.location == read.location);
+                let current =
+                    self.index.get(&read.key).is_some_and(|slot| slot.location == read.location);
                 if current {
                     self.cache.insert(&read.location, record.clone());
                 }
@@ -282,21 +218,11 @@ impl Store {
         if let Some(slot) = self.index.get(&read.key).copied()
             && slot.location == read.location
         {
-            self.index.insert(
-                read.key,
-                Slot {
-                    damaged: true,
-                    ..slot
-                },
-            );
+            self.index.insert(read.key, Slot { damaged: true, ..slot });
         }
         let file = segment::file_name(&self.directory, read.location.segment);
         let offset = u64::from(read.location.offset);
-        self.events.push_back(Event::Damaged {
-            key: read.key,
-            file,
-            offset,
-        });
+        self.events.push_back(Event::Damaged { key: read.key, file, offset });
     }
 
     fn verify(&self, read: &DiskRead, buffer: IoBuffer) -> Result<CachedRecord, ReadError> {
@@ -313,11 +239,7 @@ impl Store {
         }
         let user_key = Bytes::copy_from_slice(header.user_key);
         if read.part == Part::UserKey {
-            return Ok(CachedRecord {
-                user_key,
-                value: Bytes::new(),
-                footprint: 0,
-            });
+            return Ok(CachedRecord { user_key, value: Bytes::new(), footprint: 0 });
         }
         let value = header.value(bytes).map_err(|_| ReadError::Damaged)?;
         let (value, footprint) = if value.len() <= COPIED_VALUE_LEN_MAX {
@@ -327,44 +249,24 @@ impl Store {
             let footprint = buffer.capacity() + user_key.len();
             (Bytes::from_owner(buffer).slice(range), footprint)
         };
-        Ok(CachedRecord {
-            user_key,
-            value,
-            footprint,
-        })
+        Ok(CachedRecord { user_key, value, footprint })
     }
 }
 
 impl Waiter {
     /// `None` if the record belongs to another user key of the same id.
     fn answer(&self, record: &CachedRecord) -> Option<(Bytes, Value)> {
-        let same = self
-            .user_key
-            .as_ref()
-            .is_none_or(|wanted| *wanted == record.user_key);
+        let same = self.user_key.as_ref().is_none_or(|wanted| *wanted == record.user_key);
         let (expiry_ms, version) = (self.expiry_ms, self.version);
-        let value = Value {
-            value: record.value.clone(),
-            expiry_ms,
-            version,
-        };
+        let value = Value { value: record.value.clone(), expiry_ms, version };
         same.then(|| (record.user_key.clone(), value))
     }
 }
 
 /// The whole blocks that hold what is to be read: offset and length in bytes.
 fn blocks(read: &DiskRead) -> (u64, usize) {
-    let Location {
-        offset,
-        header_len,
-        value_len,
-        ..
-    } = read.location;
-    let value_len = if read.part == Part::Record {
-        value_len
-    } else {
-        0
-    };
+    let Location { offset, header_len, value_len, .. } = read.location;
+    let value_len = if read.part == Part::Record { value_len } else { 0 };
     let (start, len) = (offset as usize, header_len as usize + value_len as usize);
     let first = start - start % BLOCK_SIZE;
     let end = (start + len).next_multiple_of(BLOCK_SIZE);

@@ -62,8 +62,7 @@ impl SegmentSupply {
     }
 
     pub(super) fn is_disk_full(&self) -> bool {
-        self.failure
-            .is_some_and(|failure| failure.error.kind == DiskErrorKind::NoSpace)
+        self.failure.is_some_and(|failure| failure.error.kind == DiskErrorKind::NoSpace)
     }
 
     /// Why no segment can be had at the moment, if so.
@@ -78,9 +77,7 @@ impl SegmentSupply {
 
     /// When to try again after a failure.
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
-        self.failure
-            .filter(|_| self.preparing.is_none())
-            .map(|failure| failure.retry_at_ns)
+        self.failure.filter(|_| self.preparing.is_none()).map(|failure| failure.retry_at_ns)
     }
 
     pub(super) fn take_segment(&mut self) -> Option<OpenSegment> {
@@ -98,9 +95,7 @@ impl SegmentSupply {
 
     pub(super) fn handle_disk(&mut self, completion: DiskCompletion) {
         let preparing = self.preparing.as_mut();
-        preparing
-            .expect("a completion belongs to the procedure under way")
-            .handle_disk(completion);
+        preparing.expect("a completion belongs to the procedure under way").handle_disk(completion);
     }
 
     /// Starts preparing when the log has no spare (`wanted`) or a large frame waits, and takes the
@@ -110,9 +105,7 @@ impl SegmentSupply {
             self.preparing = None;
             self.finish(now, result);
         }
-        let due = self
-            .failure
-            .is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
+        let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
         let wanted = wanted || self.wanted_frame_len > 0;
         if wanted && due && self.preparing.is_none() && self.prepared.is_none() {
             self.start();
@@ -147,11 +140,7 @@ impl SegmentSupply {
         let len = segment::next_len(self.last_len, self.segment_bytes, self.wanted_frame_len);
         let file = self.next_file;
         self.next_file = FileId(file.0 + 1);
-        let header = SegmentHeader {
-            identity: manifest.identity,
-            id,
-            len,
-        };
+        let header = SegmentHeader { identity: manifest.identity, id, len };
         let directory = self.directory.clone();
         manifest.next_segment = id + 1;
         manifest.sequence += 1;

@@ -35,19 +35,12 @@ impl Unsettled {
     /// The value of record `lsn`, if it is still here.
     pub(super) fn value(&self, lsn: Lsn) -> Option<&CachedRecord> {
         let at = self.values.partition_point(|value| value.lsn < lsn);
-        self.values
-            .get(at)
-            .filter(|value| value.lsn == lsn)
-            .map(|value| &value.record)
+        self.values.get(at).filter(|value| value.lsn == lsn).map(|value| &value.record)
     }
 
     /// The record by which a missing key is missing, or [`Lsn::ZERO`].
     pub(super) fn removal(&self, key: &Key) -> Lsn {
-        self.removed
-            .get(key)
-            .copied()
-            .unwrap_or(Lsn::ZERO)
-            .max(self.cleared)
+        self.removed.get(key).copied().unwrap_or(Lsn::ZERO).max(self.cleared)
     }
 
     fn note_removal(&mut self, lsn: Lsn, key: Key) {
@@ -58,9 +51,7 @@ impl Unsettled {
     /// Forgets what is durable; values that are still current move to the cache.
     pub(super) fn settle(&mut self, durable_lsn: Lsn, index: &Index, cache: &mut ReadCache) {
         while let Some(value) = self.values.pop_front_if(|value| value.lsn <= durable_lsn) {
-            let current = index
-                .get(&value.key)
-                .is_some_and(|slot| slot.value_lsn == value.lsn);
+            let current = index.get(&value.key).is_some_and(|slot| slot.value_lsn == value.lsn);
             if current {
                 cache.insert(&value.location, value.record);
             }
@@ -105,17 +96,8 @@ impl Store {
         let footprint = memory.len();
         let mut value: Bytes = memory.freeze();
         let user_key = value.split_to(user_key.len());
-        let record = CachedRecord {
-            user_key,
-            value,
-            footprint,
-        };
-        self.unsettled.values.push_back(RecentValue {
-            lsn,
-            key: id,
-            location,
-            record,
-        });
+        let record = CachedRecord { user_key, value, footprint };
+        self.unsettled.values.push_back(RecentValue { lsn, key: id, location, record });
         let (version, expiry_ms) = (put.version, put.expiry_ms);
         self.expiry.insert(id, expiry_ms);
         self.index.insert(
@@ -164,25 +146,12 @@ impl Store {
             return Ok(None);
         };
         let (base, user_key_crc, base_lsn) = (slot.location, slot.user_key_crc, slot.value_lsn);
-        let body = TouchBody {
-            base,
-            user_key_crc,
-            base_lsn,
-        }
-        .encode();
+        let body = TouchBody { base, user_key_crc, base_lsn }.encode();
         let record = bare(RecordKind::Touch, key.id, version, expiry_ms, &body);
         let Appended { lsn, .. } = self.append(&record)?;
         self.expiry.remove(key.id, slot.expiry_ms);
         self.expiry.insert(key.id, expiry_ms);
-        self.index.insert(
-            key.id,
-            Slot {
-                version,
-                lsn,
-                expiry_ms,
-                ..slot
-            },
-        );
+        self.index.insert(key.id, Slot { version, lsn, expiry_ms, ..slot });
         Ok(Some(lsn))
     }
 
@@ -241,13 +210,5 @@ impl Store {
 }
 
 fn bare(kind: RecordKind, key: Key, version: Version, expiry_ms: u64, value: &[u8]) -> Record<'_> {
-    Record {
-        kind,
-        namespace: Namespace::PLAIN,
-        key,
-        user_key: &[],
-        version,
-        expiry_ms,
-        value,
-    }
+    Record { kind, namespace: Namespace::PLAIN, key, user_key: &[], version, expiry_ms, value }
 }

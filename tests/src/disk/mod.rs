@@ -17,8 +17,8 @@
 //! * an emptied file (`Create` over an existing name) may come back whole until it is synced.
 //!
 //! Whatever real drivers give no order for is a panic here: overlapping requests in flight, the use
-//! of a file before its `Open` or after its `Close`, names touched by two requests at once. Renaming
-//! from one directory to another is not modelled. Clones share content and are cheap.
+//! of a file before its `Open` or after its `Close`, names touched by two requests at once.
+//! Renaming from one directory to another is not modelled. Clones share content and are cheap.
 
 #![forbid(unsafe_code)]
 

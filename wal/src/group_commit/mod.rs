@@ -43,11 +43,7 @@ pub struct GroupCommitLimits {
 
 impl Default for GroupCommitLimits {
     fn default() -> Self {
-        Self {
-            frame_bytes_max: 1 << 20,
-            frames_in_flight_max: 2,
-            pending_bytes_max: 64 << 20,
-        }
+        Self { frame_bytes_max: 1 << 20, frames_in_flight_max: 2, pending_bytes_max: 64 << 20 }
     }
 }
 
@@ -251,16 +247,9 @@ impl GroupCommit {
             return Err(AppendError::Congested { pending });
         }
         self.make_room(len)?;
-        let filling = self
-            .filling
-            .as_mut()
-            .expect("make_room leaves a frame open");
+        let filling = self.filling.as_mut().expect("make_room leaves a frame open");
         let at = filling.offset + filling.buffer.len() as u64;
-        let place = Place {
-            store: self.store,
-            segment: filling.segment.id,
-            offset: at,
-        };
+        let place = Place { store: self.store, segment: filling.segment.id, offset: at };
         let lsn = self.next_lsn;
         record.encode(&place, lsn, &mut filling.buffer);
         filling.record_count += 1;
@@ -294,10 +283,7 @@ impl GroupCommit {
         }
         let frame_len = (FRAME_HEADER_LEN + len).next_multiple_of(BLOCK_SIZE);
         // Nothing may change when there is no room, so look before closing the open frame.
-        let open = self
-            .filling
-            .as_ref()
-            .map(|filling| (filling.offset, filling.buffer.len()));
+        let open = self.filling.as_ref().map(|filling| (filling.offset, filling.buffer.len()));
         let (segment, offset) = self.place_for(frame_len as u64, open)?;
         self.close_filling();
         self.open_frame(segment, offset, FRAME_HEADER_LEN + len);
@@ -311,9 +297,8 @@ impl GroupCommit {
         open: Option<(u64, usize)>,
     ) -> Result<(OpenSegment, u64), AppendError> {
         if let Some((segment, tail)) = self.active {
-            let tail = open.map_or(tail, |(offset, used)| {
-                offset + used.next_multiple_of(BLOCK_SIZE) as u64
-            });
+            let tail = open
+                .map_or(tail, |(offset, used)| offset + used.next_multiple_of(BLOCK_SIZE) as u64);
             if tail + frame_len <= segment.len {
                 return Ok((segment, tail));
             }
@@ -322,10 +307,7 @@ impl GroupCommit {
         let Some(index) = self.spares.iter().position(fits) else {
             return Err(AppendError::NoSegment { frame_len });
         };
-        let segment = self
-            .spares
-            .remove(index)
-            .expect("position lies within the queue");
+        let segment = self.spares.remove(index).expect("position lies within the queue");
         self.left.extend(self.active.take().map(|(left, _)| left));
         self.active = Some((segment, SEGMENT_HEADER_LEN));
         Ok((segment, SEGMENT_HEADER_LEN))
@@ -345,24 +327,13 @@ impl GroupCommit {
 
     fn open_frame(&mut self, segment: OpenSegment, offset: u64, len: usize) {
         let room = len.max(BUFFER_LEN_MIN);
-        let fitting = self
-            .buffers
-            .iter()
-            .position(|buffer| buffer.capacity() >= room);
-        let mut buffer = fitting.map_or_else(
-            || IoBuffer::with_capacity(room),
-            |index| self.buffers.swap_remove(index),
-        );
+        let fitting = self.buffers.iter().position(|buffer| buffer.capacity() >= room);
+        let mut buffer = fitting
+            .map_or_else(|| IoBuffer::with_capacity(room), |index| self.buffers.swap_remove(index));
         buffer.set_len(0);
         buffer.extend_from_slice(&[0; FRAME_HEADER_LEN]);
         let first_lsn = self.next_lsn;
-        self.filling = Some(Filling {
-            segment,
-            offset,
-            buffer,
-            first_lsn,
-            record_count: 0,
-        });
+        self.filling = Some(Filling { segment, offset, buffer, first_lsn, record_count: 0 });
     }
 
     /// Whether nothing is under way and the newest durable frame does not say that everything is
@@ -400,48 +371,24 @@ impl GroupCommit {
         if self.failure.is_some() || self.in_flight.len() >= self.limits.frames_in_flight_max {
             return None;
         }
-        let Filling {
-            segment,
-            offset,
-            mut buffer,
-            first_lsn,
-            record_count,
-        } = self.ready.pop_front()?;
-        let place = Place {
-            store: self.store,
-            segment: segment.id,
-            offset,
-        };
+        let Filling { segment, offset, mut buffer, first_lsn, record_count } =
+            self.ready.pop_front()?;
+        let place = Place { store: self.store, segment: segment.id, offset };
         let durable_lsn = self.durable_lsn;
-        let stamp = FrameStamp {
-            first_lsn,
-            record_count,
-            durable_lsn,
-            wall_ms: self.wall_ms,
-        };
+        let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms: self.wall_ms };
         let records_len = buffer.len() - FRAME_HEADER_LEN;
         frame::finish(&mut buffer, &place, &stamp);
         let number = self.next_number;
         self.next_number += 1;
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
-        let flight = InFlight {
-            number,
-            last_lsn,
-            watermark: durable_lsn,
-            len: records_len,
-            done: false,
-        };
+        let flight =
+            InFlight { number, last_lsn, watermark: durable_lsn, len: records_len, done: false };
         self.in_flight.push_back(flight);
         self.counters.frames += 1;
         self.counters.frames_idle += u64::from(record_count == 0);
         self.counters.frame_bytes += buffer.len() as u64;
         let (file, durability) = (segment.file, Durability::Durable);
-        let operation = DiskOperation::Write {
-            file,
-            offset,
-            buffer,
-            durability,
-        };
+        let operation = DiskOperation::Write { file, offset, buffer, durability };
         Some(FrameWrite { number, operation })
     }
 
@@ -455,10 +402,7 @@ impl GroupCommit {
         result: Result<(), DiskError>,
         buffer: Option<IoBuffer>,
     ) -> bool {
-        let flight = self
-            .in_flight
-            .iter_mut()
-            .find(|flight| flight.number == number);
+        let flight = self.in_flight.iter_mut().find(|flight| flight.number == number);
         flight.expect("each frame completes once").done = true;
         if let Some(buffer) = buffer
             && self.buffers.len() < BUFFERS_KEPT_MAX
@@ -467,17 +411,13 @@ impl GroupCommit {
             self.buffers.push(buffer);
         }
         if let Err(error) = result {
-            let refused = DiskError {
-                kind: DiskErrorKind::Io,
-                code: error.code,
-            };
-            self.failure
-                .get_or_insert(if error.kind == DiskErrorKind::NoSpace {
-                    // Segments are written full beforehand, so this is no plain "disk full".
-                    refused
-                } else {
-                    error
-                });
+            let refused = DiskError { kind: DiskErrorKind::Io, code: error.code };
+            self.failure.get_or_insert(if error.kind == DiskErrorKind::NoSpace {
+                // Segments are written full beforehand, so this is no plain "disk full".
+                refused
+            } else {
+                error
+            });
         }
         if self.failure.is_some() {
             return false;

@@ -5,11 +5,7 @@ use crate::record::{Key, Namespace, RecordKind, Version};
 
 fn log() -> GroupCommit {
     let mut log = GroupCommit::new([7; 16], GroupCommitLimits::default(), Lsn(10), 0);
-    log.add_segment(OpenSegment {
-        id: 1,
-        file: FileId(1),
-        len: 4 << 20,
-    });
+    log.add_segment(OpenSegment { id: 1, file: FileId(1), len: 4 << 20 });
     log
 }
 
@@ -27,12 +23,9 @@ fn record(value: &[u8]) -> Record<'_> {
 
 fn write_range(write: &FrameWrite) -> (FileId, u64, usize) {
     match &write.operation {
-        DiskOperation::Write {
-            file,
-            offset,
-            buffer,
-            durability: Durability::Durable,
-        } => (*file, *offset, buffer.len()),
+        DiskOperation::Write { file, offset, buffer, durability: Durability::Durable } => {
+            (*file, *offset, buffer.len())
+        }
         other => panic!("a frame is written durably, not {other:?}"),
     }
 }
@@ -41,10 +34,7 @@ fn write_range(write: &FrameWrite) -> (FileId, u64, usize) {
 fn record_is_durable_only_after_its_write_completed() {
     let mut log = log();
     assert_eq!(log.append(&record(b"a")).unwrap().lsn, Lsn(11));
-    assert!(
-        log.poll_write().is_none(),
-        "nothing goes out before the turn ends"
-    );
+    assert!(log.poll_write().is_none(), "nothing goes out before the turn ends");
     log.submit(5);
     let write = log.poll_write().unwrap();
     assert_eq!(write_range(&write), (FileId(1), 4096, 4096));
@@ -94,10 +84,7 @@ fn failed_write_is_final() {
     log.append(&record(b"a")).unwrap();
     log.submit(5);
     let write = log.poll_write().unwrap();
-    let error = DiskError {
-        kind: DiskErrorKind::Io,
-        code: 5,
-    };
+    let error = DiskError { kind: DiskErrorKind::Io, code: 5 };
     assert!(!log.handle_written(write.number, Err(error), None));
     assert_eq!(log.append(&record(b"b")), Err(AppendError::Failed(error)));
     log.submit(6);
@@ -118,17 +105,10 @@ fn full_segment_rolls_to_the_spare_or_asks_for_one() {
     };
     assert!(matches!(error, AppendError::NoSegment { frame_len } if frame_len > 900 << 10));
     assert_eq!(appended.len(), 4);
-    log.add_segment(OpenSegment {
-        id: 2,
-        file: FileId(2),
-        len: 8 << 20,
-    });
+    log.add_segment(OpenSegment { id: 2, file: FileId(2), len: 8 << 20 });
     let location = log.append(&record(&value)).unwrap().location;
     assert_eq!((location.segment, location.offset), (2, 4096 + 80));
-    assert!(
-        log.poll_left().is_none(),
-        "frames of the first segment are still to be written"
-    );
+    assert!(log.poll_left().is_none(), "frames of the first segment are still to be written");
     for _ in 0..5 {
         log.submit(1);
         let write = log.poll_write().unwrap();
@@ -160,13 +140,9 @@ fn too_many_pending_bytes_push_back() {
     let mut log = log();
     log.limits.pending_bytes_max = 1000;
     log.append(&record(&[0; 900])).unwrap();
-    assert!(matches!(
-        log.append(&record(&[0; 900])),
-        Err(AppendError::Congested { .. })
-    ));
+    assert!(matches!(log.append(&record(&[0; 900])), Err(AppendError::Congested { .. })));
     log.submit(1);
     let write = log.poll_write().unwrap();
     log.handle_written(write.number, Ok(()), None);
-    log.append(&record(&[0; 9000]))
-        .expect("a lone record is taken whatever its size");
+    log.append(&record(&[0; 9000])).expect("a lone record is taken whatever its size");
 }

@@ -190,27 +190,12 @@ pub async fn scan_segment(
     };
     let limit = source.cut.unwrap_or(source.len).min(source.len);
     let reader = Reader::new(port.clone(), source);
-    let place = Place {
-        store,
-        segment: source.id,
-        offset: 0,
-    };
+    let place = Place { store, segment: source.id, offset: 0 };
     let skip = skip.iter().filter(|range| {
         range.segment == source.id && range.verdict == Verdict::TailUncertain && range.len > 0
     });
-    let skip = skip
-        .map(|range| (range.offset, range.offset + range.len))
-        .collect();
-    Scanner {
-        scan,
-        reader,
-        place,
-        limit,
-        skip,
-        gap: None,
-    }
-    .run(visit)
-    .await
+    let skip = skip.map(|range| (range.offset, range.offset + range.len)).collect();
+    Scanner { scan, reader, place, limit, skip, gap: None }.run(visit).await
 }
 
 struct Gap {
@@ -248,12 +233,7 @@ impl Scanner {
         self.close_gap(None);
         for (offset, len) in self.reader.unreadable {
             let damage = Damage::Unreadable;
-            self.scan.findings.push(Finding {
-                segment: self.scan.id,
-                offset,
-                len,
-                damage,
-            });
+            self.scan.findings.push(Finding { segment: self.scan.id, offset, len, damage });
         }
         self.scan
     }
@@ -291,10 +271,7 @@ impl Scanner {
 
     async fn take_blank_or_bad(&mut self, offset: u64) -> u64 {
         let blank = frame::is_blank(self.reader.at(offset, BLOCK_SIZE).await);
-        let gap = self.gap.get_or_insert(Gap {
-            start: offset,
-            soiled: None,
-        });
+        let gap = self.gap.get_or_insert(Gap { start: offset, soiled: None });
         let end = offset + BLOCK_SIZE as u64;
         if !blank {
             gap.soiled = Some(end);
@@ -313,23 +290,9 @@ impl Scanner {
         let len = end - gap.start;
         let after = self.scan.intervals.last().map(|interval| interval.last);
         let before = next.map(|(_, lsn)| lsn);
-        self.scan.bad.push(BadRange {
-            offset: gap.start,
-            len,
-            before,
-            after,
-        });
-        let damage = if next.is_some() {
-            Damage::NoFrame
-        } else {
-            Damage::Stray
-        };
-        self.scan.findings.push(Finding {
-            segment: self.scan.id,
-            offset: gap.start,
-            len,
-            damage,
-        });
+        self.scan.bad.push(BadRange { offset: gap.start, len, before, after });
+        let damage = if next.is_some() { Damage::NoFrame } else { Damage::Stray };
+        self.scan.findings.push(Finding { segment: self.scan.id, offset: gap.start, len, damage });
     }
 
     async fn take_frame(
@@ -350,40 +313,22 @@ impl Scanner {
         self.note_frame(offset, &header);
         match reading {
             FrameReading::Whole(records) => records.into_iter().for_each(visit),
-            FrameReading::ByteDamaged {
-                records,
-                position,
-                damage,
-            } => {
+            FrameReading::ByteDamaged { records, position, damage } => {
                 self.find(offset + position as u64, 1, damage);
                 records.into_iter().for_each(visit);
             }
             FrameReading::Salvaged { records, lost } => {
                 let damaged = records.iter().filter(|record| record.damaged).count();
                 let damaged = u32::try_from(damaged).unwrap_or(u32::MAX);
-                let damage = Damage::Frame {
-                    records: header.record_count,
-                    lost,
-                    damaged,
-                };
+                let damage = Damage::Frame { records: header.record_count, lost, damaged };
                 self.find(offset, u64::from(header.len), damage);
-                self.scan.salvaged.push(SalvagedFrame {
-                    offset,
-                    header,
-                    records,
-                    lost,
-                });
+                self.scan.salvaged.push(SalvagedFrame { offset, header, records, lost });
             }
         }
     }
 
     fn find(&mut self, offset: u64, len: u64, damage: Damage) {
-        self.scan.findings.push(Finding {
-            segment: self.scan.id,
-            offset,
-            len,
-            damage,
-        });
+        self.scan.findings.push(Finding { segment: self.scan.id, offset, len, damage });
     }
 
     fn note_frame(&mut self, offset: u64, header: &FrameHeader) {
@@ -401,12 +346,7 @@ impl Scanner {
                     interval.last = last;
                     interval.end = end;
                 }
-                _ => scan.intervals.push(Interval {
-                    first,
-                    last,
-                    segment: scan.id,
-                    end,
-                }),
+                _ => scan.intervals.push(Interval { first, last, segment: scan.id, end }),
             }
         }
     }
@@ -414,15 +354,8 @@ impl Scanner {
 
 enum FrameReading {
     Whole(Vec<ReplayedRecord>),
-    ByteDamaged {
-        records: Vec<ReplayedRecord>,
-        position: usize,
-        damage: Damage,
-    },
-    Salvaged {
-        records: Vec<ReplayedRecord>,
-        lost: u32,
-    },
+    ByteDamaged { records: Vec<ReplayedRecord>, position: usize, damage: Damage },
+    Salvaged { records: Vec<ReplayedRecord>, lost: u32 },
 }
 
 fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading {
@@ -451,11 +384,7 @@ fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading
                 }
                 _ => Damage::PaddingByte,
             };
-            return FrameReading::ByteDamaged {
-                records,
-                position,
-                damage,
-            };
+            return FrameReading::ByteDamaged { records, position, damage };
         }
     }
     let (records, lost) = salvage(bytes, place, header.record_count);
@@ -484,9 +413,7 @@ fn salvage(bytes: &[u8], place: &Place, count: u32) -> (Vec<ReplayedRecord>, u32
         let here = place.at(place.offset + at as u64);
         let rest = &bytes[at..];
         let plausible = (1..=4).contains(&rest[4]) && rest[5] == 0 && rest[30..32] == [0, 0];
-        let header = plausible
-            .then(|| RecordHeader::decode(rest, &here).ok())
-            .flatten();
+        let header = plausible.then(|| RecordHeader::decode(rest, &here).ok()).flatten();
         let Some(header) = header else {
             at += RECORD_ALIGNMENT;
             continue;
@@ -539,13 +466,7 @@ struct Reader {
 impl Reader {
     fn new(port: DiskPort, source: SegmentSource) -> Self {
         let window = IoBuffer::with_capacity(WINDOW_LEN);
-        Self {
-            port,
-            source,
-            window,
-            start: 0,
-            unreadable: Vec::new(),
-        }
+        Self { port, source, window, start: 0, unreadable: Vec::new() }
     }
 
     /// Returns `len` bytes at `offset`, fewer only where the file ends. Both in whole blocks.
@@ -561,26 +482,14 @@ impl Reader {
 
     async fn fill(&mut self, offset: u64, len: usize) {
         let window = std::mem::replace(&mut self.window, IoBuffer::with_capacity(1));
-        let mut window = if window.capacity() < len {
-            IoBuffer::with_capacity(len)
-        } else {
-            window
-        };
+        let mut window =
+            if window.capacity() < len { IoBuffer::with_capacity(len) } else { window };
         window.set_len(0);
         self.start = offset;
-        let available = self
-            .source
-            .len
-            .saturating_sub(offset)
-            .next_multiple_of(BLOCK_SIZE as u64);
+        let available = self.source.len.saturating_sub(offset).next_multiple_of(BLOCK_SIZE as u64);
         let len = usize::try_from(available).unwrap_or(usize::MAX).min(len);
         let file = self.source.file;
-        let read = DiskOperation::Read {
-            file,
-            offset,
-            len,
-            buffer: window,
-        };
+        let read = DiskOperation::Read { file, offset, len, buffer: window };
         match self.port.transfer(read).await {
             Ok(buffer) => self.window = buffer,
             Err(_) => self.window = self.read_by_block(offset, len).await,
@@ -594,11 +503,7 @@ impl Reader {
                 Ok(block) => whole.extend_from_slice(block.as_slice()),
                 Err(_) => {
                     whole.extend_from_slice(&[0; BLOCK_SIZE]);
-                    if self
-                        .unreadable
-                        .last()
-                        .is_none_or(|(start, len)| start + len < at + 1)
-                    {
+                    if self.unreadable.last().is_none_or(|(start, len)| start + len < at + 1) {
                         self.unreadable.push((at, BLOCK_SIZE as u64));
                     }
                 }
@@ -610,14 +515,7 @@ impl Reader {
     async fn read_block(&self, offset: u64) -> Result<IoBuffer, DiskError> {
         let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
         let (file, len) = (self.source.file, BLOCK_SIZE);
-        self.port
-            .transfer(DiskOperation::Read {
-                file,
-                offset,
-                len,
-                buffer,
-            })
-            .await
+        self.port.transfer(DiskOperation::Read { file, offset, len, buffer }).await
     }
 }
 
@@ -644,9 +542,7 @@ impl Settlement {
     /// Whether acknowledged records are lost and not known by key.
     #[must_use]
     pub fn is_suspect(&self) -> bool {
-        self.quarantine
-            .iter()
-            .any(|range| range.verdict == Verdict::Corruption)
+        self.quarantine.iter().any(|range| range.verdict == Verdict::Corruption)
     }
 }
 
@@ -654,10 +550,7 @@ impl Settlement {
 /// `durable_lsn` what the manifest knows to be durable.
 #[must_use]
 pub fn settle(scans: &[SegmentScan], known: &[Quarantine], durable_lsn: Lsn) -> Settlement {
-    let watermark = scans
-        .iter()
-        .map(|scan| scan.durable_lsn)
-        .fold(durable_lsn, Lsn::max);
+    let watermark = scans.iter().map(|scan| scan.durable_lsn).fold(durable_lsn, Lsn::max);
     let intervals = merged(scans.iter().flat_map(|scan| &scan.intervals));
     let last_seen = intervals.last().map_or(Lsn::ZERO, |interval| interval.last);
     let mut settlement = Settlement {
@@ -667,11 +560,7 @@ pub fn settle(scans: &[SegmentScan], known: &[Quarantine], durable_lsn: Lsn) -> 
         quarantine: known.to_vec(),
         tail_uncertain_bytes: 0,
         salvaged: Vec::new(),
-        findings: scans
-            .iter()
-            .flat_map(|scan| &scan.findings)
-            .copied()
-            .collect(),
+        findings: scans.iter().flat_map(|scan| &scan.findings).copied().collect(),
     };
     settle_gaps(&mut settlement, scans, &intervals);
     settle_salvaged(&mut settlement, scans);
@@ -722,30 +611,13 @@ fn settle_gaps(settlement: &mut Settlement, scans: &[SegmentScan], intervals: &[
                 bad.after.is_none_or(|after| after < first_lsn)
                     && bad.before.is_none_or(|before| last_lsn < before)
             };
-            scan.bad
-                .iter()
-                .find(holds)
-                .map(|bad| (scan.id, bad.offset, bad.len))
+            scan.bad.iter().find(holds).map(|bad| (scan.id, bad.offset, bad.len))
         });
         let nowhere = || previous.map_or((0, 0, 0), |interval| (interval.segment, interval.end, 0));
         let (segment, offset, len) = found.unwrap_or_else(nowhere);
         let lost = first_lsn <= settlement.watermark;
-        let verdict = if lost {
-            Verdict::Corruption
-        } else {
-            Verdict::TailUncertain
-        };
-        give_up(
-            settlement,
-            Quarantine {
-                segment,
-                offset,
-                len,
-                first_lsn,
-                last_lsn,
-                verdict,
-            },
-        );
+        let verdict = if lost { Verdict::Corruption } else { Verdict::TailUncertain };
+        give_up(settlement, Quarantine { segment, offset, len, first_lsn, last_lsn, verdict });
     }
 }
 
@@ -760,23 +632,9 @@ fn settle_salvaged(settlement: &mut Settlement, scans: &[SegmentScan]) {
             if durable && frame.lost == 0 {
                 continue;
             }
-            let verdict = if durable {
-                Verdict::Corruption
-            } else {
-                Verdict::TailUncertain
-            };
+            let verdict = if durable { Verdict::Corruption } else { Verdict::TailUncertain };
             let (segment, offset, len) = (scan.id, frame.offset, u64::from(frame.header.len));
-            give_up(
-                settlement,
-                Quarantine {
-                    segment,
-                    offset,
-                    len,
-                    first_lsn,
-                    last_lsn,
-                    verdict,
-                },
-            );
+            give_up(settlement, Quarantine { segment, offset, len, first_lsn, last_lsn, verdict });
         }
     }
 }

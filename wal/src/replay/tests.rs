@@ -20,33 +20,16 @@ struct Image {
 
 impl Image {
     fn new() -> Self {
-        let identity = Identity {
-            store: STORE,
-            node_id: [0; 20],
-            shard: 0,
-            shard_count: 1,
-        };
-        let header = SegmentHeader {
-            identity,
-            id: SEGMENT,
-            len: SEGMENT_LEN as u64,
-        };
+        let identity = Identity { store: STORE, node_id: [0; 20], shard: 0, shard_count: 1 };
+        let header = SegmentHeader { identity, id: SEGMENT, len: SEGMENT_LEN as u64 };
         let mut bytes = vec![0; SEGMENT_LEN];
         bytes[..BLOCK_SIZE].copy_from_slice(header.encode().as_slice());
-        Self {
-            bytes,
-            tail: BLOCK_SIZE,
-            next_lsn: 1,
-        }
+        Self { bytes, tail: BLOCK_SIZE, next_lsn: 1 }
     }
 
     /// Appends a frame of records with these values; returns where it starts.
     fn frame(&mut self, durable_lsn: u64, values: &[&[u8]]) -> usize {
-        let place = Place {
-            store: STORE,
-            segment: SEGMENT,
-            offset: self.tail as u64,
-        };
+        let place = Place { store: STORE, segment: SEGMENT, offset: self.tail as u64 };
         let mut buffer = IoBuffer::with_capacity(SEGMENT_LEN);
         buffer.extend_from_slice(&[0; FRAME_HEADER_LEN]);
         for (index, value) in values.iter().enumerate() {
@@ -60,11 +43,7 @@ impl Image {
                 expiry_ms: 0,
                 value,
             };
-            record.encode(
-                &place.at(place.offset + buffer.len() as u64),
-                Lsn(lsn),
-                &mut buffer,
-            );
+            record.encode(&place.at(place.offset + buffer.len() as u64), Lsn(lsn), &mut buffer);
         }
         let stamp = FrameStamp {
             first_lsn: Lsn(self.next_lsn),
@@ -104,12 +83,7 @@ impl Image {
         let len = self.bytes.len() as u64;
         let mut procedure = Procedure::new(|port| async move {
             let mut records = Vec::new();
-            let source = SegmentSource {
-                id: SEGMENT,
-                file: FileId(0),
-                len,
-                cut,
-            };
+            let source = SegmentSource { id: SEGMENT, file: FileId(0), len, cut };
             let mut visit = |record| records.push(record);
             let scan = scan_segment(&port, STORE, source, &skip, &mut visit).await;
             (scan, records)
@@ -119,13 +93,7 @@ impl Image {
                 return output;
             }
             let request = procedure.poll_request().expect("the scan waits for a read");
-            let DiskOperation::Read {
-                offset,
-                len,
-                mut buffer,
-                ..
-            } = request.operation
-            else {
+            let DiskOperation::Read { offset, len, mut buffer, .. } = request.operation else {
                 panic!("a scan only reads");
             };
             let offset = offset as usize;
@@ -160,10 +128,7 @@ fn clean_log_replays_whole() {
 fn every_single_byte_flip_keeps_all_records_known() {
     let (image, _) = Image::three_frames();
     for position in BLOCK_SIZE..image.tail {
-        let mut damaged = Image {
-            bytes: image.bytes.clone(),
-            ..image
-        };
+        let mut damaged = Image { bytes: image.bytes.clone(), ..image };
         damaged.bytes[position] ^= 0x21;
         let (scan, records) = damaged.scan();
         assert_eq!(lsns(&records), [1, 2, 3, 4], "flip at {position}");
@@ -173,10 +138,7 @@ fn every_single_byte_flip_keeps_all_records_known() {
         assert_eq!((finding.offset, finding.len), (position as u64, 1));
         assert!(!settled.is_suspect());
         let damaged_count = records.iter().filter(|record| record.damaged).count();
-        assert_eq!(
-            damaged_count,
-            usize::from(finding.damage == Damage::RecordByte)
-        );
+        assert_eq!(damaged_count, usize::from(finding.damage == Damage::RecordByte));
     }
 }
 
@@ -200,10 +162,7 @@ fn lost_frame_below_the_watermark_is_corruption() {
     let settled = settle(&[scan], &[], Lsn::ZERO);
     assert!(settled.is_suspect());
     let range = settled.quarantine[0];
-    assert_eq!(
-        (range.offset, range.len),
-        (starts[0] as u64, BLOCK_SIZE as u64)
-    );
+    assert_eq!((range.offset, range.len), (starts[0] as u64, BLOCK_SIZE as u64));
     assert_eq!((range.first_lsn, range.last_lsn), (Lsn(1), Lsn(2)));
 }
 
@@ -214,10 +173,7 @@ fn zeroed_frame_below_the_watermark_is_corruption_too() {
     let (scan, _) = image.scan();
     let settled = settle(&[scan], &[], Lsn::ZERO);
     assert!(settled.is_suspect());
-    assert_eq!(
-        (settled.quarantine[0].first_lsn, settled.last_lsn),
-        (Lsn(3), Lsn(4))
-    );
+    assert_eq!((settled.quarantine[0].first_lsn, settled.last_lsn), (Lsn(3), Lsn(4)));
 }
 
 #[test]
@@ -255,14 +211,7 @@ fn damaged_frame_below_the_watermark_is_salvaged_by_record() {
     let settled = settle(&[scan], &[], Lsn::ZERO);
     assert_eq!(lsns(&settled.salvaged), [1, 3]);
     assert!(settled.salvaged[1].damaged && settled.is_suspect());
-    assert!(matches!(
-        settled.findings[0].damage,
-        Damage::Frame {
-            records: 3,
-            lost: 1,
-            ..
-        }
-    ));
+    assert!(matches!(settled.findings[0].damage, Damage::Frame { records: 3, lost: 1, .. }));
 }
 
 #[test]

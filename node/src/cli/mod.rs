@@ -1,0 +1,104 @@
+//! The command line: parses it, runs one command, and returns how that ended.
+//!
+//! Nothing here prints an error or exits: `main` does both. This is the edge of the program, so it
+//! reads the process environment and files, and writes to stdout; the node below it does not.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _, Write};
+
+use clap::{Parser, Subcommand};
+
+mod check;
+mod client;
+mod error;
+mod exit_code;
+mod files;
+mod flags;
+mod run;
+#[cfg(test)]
+mod tests;
+
+pub use check::{DamageFound, Finding, Report};
+pub use client::ClientError;
+pub use error::CliError;
+pub use exit_code::ExitCode;
+
+use crate::config::Sources;
+use check::CheckFlags;
+use client::{DelFlags, GetFlags, InfoFlags, SetFlags};
+use flags::RunFlags;
+
+/// A persistent Kademlia storage node that speaks the Redis protocol.
+///
+/// Without a command it runs a node: `kadring` is `kadring run`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kadring",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = exit_code::EXIT_CODES_HELP
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node until SIGTERM or SIGINT; prints one line `ready client=...` when it serves
+    #[command(after_help = exit_code::EXIT_CODES_HELP)]
+    Run(RunFlags),
+    /// Print the value of a key, byte for byte
+    Get(GetFlags),
+    /// Store a value under a key; returns once it is durable
+    Set(SetFlags),
+    /// Delete keys; prints how many of them existed
+    Del(DelFlags),
+    /// Print what the node says about itself
+    Info(InfoFlags),
+    /// Check a data directory that no node is using
+    Check(CheckFlags),
+}
+
+/// Runs the command line `args`, program name first, to its end.
+///
+/// # Errors
+/// [`CliError`], which knows its exit code. A reader that closes stdout early is no error.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
+    let line = CommandLine::try_parse_from(args)?;
+    let stdout = io::stdout();
+    let is_terminal = stdout.is_terminal();
+    let mut out = io::BufWriter::new(stdout.lock());
+    let result = match line.command.unwrap_or(Command::Run(line.run)) {
+        Command::Run(flags) => {
+            // The node announces itself on stdout from a place of its own.
+            drop(out);
+            return run::run(&sources(&|key| flags.get(key)));
+        }
+        Command::Get(flags) => {
+            client::get(&flags, &sources(&|key| flags.node.get(key)), &mut out, is_terminal)
+        }
+        Command::Set(flags) => client::set(&flags, &sources(&|key| flags.node.get(key)), &mut out),
+        Command::Del(flags) => client::del(&flags, &sources(&|key| flags.node.get(key)), &mut out),
+        Command::Info(flags) => {
+            client::info(&flags, &sources(&|key| flags.node.get(key)), &mut out)
+        }
+        Command::Check(flags) => check::run(&flags, &sources(&|key| flags.get(key)), &mut out),
+    };
+    finish(result, &mut out)
+}
+
+/// Flushes what a command wrote, and forgives a reader that has gone away.
+fn finish(result: Result<(), CliError>, out: &mut dyn Write) -> Result<(), CliError> {
+    let flushed = out.flush().map_err(CliError::Output);
+    match result.and(flushed) {
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+fn sources<'a>(flag: &'a dyn Fn(&str) -> Option<OsString>) -> Sources<'a> {
+    Sources { flag, variable: &|name| std::env::var_os(name), read: &files::read_text }
+}

@@ -1,0 +1,156 @@
+//! `kadring run`: starts a node and says when it is ready.
+
+use std::io::{self, Write as _};
+
+use sd_notify::NotifyState;
+
+use super::error::{CliError, directory_exit_code, directory_remedy};
+use super::exit_code::ExitCode;
+use crate::config::{Config, Sources};
+use crate::logging;
+use crate::node::{self, RunError, RunEvent};
+
+/// Runs a node until it is asked to stop.
+///
+/// # Errors
+/// A refused configuration, or what kept the node from starting or ended it.
+pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
+    let config = Config::load(sources)?;
+    logging::init(&config.log)?;
+    node::run(config, announce)?;
+    Ok(())
+}
+
+/// Tells whoever started the node: one line on stdout, and the service manager if there is one.
+fn announce(event: RunEvent) {
+    let state = match event {
+        RunEvent::Ready { client, node_id } => {
+            let line = ready_line(&client.to_string(), &node_id);
+            let mut stdout = io::stdout().lock();
+            // Nobody has to listen: a closed stdout does not stop the node.
+            if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
+                tracing::warn!(%error, "cannot write the readiness line to stdout");
+            }
+            NotifyState::Ready
+        }
+        RunEvent::Stopping => NotifyState::Stopping,
+    };
+    // Succeeds without a service manager, too.
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// The readiness line; `-` stands for a door that this node does not have.
+fn ready_line(client: &str, node_id: &[u8; 20]) -> String {
+    let node: String = node_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("ready client={client} peer=- admin=- node={node}\n")
+}
+
+/// The exit code of a node that did not start or failed.
+pub(super) fn exit_code(error: &RunError) -> ExitCode {
+    match error {
+        RunError::Bind { .. } => ExitCode::Bind,
+        RunError::Directory(error) => directory_exit_code(error),
+        RunError::ShardCount { .. } => ExitCode::Usage,
+        RunError::Ring { .. } => ExitCode::RingUnavailable,
+        RunError::Other(_) => ExitCode::Failure,
+    }
+}
+
+/// How to mend what kept a node from starting or ended it.
+pub(super) fn remedy(error: &RunError) -> &'static str {
+    match error {
+        RunError::Bind { source, .. } => match source.kind() {
+            io::ErrorKind::AddrInUse => "stop the process that uses it or give another --client",
+            io::ErrorKind::AddrNotAvailable => "give an address of this machine with --client",
+            io::ErrorKind::PermissionDenied => "give a port above 1023 with --client",
+            _ => "give another --client",
+        },
+        RunError::Directory(error) => directory_remedy(error),
+        RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
+        RunError::Ring { source } => match source.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "permit it (sysctl kernel.io_uring_disabled=0 and the container's seccomp \
+                 profile) or start with --io pread"
+            }
+            io::ErrorKind::OutOfMemory => {
+                "raise the limit of locked memory (ulimit -l) or start with --io pread"
+            }
+            _ => "run Linux 6.1 or newer, or start with --io pread",
+        },
+        RunError::Other(_) => "see the log above",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{exit_code, ready_line, remedy};
+    use crate::cli::exit_code::ExitCode;
+    use crate::node::{DirectoryError, RunError};
+    use std::io;
+
+    #[test]
+    fn ready_line_has_one_word_per_door_and_the_node_id_in_hex() {
+        let mut node_id = [0xab; 20];
+        node_id[0] = 1;
+        assert_eq!(
+            ready_line("127.0.0.1:7379", &node_id),
+            "ready client=127.0.0.1:7379 peer=- admin=- \
+             node=01ababababababababababababababababababab\n"
+        );
+    }
+
+    #[test]
+    fn every_failure_has_its_exit_code_and_remedy() {
+        let path = || "/data".into();
+        let system = |kind: io::ErrorKind| io::Error::from(kind);
+        let address = ([127, 0, 0, 1], 1).into();
+        let cases = [
+            (
+                RunError::Bind { address, source: system(io::ErrorKind::AddrInUse) },
+                ExitCode::Bind,
+                "another --client",
+            ),
+            (
+                RunError::Directory(DirectoryError::Locked {
+                    path: path(),
+                    holder: "process 7".to_owned(),
+                }),
+                ExitCode::DirectoryLocked,
+                "another --data-dir",
+            ),
+            (
+                RunError::Directory(DirectoryError::Unusable {
+                    path: path(),
+                    source: system(io::ErrorKind::PermissionDenied),
+                }),
+                ExitCode::DirectoryUnusable,
+                "let this user read and write it",
+            ),
+            (
+                RunError::Directory(DirectoryError::NewerFormat {
+                    path: path(),
+                    found: 9,
+                    supported: 0,
+                }),
+                ExitCode::DirectoryUnusable,
+                "run the kadring that wrote it",
+            ),
+            (
+                RunError::Ring { source: system(io::ErrorKind::PermissionDenied) },
+                ExitCode::RingUnavailable,
+                "--io pread",
+            ),
+            (
+                RunError::ShardCount { path: path(), stored: 4, asked: 2 },
+                ExitCode::Usage,
+                "leave --shards out",
+            ),
+        ];
+        for (error, code, words) in cases {
+            assert_eq!(exit_code(&error), code, "{error}");
+            assert!(remedy(&error).contains(words), "{error}; {}", remedy(&error));
+        }
+    }
+}

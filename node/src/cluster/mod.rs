@@ -1,0 +1,3 @@
+//! What makes many nodes one key space. So far: versions.
+
+pub mod clock;

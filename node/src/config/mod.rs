@@ -1,0 +1,428 @@
+//! Configuration of a node: [`Config`] as plain data, and how it is put together.
+//!
+//! A setting has one key. `shards` is `--shards` on the command line, `KADRING_SHARDS` in the
+//! environment and `shards = 4` in the TOML file named by `--config`. The first that is present
+//! wins, in that order; the default is last. An empty variable counts as absent. A relative path is
+//! relative to the working directory, wherever it was written.
+//!
+//! Nothing is clamped: a value out of range is a [`ConfigError`] that names the place it came from.
+//! This module reads no environment, command line or file itself; [`Sources`] lends them.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+mod error;
+mod settings;
+pub mod size;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ConfigError, Origin, Place};
+pub use settings::{SETTINGS, Setting, flag_name, variable_name};
+
+use settings::Raw;
+
+/// Shards of a data directory at most (DESIGN 2).
+pub const SHARDS_MAX: u16 = 16;
+/// Bytes of the smallest segment, with which every store starts.
+pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+/// Bytes of the largest segment.
+pub const SEGMENT_BYTES_MAX: u64 = 256 << 20;
+/// Largest `value_bytes_max` that may be configured.
+pub const VALUE_BYTES_LIMIT: usize = 32 << 20;
+/// Room for key, arguments and framing beside a value of the largest size, in the input limit.
+pub const COMMAND_OVERHEAD_BYTES: usize = 1 << 20;
+/// Bytes of a password at most, as in Redis.
+pub const PASSWORD_BYTES_MAX: usize = 512;
+
+/// Everything a node needs to know before it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where the node keeps its data; created when absent.
+    pub data_dir: PathBuf,
+    /// Address of the client door (RESP over TCP); port 0 picks a free one.
+    pub client: SocketAddr,
+    /// Password that clients must give with AUTH or HELLO; `None` asks for none.
+    pub requirepass: Option<Password>,
+    /// Shards of a new data directory, 1 to 16; `None` is one per core, at most 16. A directory
+    /// that exists keeps its own number.
+    pub shards: Option<u16>,
+    /// Which driver does disk and network work.
+    pub io: IoDriver,
+    /// Blocking file threads of the `pread` driver, 1 to 64.
+    pub pread_threads: usize,
+    /// Bytes of a full-grown segment: a power of two from 4 MiB to 256 MiB.
+    pub segment_bytes: u64,
+    /// Bytes of values kept in memory for reading; 0 keeps none.
+    pub cache_bytes: usize,
+    /// What clients may take.
+    pub limits: ClientLimits,
+    /// What is logged and how.
+    pub log: LogConfig,
+}
+
+/// Limits of the client door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// Connections at the same time, 1 to 1,000,000.
+    pub connections_max: usize,
+    /// Bytes of a value at most, 1 to 32 MiB.
+    pub value_bytes_max: usize,
+    /// Unsent reply bytes of a connection at which no more of its commands are executed.
+    pub output_pause_bytes: usize,
+    /// Unsent reply bytes of a connection at which it is disconnected; at least
+    /// `output_pause_bytes + value_bytes_max`, so that one large reply never does it.
+    pub output_bytes_max: usize,
+    /// Received but unexecuted bytes kept for a connection; at least `value_bytes_max` + 1 MiB, so
+    /// that the largest command fits.
+    pub input_bytes_max: usize,
+    /// Milliseconds after which a paused client that reads nothing is disconnected; at least 1.
+    pub stall_ms: u64,
+}
+
+/// What is logged and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level, or levels by module: `info`, `info,kadring::io=debug`.
+    pub filter: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// Which implementation of the `Io` seam runs the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoDriver {
+    /// One io_uring per thread for disk and network. Never replaced silently by another driver:
+    /// where the kernel forbids it the node does not start.
+    Uring,
+    /// Blocking file calls on threads and readiness-driven sockets.
+    Pread,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One readable line per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+/// A password that does not show itself when the configuration is printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// Takes `text` as it is; `None` unless it is one line of 1 to [`PASSWORD_BYTES_MAX`] bytes.
+    pub fn new(text: &str) -> Option<Self> {
+        let len_fits = (1..=PASSWORD_BYTES_MAX).contains(&text.len());
+        (len_fits && !text.contains(['\n', '\r', '\0'])).then(|| Self(text.to_owned()))
+    }
+
+    /// Takes the content of a password file: as [`Password::new`], less one line end.
+    pub fn from_file_content(content: &str) -> Option<Self> {
+        let line = content.strip_suffix('\n').unwrap_or(content);
+        Self::new(line.strip_suffix('\r').unwrap_or(line))
+    }
+
+    /// The password itself, to be sent to a node.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `given` is the password; takes as long for a wrong one of the same length.
+    pub fn matches(&self, given: &[u8]) -> bool {
+        let own = self.0.as_bytes();
+        own.len() == given.len() && own.iter().zip(given).fold(0, |odd, (a, b)| odd | (a ^ b)) == 0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(hidden)")
+    }
+}
+
+/// Where settings come from; closures, so that tests need no process environment and no files.
+pub struct Sources<'a> {
+    /// The flag of a key on the command line, if given.
+    pub flag: &'a dyn Fn(&str) -> Option<OsString>,
+    /// An environment variable by its full name, if set.
+    pub variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The text of a file.
+    pub read: &'a dyn Fn(&Path) -> io::Result<String>,
+}
+
+impl fmt::Debug for Sources<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("./kadring-data"),
+            client: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7379),
+            requirepass: None,
+            shards: None,
+            io: IoDriver::Uring,
+            pread_threads: 4,
+            segment_bytes: 64 << 20,
+            cache_bytes: 256 << 20,
+            limits: ClientLimits {
+                connections_max: 10_000,
+                value_bytes_max: 16 << 20,
+                output_pause_bytes: 1 << 20,
+                output_bytes_max: 256 << 20,
+                input_bytes_max: 64 << 20,
+                stall_ms: 60_000,
+            },
+            log: LogConfig { filter: "info".to_owned(), format: LogFormat::Text },
+        }
+    }
+}
+
+impl Config {
+    /// Puts the configuration together from flags, environment, file and defaults, and checks it.
+    ///
+    /// # Errors
+    /// Each [`ConfigError`] says on one line what is wrong, where, and how to mend it.
+    pub fn load(sources: &Sources<'_>) -> Result<Self, ConfigError> {
+        let layers = Layers::read(sources)?;
+        let mut config = Self::default();
+        for setting in SETTINGS {
+            layers.apply(setting, &mut config)?;
+        }
+        config.requirepass = layers.requirepass()?;
+        config.check(&|key| layers.origin(key))?;
+        Ok(config)
+    }
+
+    /// Checks the ranges of all settings and how they fit together.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`] found; [`Config::load`] has called this already.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.check(&|_| Origin::Default)
+    }
+
+    /// All settings but the password, by key, as text that the configuration file would accept.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static str, String)> {
+        SETTINGS.iter().map(|setting| (setting.key, (setting.show)(self)))
+    }
+
+    fn check(&self, origin: &dyn Fn(&'static str) -> Origin) -> Result<(), ConfigError> {
+        let place = |key| Place { key, origin: origin(key) };
+        if let Some(setting) = SETTINGS.iter().find(|setting| !(setting.valid)(self)) {
+            return Err(ConfigError::ValueRefused {
+                place: place(setting.key),
+                found: (setting.show)(self),
+                expected: setting.expected,
+            });
+        }
+        let limits = &self.limits;
+        let at_least = |key, found: usize, needed: usize, reason| {
+            if found >= needed {
+                return Ok(());
+            }
+            let (found, needed) = (found as u64, needed as u64);
+            Err(ConfigError::LimitTooSmall { place: place(key), found, needed, reason })
+        };
+        at_least(
+            "output_bytes_max",
+            limits.output_bytes_max,
+            limits.output_pause_bytes.saturating_add(limits.value_bytes_max),
+            "output_pause_bytes + value_bytes_max",
+        )?;
+        at_least(
+            "input_bytes_max",
+            limits.input_bytes_max,
+            limits.value_bytes_max + COMMAND_OVERHEAD_BYTES,
+            "value_bytes_max + 1MiB",
+        )?;
+        if self.requirepass.is_none() && !self.client.ip().to_canonical().is_loopback() {
+            return Err(ConfigError::PasswordMissing { client: self.client });
+        }
+        Ok(())
+    }
+}
+
+/// Finds the data directory alone, for commands that need no running node and no valid rest.
+///
+/// # Errors
+/// As [`Config::load`], for this setting and the configuration file as a whole.
+pub fn data_dir(sources: &Sources<'_>) -> Result<PathBuf, ConfigError> {
+    let layers = Layers::read(sources)?;
+    let mut config = Config::default();
+    for setting in SETTINGS.iter().filter(|setting| setting.key == "data_dir") {
+        layers.apply(setting, &mut config)?;
+    }
+    Ok(config.data_dir)
+}
+
+/// Finds the password alone, from flags and environment, for commands that speak to a node.
+///
+/// # Errors
+/// As [`Config::load`], for this setting.
+pub fn requirepass(sources: &Sources<'_>) -> Result<Option<Password>, ConfigError> {
+    Layers { sources, file: None }.requirepass()
+}
+
+/// The sources with the configuration file read.
+struct Layers<'a> {
+    sources: &'a Sources<'a>,
+    file: Option<(PathBuf, toml::Table)>,
+}
+
+/// A value before it is understood.
+enum Found<'a> {
+    Word(OsString),
+    File(&'a toml::Value),
+}
+
+impl Found<'_> {
+    fn raw(&self) -> Raw<'_> {
+        match self {
+            Self::Word(word) => Raw::Word(word),
+            Self::File(value) => Raw::File(value),
+        }
+    }
+}
+
+impl<'a> Layers<'a> {
+    fn read(sources: &'a Sources<'a>) -> Result<Self, ConfigError> {
+        let mut layers = Self { sources, file: None };
+        let Some((origin, found)) = layers.find("config") else {
+            return Ok(layers);
+        };
+        let place = Place { key: "config", origin };
+        let raw = found.raw();
+        let path = raw.path().ok_or_else(|| refused(&place, &raw, "the path of a file"))?;
+        let text = match (sources.read)(&path) {
+            Ok(text) => text,
+            Err(source) => {
+                return Err(ConfigError::FileUnreadable { place, path, source });
+            }
+        };
+        let table = parse_file(&path, &text)?;
+        layers.file = Some((path, table));
+        Ok(layers)
+    }
+
+    /// The value of `key` that wins, with its origin.
+    fn find(&self, key: &'static str) -> Option<(Origin, Found<'_>)> {
+        [Layer::Flag, Layer::Variable, Layer::File]
+            .iter()
+            .find_map(|layer| self.find_in(*layer, key))
+    }
+
+    fn find_in(&self, layer: Layer, key: &'static str) -> Option<(Origin, Found<'_>)> {
+        match layer {
+            Layer::Flag => {
+                let word = (self.sources.flag)(key)?;
+                Some((Origin::Flag, Found::Word(word)))
+            }
+            Layer::Variable => {
+                let word = (self.sources.variable)(&variable_name(key))?;
+                (!word.is_empty()).then_some((Origin::Variable, Found::Word(word)))
+            }
+            Layer::File => {
+                let (path, table) = self.file.as_ref()?;
+                Some((Origin::File(path.clone()), Found::File(table.get(key)?)))
+            }
+        }
+    }
+
+    fn origin(&self, key: &'static str) -> Origin {
+        self.find(key).map_or(Origin::Default, |(origin, _)| origin)
+    }
+
+    fn apply(&self, setting: &Setting, config: &mut Config) -> Result<(), ConfigError> {
+        let Some((origin, found)) = self.find(setting.key) else {
+            return Ok(());
+        };
+        let (place, raw) = (Place { key: setting.key, origin }, found.raw());
+        (setting.apply)(config, &raw).ok_or_else(|| refused(&place, &raw, setting.expected))
+    }
+
+    /// The password of the highest layer that gives one, directly or in a file.
+    fn requirepass(&self) -> Result<Option<Password>, ConfigError> {
+        for layer in [Layer::Flag, Layer::Variable, Layer::File] {
+            // A password on the command line would be visible to every user of the machine.
+            let direct = match layer {
+                Layer::Flag => None,
+                Layer::Variable | Layer::File => self.find_in(layer, "requirepass"),
+            };
+            let file = self.find_in(layer, "requirepass_file");
+            let in_place = |key, origin| Place { key, origin };
+            match (direct, file) {
+                (None, None) => {}
+                (Some((first, _)), Some((second, _))) => {
+                    let first = in_place("requirepass", first);
+                    let second = in_place("requirepass_file", second);
+                    return Err(ConfigError::PasswordTwice { first, second });
+                }
+                (Some((origin, found)), None) => {
+                    let place = in_place("requirepass", origin);
+                    let password = found.raw().text().and_then(Password::new);
+                    return password.map(Some).ok_or(ConfigError::PasswordRefused { place });
+                }
+                (None, Some((origin, found))) => {
+                    let place = in_place("requirepass_file", origin);
+                    return self.read_password(place, &found.raw()).map(Some);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_password(&self, place: Place, raw: &Raw<'_>) -> Result<Password, ConfigError> {
+        let path = raw.path().ok_or_else(|| refused(&place, raw, "the path of a file"))?;
+        match (self.sources.read)(&path) {
+            Ok(content) => {
+                Password::from_file_content(&content).ok_or(ConfigError::PasswordRefused { place })
+            }
+            Err(source) => Err(ConfigError::PasswordUnreadable { place, path, source }),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Layer {
+    Flag,
+    Variable,
+    File,
+}
+
+fn refused(place: &Place, raw: &Raw<'_>, expected: &'static str) -> ConfigError {
+    ConfigError::ValueRefused { place: place.clone(), found: raw.describe(), expected }
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<toml::Table, ConfigError> {
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start).min(text.len());
+        let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let reason = error.message().lines().collect::<Vec<_>>().join(", ");
+        ConfigError::FileSyntax { path: path.to_owned(), line, reason }
+    })?;
+    let known = || {
+        let ordinary = SETTINGS.iter().map(|setting| setting.key);
+        ordinary.chain(["requirepass", "requirepass_file"])
+    };
+    for key in table.keys() {
+        if known().any(|name| name == key) {
+            continue;
+        }
+        let nearest = known().min_by_key(|name| settings::edit_distance(key, name));
+        return Err(ConfigError::KeyUnknown {
+            path: path.to_owned(),
+            key: key.escape_default().to_string(),
+            nearest: nearest.unwrap_or("data_dir"),
+        });
+    }
+    Ok(table)
+}

@@ -1,0 +1,330 @@
+//! The table of settings: one row gives the flag, the variable, the file key, the help text, how a
+//! value is read, what is accepted, and how it is written.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::{
+    Config, IoDriver, LogFormat, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
+    VALUE_BYTES_LIMIT, size,
+};
+use crate::logging;
+
+/// One row of [`SETTINGS`].
+#[derive(Debug)]
+pub struct Setting {
+    /// Key in the configuration file; the variable is derived from it.
+    pub key: &'static str,
+    /// Flag without its dashes: the key with `-` for `_`.
+    pub flag: &'static str,
+    /// What stands for the value in help texts.
+    pub value_name: &'static str,
+    /// What it is, in one sentence or two.
+    pub help: &'static str,
+    /// What is accepted, to follow the word "give".
+    pub expected: &'static str,
+    /// Stores a value; `None` when its type or form is wrong.
+    pub(super) apply: fn(&mut Config, &Raw<'_>) -> Option<()>,
+    /// Whether the stored value is in its range.
+    pub(super) valid: fn(&Config) -> bool,
+    /// Writes the stored value so that `apply` accepts it.
+    pub(super) show: fn(&Config) -> String,
+}
+
+impl Setting {
+    /// The default, as it would be written.
+    pub fn default_text(&self) -> String {
+        (self.show)(&Config::default())
+    }
+}
+
+/// The flag of a key, without its dashes: `data_dir` is `data-dir`.
+pub fn flag_name(key: &str) -> String {
+    key.replace('_', "-")
+}
+
+/// The environment variable of a key: `data_dir` is `KADRING_DATA_DIR`.
+pub fn variable_name(key: &str) -> String {
+    format!("KADRING_{}", key.to_ascii_uppercase())
+}
+
+/// All settings but the password, in the order in which help shows them.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "data_dir",
+        flag: "data-dir",
+        value_name: "DIR",
+        help: "Where the node keeps its data; created when absent",
+        expected: "the path of a directory",
+        apply: |config, raw| set(&mut config.data_dir, raw.path()),
+        valid: |config| !config.data_dir.as_os_str().is_empty(),
+        show: |config| config.data_dir.display().to_string(),
+    },
+    Setting {
+        key: "client",
+        flag: "client",
+        value_name: "ADDR",
+        help: "Address of the client door, where Redis clients connect; port 0 picks a free one",
+        expected: "an IP address and port such as 127.0.0.1:7379 or [::1]:7379",
+        apply: |config, raw| set(&mut config.client, raw.parse()),
+        valid: |_| true,
+        show: |config| config.client.to_string(),
+    },
+    Setting {
+        key: "shards",
+        flag: "shards",
+        value_name: "N",
+        help: "Shards of a new data directory, 1 to 16; auto is one per core, at most 16",
+        expected: "a whole number from 1 to 16, or auto",
+        apply: |config, raw| {
+            let is_auto = raw.text() == Some("auto");
+            set(&mut config.shards, if is_auto { Some(None) } else { raw.number().map(Some) })
+        },
+        valid: |config| config.shards.is_none_or(|shards| (1..=SHARDS_MAX).contains(&shards)),
+        show: |config| config.shards.map_or_else(|| "auto".to_owned(), |shards| shards.to_string()),
+    },
+    Setting {
+        key: "io",
+        flag: "io",
+        value_name: "uring|pread",
+        help: "Which driver does disk and network work; pread runs where io_uring is forbidden",
+        expected: "uring or pread",
+        apply: |config, raw| {
+            let driver = match raw.text()? {
+                "uring" => IoDriver::Uring,
+                "pread" => IoDriver::Pread,
+                _ => return None,
+            };
+            set(&mut config.io, Some(driver))
+        },
+        valid: |_| true,
+        show: |config| match config.io {
+            IoDriver::Uring => "uring".to_owned(),
+            IoDriver::Pread => "pread".to_owned(),
+        },
+    },
+    Setting {
+        key: "pread_threads",
+        flag: "pread-threads",
+        value_name: "N",
+        help: "Blocking file threads of the pread driver, 1 to 64",
+        expected: "a whole number from 1 to 64",
+        apply: |config, raw| set(&mut config.pread_threads, raw.number()),
+        valid: |config| (1..=64).contains(&config.pread_threads),
+        show: |config| config.pread_threads.to_string(),
+    },
+    Setting {
+        key: "segment_bytes",
+        flag: "segment-bytes",
+        value_name: "SIZE",
+        help: "Size of a full-grown log segment: a power of two from 4MiB to 256MiB",
+        expected: "a power of two from 4MiB to 256MiB, such as 64MiB",
+        apply: |config, raw| set(&mut config.segment_bytes, raw.size()),
+        valid: |config| {
+            let bytes = config.segment_bytes;
+            bytes.is_power_of_two() && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes)
+        },
+        show: |config| size::format(config.segment_bytes),
+    },
+    Setting {
+        key: "cache_bytes",
+        flag: "cache-bytes",
+        value_name: "SIZE",
+        help: "Memory for values that are read often; 0 keeps none",
+        expected: "a size such as 256MiB or 1048576",
+        apply: |config, raw| set(&mut config.cache_bytes, raw.size()),
+        valid: |_| true,
+        show: |config| size::format(config.cache_bytes as u64),
+    },
+    Setting {
+        key: "connections_max",
+        flag: "connections-max",
+        value_name: "N",
+        help: "Client connections at the same time, 1 to 1000000",
+        expected: "a whole number from 1 to 1000000",
+        apply: |config, raw| set(&mut config.limits.connections_max, raw.number()),
+        valid: |config| (1..=1_000_000).contains(&config.limits.connections_max),
+        show: |config| config.limits.connections_max.to_string(),
+    },
+    Setting {
+        key: "value_bytes_max",
+        flag: "value-bytes-max",
+        value_name: "SIZE",
+        help: "Largest value that is stored, 1 to 32MiB",
+        expected: "a size from 1 to 32MiB, such as 16MiB",
+        apply: |config, raw| set(&mut config.limits.value_bytes_max, raw.size()),
+        valid: |config| (1..=VALUE_BYTES_LIMIT).contains(&config.limits.value_bytes_max),
+        show: |config| size::format(config.limits.value_bytes_max as u64),
+    },
+    Setting {
+        key: "output_pause_bytes",
+        flag: "output-pause-bytes",
+        value_name: "SIZE",
+        help: "Unsent replies at which a connection's further commands wait",
+        expected: "a size of 1 or more, such as 1MiB",
+        apply: |config, raw| set(&mut config.limits.output_pause_bytes, raw.size()),
+        valid: |config| config.limits.output_pause_bytes > 0,
+        show: |config| size::format(config.limits.output_pause_bytes as u64),
+    },
+    Setting {
+        key: "output_bytes_max",
+        flag: "output-bytes-max",
+        value_name: "SIZE",
+        help: "Unsent replies at which a connection is closed; at least output_pause_bytes + \
+               value_bytes_max",
+        expected: "a size such as 256MiB or 1048576",
+        apply: |config, raw| set(&mut config.limits.output_bytes_max, raw.size()),
+        valid: |_| true,
+        show: |config| size::format(config.limits.output_bytes_max as u64),
+    },
+    Setting {
+        key: "input_bytes_max",
+        flag: "input-bytes-max",
+        value_name: "SIZE",
+        help: "Received bytes kept for a connection whose commands wait; at least \
+               value_bytes_max + 1MiB",
+        expected: "a size such as 64MiB or 1048576",
+        apply: |config, raw| set(&mut config.limits.input_bytes_max, raw.size()),
+        valid: |_| true,
+        show: |config| size::format(config.limits.input_bytes_max as u64),
+    },
+    Setting {
+        key: "stall_ms",
+        flag: "stall-ms",
+        value_name: "MS",
+        help: "Milliseconds after which a connection that waits and reads nothing is closed",
+        expected: "a whole number of milliseconds, 1 or more",
+        apply: |config, raw| set(&mut config.limits.stall_ms, raw.number()),
+        valid: |config| config.limits.stall_ms > 0,
+        show: |config| config.limits.stall_ms.to_string(),
+    },
+    Setting {
+        key: "log",
+        flag: "log",
+        value_name: "FILTER",
+        help: "What is logged to stderr: off, error, warn, info, debug or trace, also by module \
+               as in info,kadring::io=debug",
+        expected: "off, error, warn, info, debug or trace, also as module=level, with commas \
+                   between",
+        apply: |config, raw| set(&mut config.log.filter, raw.text().map(str::to_owned)),
+        valid: |config| logging::parse_filter(&config.log.filter).is_some(),
+        show: |config| config.log.filter.clone(),
+    },
+    Setting {
+        key: "log_format",
+        flag: "log-format",
+        value_name: "text|json",
+        help: "How a log line looks",
+        expected: "text or json",
+        apply: |config, raw| {
+            let format = match raw.text()? {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return None,
+            };
+            set(&mut config.log.format, Some(format))
+        },
+        valid: |_| true,
+        show: |config| match config.log.format {
+            LogFormat::Text => "text".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        },
+    },
+];
+
+fn set<T>(slot: &mut T, value: Option<T>) -> Option<()> {
+    *slot = value?;
+    Some(())
+}
+
+/// A value as found: an untyped word from a flag or variable, or a typed one from the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Raw<'a> {
+    Word(&'a OsStr),
+    File(&'a toml::Value),
+}
+
+impl<'a> Raw<'a> {
+    /// A string.
+    pub(super) fn text(&self) -> Option<&'a str> {
+        match self {
+            Self::Word(word) => word.to_str(),
+            Self::File(value) => value.as_str(),
+        }
+    }
+
+    /// A path that is not empty; on the command line it need not be UTF-8.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        let path = match self {
+            Self::Word(word) => PathBuf::from(word),
+            Self::File(value) => PathBuf::from(value.as_str()?),
+        };
+        (!path.as_os_str().is_empty()).then_some(path)
+    }
+
+    /// A string with a form of its own.
+    fn parse<T: FromStr>(&self) -> Option<T> {
+        self.text()?.parse().ok()
+    }
+
+    /// A whole number: digits, or an integer in the file.
+    fn number<T: TryFrom<u64>>(&self) -> Option<T> {
+        let number = match self {
+            Self::Word(word) => {
+                let text = word.to_str()?;
+                let digits_only = text.bytes().all(|byte| byte.is_ascii_digit());
+                digits_only.then(|| text.parse::<u64>().ok()).flatten()?
+            }
+            Self::File(value) => u64::try_from(value.as_integer()?).ok()?,
+        };
+        T::try_from(number).ok()
+    }
+
+    /// A size: as [`size::parse`] reads it, or an integer number of bytes in the file.
+    fn size<T: TryFrom<u64>>(&self) -> Option<T> {
+        let bytes = match self {
+            Self::File(toml::Value::Integer(bytes)) => u64::try_from(*bytes).ok()?,
+            _ => size::parse(self.text()?)?,
+        };
+        T::try_from(bytes).ok()
+    }
+
+    /// The value for an error message, on one line and of bounded length.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Word(word) => quote(&word.to_string_lossy()),
+            Self::File(toml::Value::String(text)) => format!("the string {}", quote(text)),
+            Self::File(toml::Value::Integer(number)) => format!("the integer {number}"),
+            Self::File(toml::Value::Float(number)) => format!("the float {number}"),
+            Self::File(toml::Value::Boolean(truth)) => format!("the boolean {truth}"),
+            Self::File(toml::Value::Datetime(time)) => format!("the date {time}"),
+            Self::File(toml::Value::Array(_)) => "an array".to_owned(),
+            Self::File(toml::Value::Table(_)) => "a table".to_owned(),
+        }
+    }
+}
+
+fn quote(text: &str) -> String {
+    let shown: String = text.chars().take(80).collect();
+    let more = if shown.len() < text.len() { "..." } else { "" };
+    format!("{shown:?}{more}")
+}
+
+/// Levenshtein distance in bytes: how many insertions, deletions or changes lead from `a` to `b`.
+///
+/// Only the first 64 bytes of `a` count, so that a hostile file costs nothing.
+pub(super) fn edit_distance(a: &str, b: &str) -> usize {
+    let b = b.as_bytes();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a_byte) in a.bytes().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b_byte) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(a_byte != *b_byte);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

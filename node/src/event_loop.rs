@@ -1,0 +1,204 @@
+//! One thread's loop: wait, feed what came to the cores, take what they want done, submit it.
+//!
+//! A turn never blocks but in [`Io::wait`]. Within a turn the cores are fed until they have nothing
+//! more to say; what they want written then goes out together, which is what makes group commit.
+
+use std::io;
+
+use storage::LogClock;
+use wal::procedure::Procedure;
+
+use crate::io::{Completion, DiskOwner, Io, Monotonic, Request};
+use crate::keyspace::Keyspace;
+use crate::resp::door::Door;
+
+/// Clients get this long to take their last replies when the node stops, in milliseconds.
+const DRAIN_MS: u64 = 5_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Clients take their last replies, until this time.
+    Draining(Monotonic),
+    /// Connections are closed; the log writes its last frame.
+    Sealing,
+}
+
+/// Runs a procedure to its end. Returns its result, and whether the node was told to stop
+/// meanwhile.
+///
+/// # Errors
+/// The driver's.
+pub fn run_procedure<I: Io, T>(
+    io: &mut I,
+    owner: DiskOwner,
+    mut procedure: Procedure<T>,
+) -> io::Result<(T, bool)> {
+    let (mut done, mut terminated) = (Vec::new(), false);
+    loop {
+        while let Some(request) = procedure.poll_request() {
+            io.submit(Request::Disk(owner, request));
+        }
+        if let Some(output) = procedure.take_output() {
+            return Ok((output, terminated));
+        }
+        io.wait(None, &mut done)?;
+        for completion in done.drain(..) {
+            match completion {
+                Completion::Disk(_, completion) => procedure.handle_disk(completion),
+                Completion::Terminate => terminated = true,
+                other => unreachable!("{other:?} before the door is open"),
+            }
+        }
+    }
+}
+
+/// The loop and what it drives.
+#[derive(Debug)]
+pub struct EventLoop<I: Io> {
+    io: I,
+    keyspace: Keyspace,
+    door: Door,
+    clock: LogClock,
+    phase: Phase,
+    listening: bool,
+}
+
+impl<I: Io> EventLoop<I> {
+    /// Puts the loop together. The driver listens already.
+    pub fn new(io: I, keyspace: Keyspace, door: Door, clock: LogClock) -> Self {
+        Self { io, keyspace, door, clock, phase: Phase::Serving, listening: true }
+    }
+
+    /// Tells the node to stop: answers what was asked, seals the log, returns from [`Self::run`].
+    pub fn stop(&mut self) {
+        if self.phase == Phase::Serving {
+            self.phase = Phase::Draining(self.io.now().0.plus_millis(DRAIN_MS));
+            self.io.submit(Request::StopListening);
+            self.door.drain();
+        }
+    }
+
+    /// Turns until the node has stopped. `stopping` is called once when it begins to.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn run(&mut self, mut stopping: impl FnMut()) -> io::Result<()> {
+        let mut done = Vec::new();
+        let mut told = false;
+        loop {
+            self.turn();
+            if self.phase != Phase::Serving && !std::mem::replace(&mut told, true) {
+                stopping();
+            }
+            if self.has_stopped() {
+                return Ok(());
+            }
+            self.io.wait(self.deadline(), &mut done)?;
+            self.read_clock();
+            for completion in done.drain(..) {
+                self.handle(completion);
+            }
+        }
+    }
+
+    fn read_clock(&mut self) {
+        let (monotonic, wall) = self.io.now();
+        let reading = self.clock.read(wall.0, monotonic.0);
+        if let Some(jump_ms) = reading.jump_ms {
+            tracing::error!(jump_ms, "the clock jumped ahead; keys expire by it");
+        }
+        self.keyspace.set_now(reading.now);
+    }
+
+    fn handle(&mut self, completion: Completion) {
+        let Self { keyspace, door, .. } = self;
+        match completion {
+            Completion::Disk(owner, completion) => keyspace.handle_disk(owner.0, completion),
+            Completion::Accepted { connection, peer } => {
+                door.handle_accepted(keyspace, connection, peer);
+                if self.phase != Phase::Serving {
+                    door.drain();
+                }
+            }
+            Completion::Received { connection, result } => {
+                if let Some(buffer) = door.handle_received(keyspace, connection, result) {
+                    self.io.release(buffer);
+                }
+            }
+            Completion::Sent { connection, result } => {
+                door.handle_sent(keyspace, connection, &result);
+            }
+            Completion::Closed(connection) => door.handle_closed(connection),
+            Completion::ListenerClosed => self.listening = false,
+            Completion::Listening(result) => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "the client door has closed");
+                }
+            }
+            Completion::Terminate => self.stop(),
+        }
+    }
+
+    /// Feeds the cores until they are silent, then hands their requests to the driver.
+    fn turn(&mut self) {
+        loop {
+            while let Some((shard, event)) = self.keyspace.poll_event() {
+                self.door.handle_event(&mut self.keyspace, shard, event);
+            }
+            self.door.end_turn(&mut self.keyspace);
+            self.keyspace.end_turn();
+            if !self.submit() {
+                break;
+            }
+        }
+        if self.door.wants_shutdown() {
+            self.stop();
+        }
+        self.advance_phase();
+    }
+
+    /// Returns whether events came up that the cores have not seen yet.
+    fn submit(&mut self) -> bool {
+        while let Some((shard, request)) = self.keyspace.poll_request() {
+            self.io.submit(Request::Disk(DiskOwner(shard), request));
+        }
+        while let Some(request) = self.door.poll_request() {
+            self.io.submit(request);
+        }
+        self.keyspace.has_events()
+    }
+
+    fn advance_phase(&mut self) {
+        if let Phase::Draining(deadline) = self.phase {
+            if self.door.is_empty() {
+                self.phase = Phase::Sealing;
+                self.keyspace.seal();
+            } else if self.io.now().0 >= deadline {
+                tracing::warn!("clients have not taken their last replies; closing them");
+                self.door.close_all();
+                self.phase = Phase::Draining(deadline.plus_millis(DRAIN_MS));
+            } else {
+                return;
+            }
+            self.submit();
+        } else if self.phase == Phase::Sealing {
+            self.keyspace.seal();
+            self.submit();
+        }
+    }
+
+    fn has_stopped(&self) -> bool {
+        let failed = self.keyspace.stores().any(|(_, store)| store.failure().is_some());
+        self.phase == Phase::Sealing && !self.listening && (self.keyspace.is_quiet() || failed)
+    }
+
+    fn deadline(&self) -> Option<Monotonic> {
+        let draining = match self.phase {
+            Phase::Draining(deadline) => Some(deadline.0),
+            Phase::Serving | Phase::Sealing => None,
+        };
+        let deadlines = [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining];
+        deadlines.into_iter().flatten().min().map(Monotonic)
+    }
+}

@@ -1,0 +1,413 @@
+//! [`Network`]: the sockets of [`super::PreadIo`], non-blocking and watched for readiness.
+//!
+//! Readiness is edge-triggered: every request is tried at once, and only if the kernel would make
+//! it wait does it wait for the next edge.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use bytes::Bytes;
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, accept_with, recv, sendmsg,
+};
+
+use super::LISTENER;
+use crate::io::slots::{SlotKey, Slots};
+use crate::io::sockets::{
+    self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen, RECEIVE_BUFFER_BYTES,
+    RECEIVE_BUFFERS,
+};
+use crate::io::{Completion, ConnectionId, Monotonic, ReceiveBuffer, clock};
+
+/// Parts of one sendmsg(2) at most (IOV_MAX).
+const GATHER_MAX: usize = 1024;
+/// Connections accepted in one turn, so that a flood of them does not starve the others.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Free receive buffers that are kept.
+const FREE_BUFFERS_MAX: usize = 64;
+
+/// All sockets of the driver.
+#[derive(Debug)]
+pub(super) struct Network {
+    connections: Slots<Connection>,
+    listener: Listener,
+    free: Vec<Box<[u8]>>,
+    lent: usize,
+    /// Connections whose receive waits for a buffer to be released, oldest first.
+    starved: VecDeque<SlotKey>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Idle,
+    Retrying {
+        address: SocketAddr,
+        give_up: Monotonic,
+        next: Monotonic,
+    },
+    /// `next`: when to try accepting; none while there is nothing to accept.
+    Listening {
+        socket: OwnedFd,
+        next: Option<Monotonic>,
+    },
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    receiving: bool,
+    sending: Option<Sending>,
+}
+
+#[derive(Debug)]
+struct Sending {
+    parts: Vec<Bytes>,
+    /// The first part that is not wholly sent, and how much of it is.
+    part: usize,
+    sent: usize,
+}
+
+impl Network {
+    pub(super) fn new() -> Self {
+        Self {
+            connections: Slots::new(),
+            listener: Listener::Idle,
+            free: Vec::new(),
+            lent: 0,
+            starved: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn connections_open(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// When [`Network::handle_time`] has something to do.
+    pub(super) fn next_deadline(&self) -> Option<Monotonic> {
+        if !self.starved.is_empty() && self.lent < usize::from(RECEIVE_BUFFERS) {
+            return Some(Monotonic(0));
+        }
+        match &self.listener {
+            Listener::Idle => None,
+            Listener::Retrying { next, .. } => Some(*next),
+            Listener::Listening { next, .. } => *next,
+        }
+    }
+
+    pub(super) fn handle_time(&mut self, registry: &Registry, ready: &mut Vec<Completion>) {
+        let now = clock::monotonic();
+        match self.listener {
+            Listener::Retrying { address, give_up, next } if next <= now => {
+                self.try_listen(address, give_up, registry, ready);
+            }
+            Listener::Listening { next: Some(next), .. } if next <= now => {
+                self.accept(registry, ready);
+            }
+            _ => {}
+        }
+        for _ in 0..self.starved.len() {
+            if let Some(key) = self.starved.pop_front() {
+                self.try_receive(key, ready);
+            }
+        }
+    }
+
+    pub(super) fn listen(
+        &mut self,
+        address: SocketAddr,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        if !matches!(self.listener, Listener::Idle) {
+            let error = io::Error::new(io::ErrorKind::AlreadyExists, "listening already");
+            ready.push(Completion::Listening(Err(error)));
+            return;
+        }
+        let give_up = clock::monotonic().plus_millis(LISTEN_RETRY_MS);
+        self.try_listen(address, give_up, registry, ready);
+    }
+
+    fn try_listen(
+        &mut self,
+        address: SocketAddr,
+        give_up: Monotonic,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        let listening = match sockets::listen(address, SocketFlags::NONBLOCK, give_up) {
+            Listen::Ready(socket, bound) => {
+                let fd = socket.as_raw_fd();
+                let watched = registry.register(&mut SourceFd(&fd), LISTENER, Interest::READABLE);
+                watched.map(|()| (socket, bound))
+            }
+            Listen::Again => {
+                let next = clock::monotonic().plus_millis(LISTEN_PAUSE_MS);
+                self.listener = Listener::Retrying { address, give_up, next };
+                return;
+            }
+            Listen::Failed(error) => Err(error),
+        };
+        let result = match listening {
+            Ok((socket, bound)) => {
+                self.listener = Listener::Listening { socket, next: None };
+                Ok(bound)
+            }
+            Err(error) => {
+                self.listener = Listener::Idle;
+                Err(error)
+            }
+        };
+        ready.push(Completion::Listening(result));
+    }
+
+    pub(super) fn stop_listening(&mut self, registry: &Registry, ready: &mut Vec<Completion>) {
+        match std::mem::replace(&mut self.listener, Listener::Idle) {
+            Listener::Idle => {}
+            Listener::Retrying { .. } => {
+                let error = io::Error::new(io::ErrorKind::Interrupted, "told to stop listening");
+                ready.push(Completion::Listening(Err(error)));
+            }
+            Listener::Listening { socket, .. } => unwatch(registry, &socket),
+        }
+        ready.push(Completion::ListenerClosed);
+    }
+
+    /// Notes that there are connections to accept; [`Network::handle_time`] does it.
+    pub(super) fn handle_acceptable(&mut self) {
+        if let Listener::Listening { next, .. } = &mut self.listener
+            && next.is_none()
+        {
+            *next = Some(Monotonic(0));
+        }
+    }
+
+    fn accept(&mut self, registry: &Registry, ready: &mut Vec<Completion>) {
+        let Listener::Listening { socket: listener, next } = &mut self.listener else {
+            return;
+        };
+        for _ in 0..ACCEPTS_PER_TURN {
+            match accept_with(&*listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(socket) => match watch_accepted(&mut self.connections, registry, socket) {
+                    Ok((connection, peer)) => {
+                        ready.push(Completion::Accepted { connection, peer });
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection was gone before it was accepted");
+                    }
+                },
+                Err(Errno::AGAIN) => {
+                    *next = None;
+                    return;
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(error) => {
+                    if sockets::is_exhaustion(error) {
+                        tracing::warn!(%error, "cannot accept connections for the moment");
+                    }
+                    // Trying again at once would spin.
+                    *next = Some(clock::monotonic().plus_millis(ACCEPT_PAUSE_MS));
+                    return;
+                }
+            }
+        }
+        *next = Some(Monotonic(0));
+    }
+
+    pub(super) fn handle_ready(
+        &mut self,
+        key: SlotKey,
+        event: &Event,
+        ready: &mut Vec<Completion>,
+    ) {
+        // A connection closed earlier in this turn is not found.
+        if (event.is_readable() || event.is_read_closed() || event.is_error())
+            && self.connections.get_mut(key).is_some_and(|connection| connection.receiving)
+        {
+            self.try_receive(key, ready);
+        }
+        if event.is_writable() || event.is_write_closed() || event.is_error() {
+            self.try_send(key, ready);
+        }
+    }
+
+    pub(super) fn receive(&mut self, id: ConnectionId, ready: &mut Vec<Completion>) {
+        let key = SlotKey::from_bits(id.0);
+        let connection = self.open(key);
+        assert!(!connection.receiving, "two receives at a time on {id:?}");
+        connection.receiving = true;
+        self.try_receive(key, ready);
+    }
+
+    fn try_receive(&mut self, key: SlotKey, ready: &mut Vec<Completion>) {
+        if self.starved.contains(&key) {
+            return;
+        }
+        if self.lent == usize::from(RECEIVE_BUFFERS) {
+            self.starved.push_back(key);
+            return;
+        }
+        let new = || vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice();
+        let mut storage = self.free.pop().unwrap_or_else(new);
+        let connection = self.open(key);
+        let received = loop {
+            match recv(&connection.socket, &mut storage[..], RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                other => break other,
+            }
+        };
+        let result = match received {
+            Err(Errno::AGAIN) => {
+                self.free.push(storage);
+                return;
+            }
+            Ok((len, _)) => {
+                connection.receiving = false;
+                self.lent += 1;
+                Ok(ReceiveBuffer::new(storage, len, 0))
+            }
+            Err(errno) => {
+                connection.receiving = false;
+                self.free.push(storage);
+                Err(errno.into())
+            }
+        };
+        ready.push(Completion::Received { connection: id(key), result });
+    }
+
+    pub(super) fn release(&mut self, buffer: ReceiveBuffer) {
+        let (storage, _) = buffer.into_parts();
+        assert_eq!(storage.len(), RECEIVE_BUFFER_BYTES, "the buffer is one of this driver's");
+        self.lent = self.lent.checked_sub(1).expect("a buffer is released once");
+        if self.free.len() < FREE_BUFFERS_MAX {
+            self.free.push(storage);
+        }
+    }
+
+    pub(super) fn send(
+        &mut self,
+        id: ConnectionId,
+        parts: Vec<Bytes>,
+        ready: &mut Vec<Completion>,
+    ) {
+        let key = SlotKey::from_bits(id.0);
+        let connection = self.open(key);
+        assert!(connection.sending.is_none(), "two sends at a time on {id:?}");
+        connection.sending = Some(Sending { parts, part: 0, sent: 0 });
+        self.try_send(key, ready);
+    }
+
+    fn try_send(&mut self, key: SlotKey, ready: &mut Vec<Completion>) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Some(sending) = &mut connection.sending else {
+            return;
+        };
+        let result = match sending.go_on(&connection.socket) {
+            Err(Errno::AGAIN) => return,
+            Err(errno) => Err(errno.into()),
+            Ok(()) => Ok(()),
+        };
+        connection.sending = None;
+        ready.push(Completion::Sent { connection: id(key), result });
+    }
+
+    pub(super) fn close(
+        &mut self,
+        id: ConnectionId,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        let key = SlotKey::from_bits(id.0);
+        let connection = self.connections.remove(key);
+        let connection = connection.expect("no request follows the close of its connection");
+        self.starved.retain(|starved| *starved != key);
+        if connection.receiving {
+            let result = Err(sockets::closed_here());
+            ready.push(Completion::Received { connection: id, result });
+        }
+        if connection.sending.is_some() {
+            let result = Err(sockets::closed_here());
+            ready.push(Completion::Sent { connection: id, result });
+        }
+        unwatch(registry, &connection.socket);
+        drop(connection);
+        ready.push(Completion::Closed(id));
+        // The descriptor it frees may be the one that accepting waits for.
+        if let Listener::Listening { next: next @ Some(_), .. } = &mut self.listener {
+            *next = Some(Monotonic(0));
+        }
+    }
+
+    fn open(&mut self, key: SlotKey) -> &mut Connection {
+        self.connections.get_mut(key).expect("no request follows the close of its connection")
+    }
+}
+
+impl Sending {
+    /// Sends until all is sent (`Ok`) or the kernel takes no more (an error, also EAGAIN).
+    fn go_on(&mut self, socket: &OwnedFd) -> Result<(), Errno> {
+        self.advance(0);
+        while self.part < self.parts.len() {
+            let mut skipped = self.sent;
+            let rest: Vec<_> = self.parts[self.part..]
+                .iter()
+                .take(GATHER_MAX)
+                .map(|part| IoSlice::new(&part[std::mem::take(&mut skipped)..]))
+                .collect();
+            let mut control = SendAncillaryBuffer::default();
+            match sendmsg(socket, &rest, &mut control, SendFlags::NOSIGNAL) {
+                Ok(count) => self.advance(count),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while let Some(part) = self.parts.get(self.part) {
+            let left = part.len() - self.sent;
+            if count < left {
+                self.sent += count;
+                return;
+            }
+            count -= left;
+            self.part += 1;
+            self.sent = 0;
+        }
+    }
+}
+
+fn watch_accepted(
+    connections: &mut Slots<Connection>,
+    registry: &Registry,
+    socket: OwnedFd,
+) -> io::Result<(ConnectionId, SocketAddr)> {
+    let peer = sockets::prepare_accepted(&socket)?;
+    let fd = socket.as_raw_fd();
+    let key = connections.insert(Connection { socket, receiving: false, sending: None });
+    let token = usize::try_from(key.to_bits()).expect("a 64-bit system");
+    let interest = Interest::READABLE | Interest::WRITABLE;
+    if let Err(error) = registry.register(&mut SourceFd(&fd), Token(token), interest) {
+        connections.remove(key);
+        return Err(error);
+    }
+    Ok((id(key), peer))
+}
+
+fn unwatch(registry: &Registry, socket: &OwnedFd) {
+    if let Err(error) = registry.deregister(&mut SourceFd(&socket.as_raw_fd())) {
+        tracing::debug!(%error, "a socket was not watched any more");
+    }
+}
+
+fn id(key: SlotKey) -> ConnectionId {
+    ConnectionId(key.to_bits())
+}

@@ -1,0 +1,294 @@
+//! The disk half of [`UringIo`]: what a disk request has the ring do, step by step.
+//!
+//! Everything a live store asks for goes through the ring, so the loop never waits for the disk.
+//! Only listing a directory is a plain blocking call: it happens at start-up alone.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use wal::disk::{
+    DiskCompletion, DiskError, DiskOperation, DiskOutput, DiskRequest, Durability, FileId,
+    FileName, IoBuffer, RequestId,
+};
+
+use super::op::{DiskTask, Op, OpenFile, Step};
+use super::ring::Cqe;
+use super::{UringIo, adopt};
+use crate::io::directory::{DataDirectory, file_len, relative};
+use crate::io::disk_error::{REPEATS_MAX, disk_error, is_interruption, short_write};
+use crate::io::{Completion, DiskOwner};
+
+/// Files that can be registered at once; more are used by their plain descriptors.
+const REGISTERED_FILES: u32 = 1024;
+
+/// The data directory and the files open below it.
+pub(super) struct Disk {
+    pub(super) directory: DataDirectory,
+    files: HashMap<(DiskOwner, FileId), Rc<OpenFile>>,
+    /// Closed by their owners while requests on them were under way.
+    retired: Vec<Rc<OpenFile>>,
+    table_free: Vec<u32>,
+}
+
+impl Disk {
+    pub(super) fn new(directory: DataDirectory) -> Self {
+        Self { directory, files: HashMap::new(), retired: Vec::new(), table_free: Vec::new() }
+    }
+}
+
+/// Whose completion it is.
+#[derive(Clone, Copy)]
+struct Name {
+    owner: DiskOwner,
+    id: RequestId,
+}
+
+type Outcome = Result<usize, Errno>;
+
+impl UringIo {
+    /// Makes the table of registered files and puts the lock into it, so that the kernel frees the
+    /// lock of a killed process only after its last request.
+    pub(super) fn register_lock(&mut self) {
+        let submitter = self.ring.kernel().submitter();
+        let lock = [self.disk.directory.lock().as_raw_fd()];
+        if submitter.register_files_sparse(REGISTERED_FILES).is_ok() {
+            match submitter.register_files_update(0, &lock) {
+                Ok(_) => self.disk.table_free = (1..REGISTERED_FILES).rev().collect(),
+                Err(error) => tracing::warn!(%error, "cannot register the lock file in the ring"),
+            }
+        } else if let Err(error) = submitter.register_files(&lock) {
+            // The table counts against the limit on open files; one file may still fit.
+            tracing::warn!(%error, "cannot register the lock file in the ring");
+        }
+    }
+
+    pub(super) fn submit_disk(&mut self, owner: DiskOwner, request: DiskRequest) {
+        let name = Name { owner, id: request.id };
+        let step = match request.operation {
+            DiskOperation::ListDirectory { name: directory } => {
+                let listed = self.disk.directory.list(&directory).map_err(disk_error);
+                return self.complete(name, listed.map(DiskOutput::Listed), None);
+            }
+            DiskOperation::Close { file } => return self.submit_close(name, file),
+            DiskOperation::Read { file, offset, len, buffer } => {
+                let Some(file) = self.open_file(owner, file) else {
+                    return self.complete_unopened(name, Some(buffer));
+                };
+                Step::Read { file, offset, len, read: 0, buffer }
+            }
+            DiskOperation::Write { file, offset, buffer, durability } => {
+                let Some(file) = self.open_file(owner, file) else {
+                    return self.complete_unopened(name, Some(buffer));
+                };
+                Step::Write { file, offset, buffer, durability }
+            }
+            DiskOperation::Sync { file } => {
+                let Some(file) = self.open_file(owner, file) else {
+                    return self.complete_unopened(name, None);
+                };
+                Step::Sync { file }
+            }
+            DiskOperation::Open { file, name, mode } => {
+                Step::Open { file, path: path(&name), mode }
+            }
+            DiskOperation::CreateDirectory { name } => Step::CreateDirectory { path: path(&name) },
+            DiskOperation::SyncDirectory { name } => Step::OpenDirectory { path: path(&name) },
+            DiskOperation::Rename { from, to } => Step::Rename { from: path(&from), to: path(&to) },
+            DiskOperation::Remove { name } => Step::Remove { path: path(&name) },
+        };
+        self.start_step(name, step);
+    }
+
+    /// Takes the kernel's answer to one step.
+    pub(super) fn handle_disk(&mut self, mut task: DiskTask, cqe: Cqe) {
+        let outcome = cqe.outcome();
+        if let Err(errno) = outcome
+            && is_interruption(errno)
+            && task.repeats < REPEATS_MAX
+            && !matches!(task.step, Step::Close { .. })
+        {
+            task.repeats += 1;
+            self.start(Op::Disk(task));
+            return;
+        }
+        let name = Name { owner: task.owner, id: task.id };
+        match task.step {
+            Step::Open { file, .. } => self.handle_opened(name, file, outcome, cqe),
+            Step::Read { file, offset, len, read, buffer } => {
+                let step = Step::Read { file, offset, len, read, buffer };
+                self.handle_read(name, step, outcome);
+            }
+            Step::Write { file, buffer, durability, .. } => {
+                self.handle_written(name, file, buffer, durability, outcome);
+            }
+            Step::WriteSync { buffer, .. } => {
+                self.complete(name, done(outcome), Some(buffer));
+            }
+            Step::OpenDirectory { .. } => match outcome {
+                Ok(_) => {
+                    // SAFETY: the answer to an OPENAT is a descriptor that is ours alone.
+                    let fd = unsafe { adopt(cqe.result) };
+                    self.start_step(name, Step::SyncDirectory { fd });
+                }
+                Err(errno) => self.complete(name, Err(disk_error(errno)), None),
+            },
+            Step::CreateDirectory { .. } if outcome == Err(Errno::EXIST) => {
+                self.complete(name, Ok(DiskOutput::Done), None);
+            }
+            Step::Close { .. }
+            | Step::Sync { .. }
+            | Step::SyncDirectory { .. }
+            | Step::CreateDirectory { .. }
+            | Step::Rename { .. }
+            | Step::Remove { .. } => self.complete(name, done(outcome), None),
+        }
+        self.sweep_retired();
+    }
+
+    fn handle_opened(&mut self, name: Name, file: FileId, outcome: Outcome, cqe: Cqe) {
+        let opened = outcome.and_then(|_| {
+            // SAFETY: the answer to an OPENAT is a descriptor that is ours alone.
+            let fd = unsafe { adopt(cqe.result) };
+            let len = file_len(&fd)?;
+            let registered = self.register_file(&fd);
+            let direct = self.disk.directory.direct();
+            let open = Rc::new(OpenFile { fd, registered, direct });
+            let previous = self.disk.files.insert((name.owner, file), open);
+            assert!(previous.is_none(), "{file:?} of {:?} was open already", name.owner);
+            Ok(DiskOutput::Opened { len })
+        });
+        self.complete(name, opened.map_err(disk_error), None);
+    }
+
+    fn handle_read(&mut self, name: Name, step: Step, outcome: Outcome) {
+        let Step::Read { file, offset, len, mut read, mut buffer } = step else {
+            unreachable!("the caller matched a read");
+        };
+        let count = match outcome {
+            Ok(count) => count,
+            Err(errno) => {
+                buffer.set_len(read);
+                return self.complete(name, Err(disk_error(errno)), Some(buffer));
+            }
+        };
+        read += count;
+        // A short read is the end of the file or an interruption; the file's length tells which.
+        let ended = count == 0
+            || read >= len
+            || file_len(&file.fd).is_ok_and(|file_len| offset + read as u64 >= file_len);
+        if ended {
+            buffer.set_len(read);
+            self.complete(name, Ok(DiskOutput::Done), Some(buffer));
+        } else {
+            self.start_step(name, Step::Read { file, offset, len, read, buffer });
+        }
+    }
+
+    fn handle_written(
+        &mut self,
+        name: Name,
+        file: Rc<OpenFile>,
+        buffer: IoBuffer,
+        durability: Durability,
+        outcome: Outcome,
+    ) {
+        match outcome {
+            Err(errno) => self.complete(name, Err(disk_error(errno)), Some(buffer)),
+            Ok(count) if count < buffer.len() => {
+                self.complete(name, Err(short_write()), Some(buffer));
+            }
+            Ok(_) if durability == Durability::Durable && !file.syncs_by_flag() => {
+                self.start_step(name, Step::WriteSync { file, buffer });
+            }
+            Ok(_) => self.complete(name, Ok(DiskOutput::Done), Some(buffer)),
+        }
+    }
+
+    fn submit_close(&mut self, name: Name, file: FileId) {
+        let Some(open) = self.disk.files.remove(&(name.owner, file)) else {
+            return self.complete_unopened(name, None);
+        };
+        match Rc::try_unwrap(open) {
+            Ok(open) => {
+                self.unregister_file(open.registered);
+                self.start_step(name, Step::Close { fd: open.fd.into_raw_fd() });
+            }
+            Err(open) => {
+                self.disk.retired.push(open);
+                self.complete(name, Ok(DiskOutput::Done), None);
+            }
+        }
+    }
+
+    /// Closes retired files whose last request has ended.
+    fn sweep_retired(&mut self) {
+        if self.disk.retired.is_empty() {
+            return;
+        }
+        let (idle, busy) = std::mem::take(&mut self.disk.retired)
+            .into_iter()
+            .partition(|open| Rc::strong_count(open) == 1);
+        self.disk.retired = busy;
+        let idle: Vec<Rc<OpenFile>> = idle;
+        for open in idle {
+            self.unregister_file(open.registered);
+        }
+    }
+
+    fn register_file(&mut self, fd: &OwnedFd) -> Option<u32> {
+        let index = self.disk.table_free.pop()?;
+        let submitter = self.ring.kernel().submitter();
+        match submitter.register_files_update(index, &[fd.as_raw_fd()]) {
+            Ok(_) => Some(index),
+            Err(error) => {
+                tracing::debug!(%error, "a file is used without being registered");
+                self.disk.table_free.push(index);
+                None
+            }
+        }
+    }
+
+    fn unregister_file(&mut self, registered: Option<u32>) {
+        let Some(index) = registered else {
+            return;
+        };
+        match self.ring.kernel().submitter().register_files_update(index, &[-1]) {
+            Ok(_) => self.disk.table_free.push(index),
+            Err(error) => tracing::warn!(%error, "a closed file stays registered"),
+        }
+    }
+
+    fn open_file(&self, owner: DiskOwner, file: FileId) -> Option<Rc<OpenFile>> {
+        self.disk.files.get(&(owner, file)).map(Rc::clone)
+    }
+
+    fn start_step(&mut self, name: Name, step: Step) {
+        let Name { owner, id } = name;
+        self.start(Op::Disk(DiskTask { owner, id, repeats: 0, step }));
+    }
+
+    fn complete_unopened(&mut self, name: Name, buffer: Option<IoBuffer>) {
+        self.complete(name, Err(disk_error(Errno::BADF)), buffer);
+    }
+
+    fn complete(
+        &mut self,
+        name: Name,
+        result: Result<DiskOutput, DiskError>,
+        buffer: Option<IoBuffer>,
+    ) {
+        let completion = DiskCompletion { id: name.id, result, buffer };
+        self.ready.push(Completion::Disk(name.owner, completion));
+    }
+}
+
+fn done(outcome: Outcome) -> Result<DiskOutput, DiskError> {
+    outcome.map(|_| DiskOutput::Done).map_err(disk_error)
+}
+
+fn path(name: &FileName) -> CString {
+    CString::new(relative(name)).expect("cores make file names without zero bytes")
+}

@@ -1,0 +1,332 @@
+//! [`UringIo`]: the driver that has one ring do both disk and network.
+//!
+//! ```text
+//! submit(Request) -> Op in a slot -> SQE ~~ kernel ~~ CQE -> slot by user_data -> next step, or
+//!                                                             Completion
+//! ```
+//!
+//! The one invariant all `unsafe` code here rests on: *what an SQE names (buffers, paths, headers,
+//! descriptors) is owned by the op in the slot whose key is the SQE's `user_data`, or by a
+//! connection or listener that outlives that op; and an op leaves its slot only with its last CQE.*
+//! `UringIo::start` establishes it, `UringIo::handle` ends it, and dropping the driver cancels
+//! and drains before anything is freed.
+//!
+//! The ring belongs to the thread that made it (SINGLE_ISSUER), so the driver is not `Send`.
+//! Its own descriptor is not registered: that saves nothing measurable and keeps the ring alive
+//! past its drop.
+
+mod buffers;
+mod disk;
+mod network;
+mod op;
+mod probe;
+mod ring;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::types::CancelBuilder;
+use rustix::io::Errno;
+
+pub use self::probe::ProbeError;
+
+use self::buffers::ReceiveBuffers;
+use self::disk::Disk;
+use self::network::Network;
+use self::op::{Op, Step};
+use self::ring::{Cqe, Entered, Ring};
+use super::directory::{DataDirectory, pause};
+use super::signals::Signals;
+use super::slots::{SlotKey, Slots};
+use super::sockets::RECEIVE_BUFFERS;
+use super::{Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock};
+
+/// The `user_data` of cancellations, whose own completions say nothing.
+const CANCEL: u64 = 0;
+/// How often a ring that takes nothing is entered again, a millisecond apart, before it counts as
+/// broken.
+const BUSY_MAX: u32 = 1000;
+/// How often a dropped driver waits a second for the kernel to let go of its requests.
+const DRAIN_ROUNDS_MAX: u32 = 30;
+
+/// Sizes of a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct UringOptions {
+    /// Entries of the submission queue; more requests than that wait in memory.
+    pub entries: u32,
+    /// Receive buffers of 16 KiB; a power of two, at most 32,768.
+    pub receive_buffers: u16,
+    /// Whether SIGTERM and SIGINT become [`Completion::Terminate`].
+    pub handle_signals: bool,
+}
+
+impl Default for UringOptions {
+    fn default() -> Self {
+        Self { entries: 1024, receive_buffers: RECEIVE_BUFFERS, handle_signals: true }
+    }
+}
+
+/// The io_uring driver.
+pub struct UringIo {
+    ring: Ring,
+    ops: Slots<Op>,
+    disk: Disk,
+    network: Network,
+    signals: Option<Signals>,
+    ready: Vec<Completion>,
+    drained: Vec<Cqe>,
+}
+
+impl UringIo {
+    /// Makes the ring. Only the calling thread may use it.
+    ///
+    /// # Errors
+    /// If the kernel allows or offers no ring that will do; the error names cause and remedy.
+    pub fn new(directory: DataDirectory, options: UringOptions) -> Result<Self, ProbeError> {
+        let ring = Ring::new(options.entries)?;
+        let buffers = ReceiveBuffers::register(ring.kernel(), options.receive_buffers)?;
+        let mut driver = Self {
+            ring,
+            ops: Slots::new(),
+            disk: Disk::new(directory),
+            network: Network::new(buffers),
+            signals: None,
+            ready: Vec::new(),
+            drained: Vec::new(),
+        };
+        driver.register_lock();
+        if options.handle_signals {
+            let signals = Signals::install().map_err(ProbeError::Other)?;
+            let socket = signals.as_fd().as_raw_fd();
+            driver.signals = Some(signals);
+            driver.start(Op::Signal { socket, buffer: Box::new([0; 64]) });
+        }
+        Ok(driver)
+    }
+
+    /// Set-up flags this kernel refused; the ring works without them, a little slower.
+    #[must_use]
+    pub fn flags_refused(&self) -> &[&'static str] {
+        self.ring.refused()
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn directory(&self) -> &DataDirectory {
+        &self.disk.directory
+    }
+
+    /// Requests in the kernel or on their way, the driver's own included.
+    #[must_use]
+    pub fn slots_in_use(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Connections that are not closed yet.
+    #[must_use]
+    pub fn connections_open(&self) -> usize {
+        self.network.connections_open()
+    }
+
+    /// Puts an op into a slot and queues its entry.
+    fn start(&mut self, op: Op) -> SlotKey {
+        let key = self.ops.insert(op);
+        let op = self.ops.get_mut(key).expect("just inserted");
+        let entry = op.entry(&self.disk.directory).user_data(key.to_bits());
+        // SAFETY: the module's invariant: the op owns what the entry names, and leaves its slot only
+        // with its last completion.
+        unsafe { self.ring.push(entry) };
+        key
+    }
+
+    /// Takes one completion to its op.
+    fn handle(&mut self, cqe: Cqe) {
+        if cqe.user_data == CANCEL {
+            return;
+        }
+        let key = SlotKey::from_bits(cqe.user_data);
+        if !cqe.is_last() {
+            assert!(
+                matches!(self.ops.get_mut(key), Some(Op::Accept { .. })),
+                "only an accept completes more than once"
+            );
+            return self.handle_accept(cqe);
+        }
+        let op = self.ops.remove(key).expect("a completion's op is in its slot");
+        match op {
+            Op::Disk(task) => self.handle_disk(task, cqe),
+            Op::Accept { .. } => self.handle_accept(cqe),
+            Op::Receive { connection, .. } => self.handle_receive(connection, cqe),
+            Op::Send(task) => self.handle_send(task, cqe),
+            Op::CloseSocket { connection, .. } => self.ready.push(Completion::Closed(connection)),
+            Op::Pause { purpose, .. } => self.handle_pause(purpose),
+            Op::Signal { socket, buffer } => match cqe.outcome() {
+                Ok(0) => tracing::warn!("signals are not heard any more"),
+                Ok(_) => {
+                    self.ready.push(Completion::Terminate);
+                    self.start(Op::Signal { socket, buffer });
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {
+                    self.start(Op::Signal { socket, buffer });
+                }
+                Err(error) => tracing::warn!(%error, "signals are not heard any more"),
+            },
+        }
+    }
+
+    /// Enters the kernel once and handles what has completed.
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Entered> {
+        self.restart_starved();
+        let mut drained = std::mem::take(&mut self.drained);
+        let entered = self.ring.enter(timeout, &mut drained);
+        for cqe in drained.drain(..) {
+            self.handle(cqe);
+        }
+        self.drained = drained;
+        entered
+    }
+
+    /// Ends what is in the kernel; answers whether it let go of everything.
+    fn drain_all(&mut self) -> bool {
+        for entry in self.ring.take_backlog() {
+            // The kernel has never heard of these.
+            drop(self.ops.remove(SlotKey::from_bits(entry.get_user_data())));
+        }
+        let mut drained = Vec::new();
+        for _ in 0..DRAIN_ROUNDS_MAX {
+            self.push_cancel(CancelBuilder::any());
+            loop {
+                let entered = self.ring.enter(Some(Duration::from_secs(1)), &mut drained);
+                for cqe in drained.drain(..) {
+                    self.discard(cqe);
+                }
+                if self.ops.len() == 0 {
+                    return true;
+                }
+                match entered {
+                    Ok(Entered::Done | Entered::Interrupted) => {}
+                    Ok(Entered::TimedOut | Entered::Busy) => break,
+                    Err(_) => return false,
+                }
+            }
+        }
+        false
+    }
+
+    /// Frees an op, and the descriptor it yielded, if any.
+    fn discard(&mut self, cqe: Cqe) {
+        let key = SlotKey::from_bits(cqe.user_data);
+        let opens = matches!(
+            self.ops.get_mut(key),
+            Some(
+                Op::Accept { .. }
+                    | Op::Disk(op::DiskTask {
+                        step: Step::Open { .. } | Step::OpenDirectory { .. },
+                        ..
+                    })
+            )
+        );
+        if opens && cqe.result >= 0 {
+            // SAFETY: the answer to an OPENAT or ACCEPT is a descriptor that is ours alone.
+            drop(unsafe { adopt(cqe.result) });
+        }
+        if cqe.is_last() {
+            let op = self.ops.remove(key);
+            let cancelled = cqe.outcome() == Err(Errno::CANCELED);
+            if cancelled
+                && let Some(
+                    Op::CloseSocket { socket: fd, .. }
+                    | Op::Disk(op::DiskTask { step: Step::Close { fd }, .. }),
+                ) = op
+            {
+                // SAFETY: the op owned the descriptor, and its close was not carried out.
+                drop(unsafe { adopt(fd) });
+            }
+        }
+    }
+}
+
+impl Io for UringIo {
+    fn submit(&mut self, request: Request) {
+        match request {
+            Request::Disk(owner, request) => self.submit_disk(owner, request),
+            Request::Listen(address) => self.submit_listen(address),
+            Request::Receive(connection) => self.submit_receive(connection),
+            Request::Send(connection, parts) => self.submit_send(connection, parts),
+            Request::Close(connection) => self.submit_close_connection(connection),
+            Request::StopListening => self.submit_stop_listening(),
+        }
+    }
+
+    fn wait(&mut self, deadline: Option<Monotonic>, done: &mut Vec<Completion>) -> io::Result<()> {
+        let before = done.len();
+        let mut busy = 0;
+        loop {
+            done.append(&mut self.ready);
+            let timeout =
+                if done.len() > before { Some(Duration::ZERO) } else { deadline.map(clock::until) };
+            let entered = self.turn(timeout)?;
+            done.append(&mut self.ready);
+            if done.len() > before
+                || entered == Entered::TimedOut
+                || timeout == Some(Duration::ZERO)
+            {
+                return Ok(());
+            }
+            if entered == Entered::Busy {
+                busy += 1;
+                if busy == BUSY_MAX {
+                    return Err(io::Error::other("the ring takes no requests any more"));
+                }
+                pause(1);
+            }
+        }
+    }
+
+    fn release(&mut self, buffer: ReceiveBuffer) {
+        self.network.buffers.give_back(buffer);
+    }
+
+    fn now(&self) -> (Monotonic, WallClock) {
+        clock::now()
+    }
+
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+}
+
+impl Drop for UringIo {
+    fn drop(&mut self) {
+        if self.drain_all() {
+            self.network.buffers.unregister(self.ring.kernel());
+            // The lock is to be free once the driver is gone, not when the kernel has taken the
+            // ring apart.
+            if let Err(error) = self.ring.kernel().submitter().unregister_files() {
+                tracing::debug!(%error, "no files were registered");
+            }
+        } else {
+            // The kernel may still write to what these own: leaking it is the only safe way.
+            tracing::error!("the kernel does not let go of its requests; their memory is lost");
+            std::mem::forget(std::mem::replace(&mut self.ops, Slots::new()));
+            self.network.buffers.leak();
+        }
+    }
+}
+
+impl std::fmt::Debug for UringIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (slots, connections) = (self.slots_in_use(), self.connections_open());
+        write!(f, "UringIo({slots} slots, {connections} connections)")
+    }
+}
+
+/// Takes possession of a descriptor the kernel has made for us.
+///
+/// # Safety
+/// The descriptor is open, and nothing else owns it.
+unsafe fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller promises it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

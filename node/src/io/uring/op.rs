@@ -1,0 +1,308 @@
+//! [`Op`]: one request as the kernel sees it, with everything the kernel was told of.
+//!
+//! An op lies in a slot from before its entry is queued until after its last completion. It owns
+//! the buffers, paths and headers whose addresses are in the entry, all of them on the heap, so
+//! that the slots may move. Descriptors are owned by the op, or by a connection or listener that is
+//! dropped only after its ops have ended.
+
+use std::ffi::{CString, c_void};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use io_uring::types::{Fd, FsyncFlags, Timespec};
+use io_uring::{opcode, squeue};
+use rustix::fs::OFlags;
+use rustix::io::ReadWriteFlags;
+use rustix::net::{SendFlags, SocketFlags};
+use wal::disk::{Durability, FileId, IoBuffer, OpenMode, RequestId};
+
+use super::buffers::GROUP;
+use crate::io::directory::{DataDirectory, directory_flags};
+use crate::io::slots::SlotKey;
+use crate::io::sockets::RECEIVE_BUFFER_BYTES;
+use crate::io::{ConnectionId, DiskOwner};
+
+/// Parts of one SENDMSG at most (IOV_MAX).
+const GATHER_MAX: usize = 1024;
+/// Bytes of one SEND at most: its length has 31 bits.
+const SEND_BYTES_MAX: usize = 1 << 30;
+/// MSG_WAITALL: the kernel goes on after a short send; a signal or an error can still end it early.
+const MSG_WAITALL: u32 = 0x100;
+
+/// A request in the kernel, or about to be.
+pub(super) enum Op {
+    /// A step of a disk request.
+    Disk(DiskTask),
+    /// Multishot accept.
+    Accept { socket: RawFd },
+    /// One-shot receive; the kernel picks the buffer.
+    Receive { connection: SlotKey, socket: RawFd },
+    /// Send of what is left of some parts.
+    Send(SendTask),
+    /// Close of a connection whose other ops have ended. The kernel owns the descriptor.
+    CloseSocket { connection: ConnectionId, socket: RawFd },
+    /// A timer.
+    Pause { time: Box<Timespec>, purpose: Purpose },
+    /// Read from the socket the signal handlers write to.
+    Signal { socket: RawFd, buffer: Box<[u8; 64]> },
+}
+
+/// What follows a pause.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Purpose {
+    /// Another try to listen.
+    Listen,
+    /// Accepting again.
+    Accept,
+}
+
+/// A disk request and how far it has come.
+pub(super) struct DiskTask {
+    pub(super) owner: DiskOwner,
+    pub(super) id: RequestId,
+    /// How often it was interrupted and repeated.
+    pub(super) repeats: u16,
+    pub(super) step: Step,
+}
+
+/// What a disk request has the kernel do now.
+pub(super) enum Step {
+    Open { file: FileId, path: CString, mode: OpenMode },
+    Close { fd: RawFd },
+    Read { file: Rc<OpenFile>, offset: u64, len: usize, read: usize, buffer: IoBuffer },
+    Write { file: Rc<OpenFile>, offset: u64, buffer: IoBuffer, durability: Durability },
+    WriteSync { file: Rc<OpenFile>, buffer: IoBuffer },
+    Sync { file: Rc<OpenFile> },
+    OpenDirectory { path: CString },
+    SyncDirectory { fd: OwnedFd },
+    CreateDirectory { path: CString },
+    Rename { from: CString, to: CString },
+    Remove { path: CString },
+}
+
+/// An open file and its place among the ring's registered files, if it has one.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) fd: OwnedFd,
+    pub(super) registered: Option<u32>,
+    pub(super) direct: bool,
+}
+
+impl OpenFile {
+    /// What an entry names the file by.
+    fn target(&self) -> (Fd, squeue::Flags) {
+        self.registered.map_or_else(
+            || (Fd(self.fd.as_raw_fd()), squeue::Flags::empty()),
+            |index| {
+                let index = RawFd::try_from(index).expect("the table is small");
+                (Fd(index), squeue::Flags::FIXED_FILE)
+            },
+        )
+    }
+
+    /// Whether a durable write is one call here: past the page cache, RWF_DSYNC makes it so.
+    pub(super) fn syncs_by_flag(&self) -> bool {
+        self.direct
+    }
+}
+
+impl Op {
+    /// The entry that tells the kernel of this op. Its addresses hold while the op lives.
+    pub(super) fn entry(&mut self, directory: &DataDirectory) -> squeue::Entry {
+        match self {
+            Self::Disk(task) => task.step.entry(directory),
+            Self::Accept { socket } => {
+                let flags = i32::try_from(SocketFlags::CLOEXEC.bits()).expect("a small flag");
+                opcode::AcceptMulti::new(Fd(*socket)).flags(flags).build()
+            }
+            Self::Receive { socket, .. } => {
+                let len = u32::try_from(RECEIVE_BUFFER_BYTES).expect("16 KiB");
+                opcode::Recv::new(Fd(*socket), ptr::null_mut(), len)
+                    .buf_group(GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
+            Self::Send(task) => task.entry(),
+            Self::CloseSocket { socket, .. } => opcode::Close::new(Fd(*socket)).build(),
+            Self::Pause { time, .. } => opcode::Timeout::new(&raw const **time).build(),
+            Self::Signal { socket, buffer } => {
+                let len = u32::try_from(buffer.len()).expect("64 bytes");
+                opcode::Read::new(Fd(*socket), buffer.as_mut_ptr(), len).build()
+            }
+        }
+    }
+}
+
+impl Step {
+    fn entry(&mut self, directory: &DataDirectory) -> squeue::Entry {
+        let root = Fd(directory.root().as_raw_fd());
+        match self {
+            Self::Open { path, mode, .. } => opcode::OpenAt::new(root, path.as_ptr())
+                .flags(bits(directory.open_flags(*mode)))
+                .mode(DataDirectory::file_mode().bits())
+                .build(),
+            // On a kernel thread: closing the last reference to a removed file frees its blocks,
+            // which must not hold up the loop.
+            Self::Close { fd } => opcode::Close::new(Fd(*fd)).build().flags(squeue::Flags::ASYNC),
+            Self::Read { file, offset, len, read, buffer } => {
+                let (target, flags) = file.target();
+                let rest = &mut buffer.spare_mut()[*read..*len];
+                opcode::Read::new(target, rest.as_mut_ptr(), len_u32(rest.len()))
+                    .offset(*offset + *read as u64)
+                    .build()
+                    .flags(flags)
+            }
+            Self::Write { file, offset, buffer, durability } => {
+                let (target, flags) = file.target();
+                let durable = *durability == Durability::Durable && file.syncs_by_flag();
+                let bytes = buffer.as_slice();
+                opcode::Write::new(target, bytes.as_ptr(), len_u32(bytes.len()))
+                    .offset(*offset)
+                    .rw_flags(if durable { dsync() } else { 0 })
+                    .build()
+                    .flags(flags)
+            }
+            Self::WriteSync { file, .. } => {
+                let (target, flags) = file.target();
+                opcode::Fsync::new(target).flags(FsyncFlags::DATASYNC).build().flags(flags)
+            }
+            Self::Sync { file } => {
+                let (target, flags) = file.target();
+                opcode::Fsync::new(target).build().flags(flags)
+            }
+            Self::OpenDirectory { path } => {
+                opcode::OpenAt::new(root, path.as_ptr()).flags(bits(directory_flags())).build()
+            }
+            Self::SyncDirectory { fd } => opcode::Fsync::new(Fd(fd.as_raw_fd())).build(),
+            Self::CreateDirectory { path } => opcode::MkDirAt::new(root, path.as_ptr())
+                .mode(DataDirectory::directory_mode().bits())
+                .build(),
+            Self::Rename { from, to } => {
+                opcode::RenameAt::new(root, from.as_ptr(), root, to.as_ptr()).build()
+            }
+            Self::Remove { path } => opcode::UnlinkAt::new(root, path.as_ptr()).build(),
+        }
+    }
+}
+
+fn bits(flags: OFlags) -> i32 {
+    flags.bits().cast_signed()
+}
+
+fn dsync() -> i32 {
+    ReadWriteFlags::DSYNC.bits().cast_signed()
+}
+
+fn len_u32(len: usize) -> u32 {
+    u32::try_from(len).expect("a disk request is under 4 GiB")
+}
+
+/// The kernel's `struct iovec`.
+#[repr(C)]
+struct Vector {
+    base: *const c_void,
+    len: usize,
+}
+
+/// The kernel's `struct user_msghdr`, which is the C library's `msghdr` on 64-bit Linux.
+#[repr(C)]
+struct MessageHeader {
+    name: *const c_void,
+    name_len: u32,
+    vectors: *const Vector,
+    vector_count: usize,
+    control: *const c_void,
+    control_len: usize,
+    flags: u32,
+}
+
+/// Header and vectors of a SENDMSG, on the heap.
+struct Gather {
+    header: MessageHeader,
+    vectors: Vec<Vector>,
+}
+
+/// Parts to send and how far that has come.
+pub(super) struct SendTask {
+    pub(super) connection: SlotKey,
+    socket: RawFd,
+    parts: Vec<Bytes>,
+    /// The first part that is not wholly sent, and how much of it is.
+    part: usize,
+    sent: usize,
+    gather: Option<Box<Gather>>,
+}
+
+impl SendTask {
+    pub(super) fn new(connection: SlotKey, socket: RawFd, parts: Vec<Bytes>) -> Self {
+        let mut task = Self { connection, socket, parts, part: 0, sent: 0, gather: None };
+        task.advance(0);
+        task
+    }
+
+    /// Notes that `count` more bytes are sent.
+    pub(super) fn advance(&mut self, mut count: usize) {
+        while let Some(part) = self.parts.get(self.part) {
+            let left = part.len() - self.sent;
+            if count < left {
+                self.sent += count;
+                return;
+            }
+            count -= left;
+            self.part += 1;
+            self.sent = 0;
+        }
+        assert_eq!(count, 0, "the kernel does not send more than it was given");
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.part == self.parts.len()
+    }
+
+    fn entry(&mut self) -> squeue::Entry {
+        let flags = SendFlags::NOSIGNAL.bits() | MSG_WAITALL;
+        let socket = Fd(self.socket);
+        if self.part + 1 == self.parts.len() {
+            let rest = &self.parts[self.part][self.sent..];
+            let len = len_u32(rest.len().min(SEND_BYTES_MAX));
+            return opcode::Send::new(socket, rest.as_ptr(), len)
+                .flags(flags.cast_signed())
+                .build();
+        }
+        let header = self.gather();
+        opcode::SendMsg::new(socket, ptr::from_ref(header).cast()).flags(flags).build()
+    }
+
+    fn gather(&mut self) -> &MessageHeader {
+        let mut skipped = self.sent;
+        let gather = self.gather.get_or_insert_with(|| Box::new(Gather::new()));
+        gather.vectors.clear();
+        for part in self.parts[self.part..].iter().take(GATHER_MAX) {
+            let rest = &part[std::mem::take(&mut skipped)..];
+            gather.vectors.push(Vector { base: rest.as_ptr().cast(), len: rest.len() });
+        }
+        gather.header.vectors = gather.vectors.as_ptr();
+        gather.header.vector_count = gather.vectors.len();
+        &gather.header
+    }
+}
+
+impl Gather {
+    fn new() -> Self {
+        let header = MessageHeader {
+            name: ptr::null(),
+            name_len: 0,
+            vectors: ptr::null(),
+            vector_count: 0,
+            control: ptr::null(),
+            control_len: 0,
+            flags: 0,
+        };
+        Self { header, vectors: Vec::new() }
+    }
+}
+
+// The layouts above are those of 64-bit kernels.
+const _: () = assert!(usize::BITS == 64 && size_of::<MessageHeader>() == 56);

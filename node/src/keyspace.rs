@@ -1,0 +1,205 @@
+//! All shards of a node as one key space: which shard a key belongs to, time, versions, and the
+//! merged walk over all keys.
+
+use sha1::{Digest, Sha1};
+use storage::{Event, KeyRef, Now, Store};
+use wal::Lsn;
+use wal::disk::{DiskCompletion, DiskRequest};
+use wal::record::{Key, Version};
+
+use crate::cluster::clock::HybridLogicalClock;
+
+/// A shard's index.
+pub type ShardIndex = u16;
+
+/// A user key with its id and shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Address<'a> {
+    /// Which shard holds it.
+    pub shard: ShardIndex,
+    /// The key as the store wants it.
+    pub key: KeyRef<'a>,
+}
+
+/// The record up to which an answer has looked; its reply waits until that is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// In which shard's log.
+    pub shard: ShardIndex,
+    /// Up to where.
+    pub lsn: Lsn,
+}
+
+/// The shards of one thread.
+#[derive(Debug)]
+pub struct Keyspace {
+    stores: Vec<Store>,
+    versions: HybridLogicalClock,
+    now: Now,
+    random: fastrand::Rng,
+}
+
+impl Keyspace {
+    /// Takes the shards, in order of their index. `seed` starts the random choices.
+    ///
+    /// # Panics
+    /// If there is no shard.
+    #[must_use]
+    pub fn new(stores: Vec<Store>, now: Now, seed: u64) -> Self {
+        let first = stores.first().expect("a node has at least one shard");
+        let mut versions = HybridLogicalClock::new(&first.identity().node_id, Version::default());
+        stores.iter().for_each(|store| versions.witness(store.version_max()));
+        let random = fastrand::Rng::with_seed(seed);
+        let mut keyspace = Self { stores, versions, now, random };
+        keyspace.set_now(now);
+        keyspace
+    }
+
+    /// Finds where a user key belongs. The shard comes from the id's last bits: the first ones
+    /// follow the node's own id.
+    #[must_use]
+    pub fn address<'a>(&self, user_key: &'a [u8]) -> Address<'a> {
+        let id: [u8; 20] = Sha1::digest(user_key).into();
+        Address { shard: self.shard_of(Key(id)), key: KeyRef { id: Key(id), user_key } }
+    }
+
+    /// Finds the shard of a key id.
+    #[must_use]
+    pub fn shard_of(&self, key: Key) -> ShardIndex {
+        let count = u16::try_from(self.stores.len()).expect("shards are few");
+        u16::from_be_bytes([key.0[18], key.0[19]]) % count
+    }
+
+    /// The indices of all shards.
+    #[must_use]
+    pub fn shards(&self) -> std::ops::Range<ShardIndex> {
+        0..u16::try_from(self.stores.len()).expect("shards are few")
+    }
+
+    /// The shard's store.
+    #[must_use]
+    pub fn store(&self, shard: ShardIndex) -> &Store {
+        &self.stores[usize::from(shard)]
+    }
+
+    /// The shard's store, to change.
+    pub fn store_mut(&mut self, shard: ShardIndex) -> &mut Store {
+        &mut self.stores[usize::from(shard)]
+    }
+
+    /// All stores with their index.
+    pub fn stores(&self) -> impl ExactSizeIterator<Item = (ShardIndex, &Store)> {
+        self.stores
+            .iter()
+            .enumerate()
+            .map(|(index, store)| (u16::try_from(index).expect("shards are few"), store))
+    }
+
+    /// The time that commands go by.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.now
+    }
+
+    /// Sets the time.
+    pub fn set_now(&mut self, now: Now) {
+        self.now = now;
+        self.stores.iter_mut().for_each(|store| store.set_now(now));
+    }
+
+    /// Draws the version of the next write.
+    pub fn next_version(&mut self) -> Version {
+        self.versions.next(self.now.clock_ms)
+    }
+
+    /// Number of live keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.stores.iter().map(Store::len).sum()
+    }
+
+    /// Whether there is no live key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stores.iter().all(Store::is_empty)
+    }
+
+    /// What the key's answer has looked at, if that is not durable yet.
+    #[must_use]
+    pub fn observed(&self, address: &Address<'_>) -> Option<Wait> {
+        let store = self.store(address.shard);
+        let lsn = store.observed(&address.key);
+        (lsn > store.durable_lsn()).then_some(Wait { shard: address.shard, lsn })
+    }
+
+    /// Walks the live keys of all shards from `from` on, in key order.
+    pub fn keys_from(&self, from: Key) -> impl Iterator<Item = Key> {
+        let mut walks: Vec<_> =
+            self.stores.iter().map(|store| store.keys_from(from).peekable()).collect();
+        std::iter::from_fn(move || {
+            let heads = walks
+                .iter_mut()
+                .enumerate()
+                .filter_map(|(index, walk)| walk.peek().map(|key| (*key, index)));
+            let (_, index) = heads.min()?;
+            walks[index].next()
+        })
+    }
+
+    /// Draws a live key: the first from a random point of the key space on.
+    pub fn random_key(&mut self) -> Option<Key> {
+        let mut point = [0; 20];
+        self.random.fill(&mut point);
+        let found = self.keys_from(Key(point)).next();
+        found.or_else(|| self.keys_from(Key([0; 20])).next())
+    }
+
+    /// Ends a turn of all shards.
+    pub fn end_turn(&mut self) {
+        self.stores.iter_mut().for_each(Store::end_turn);
+    }
+
+    /// Writes the idle frames that are due now; for an orderly shutdown.
+    pub fn seal(&mut self) {
+        self.stores.iter_mut().for_each(Store::seal);
+    }
+
+    /// Whether no shard has anything under way.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.stores.iter().all(Store::is_quiet)
+    }
+
+    /// When a turn is wanted next, in nanoseconds.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.stores.iter().filter_map(Store::deadline_ns).min()
+    }
+
+    /// Takes the next disk request of any shard.
+    pub fn poll_request(&mut self) -> Option<(ShardIndex, DiskRequest)> {
+        self.stores
+            .iter_mut()
+            .zip(0..)
+            .find_map(|(store, index)| store.poll_request().map(|request| (index, request)))
+    }
+
+    /// Takes the next event of any shard.
+    pub fn poll_event(&mut self) -> Option<(ShardIndex, Event)> {
+        self.stores
+            .iter_mut()
+            .zip(0..)
+            .find_map(|(store, index)| store.poll_event().map(|event| (index, event)))
+    }
+
+    /// Whether any shard has an event to tell.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        self.stores.iter().any(Store::has_events)
+    }
+
+    /// Takes the end of a shard's disk request.
+    pub fn handle_disk(&mut self, shard: ShardIndex, completion: DiskCompletion) {
+        self.store_mut(shard).handle_disk(completion);
+    }
+}

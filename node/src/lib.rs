@@ -1,0 +1,25 @@
+//! kadring: a persistent Kademlia storage node.
+//!
+//! ```text
+//! client ── RESP ──> resp::door ──> keyspace ──> storage (one store per shard) ──> wal
+//!                        │                           │
+//!                        └──── io::Request ──────────┴──> io (uring | pread): the only kernel calls
+//! ```
+//!
+//! [`node::run`] opens the data directory, recovers every shard and then turns one loop
+//! ([`event_loop`]): wait for completions, feed them to the cores, take what the cores want done.
+//! Everything but [`io`], [`cli`] and the wiring in [`node`] is sans-I/O.
+
+#![deny(unsafe_code)]
+
+pub mod check;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod event_loop;
+#[expect(unsafe_code, reason = "the ring hands addresses of our memory to the kernel")]
+pub mod io;
+pub mod keyspace;
+pub mod logging;
+pub mod node;
+pub mod resp;

@@ -1,0 +1,354 @@
+//! A node from start to stop: data directory, driver, shards, door, loop.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use storage::{LogClock, OpenError, Opened, RecoveryReport, StoreOptions};
+use wal::disk::FileName;
+use wal::group_commit::GroupCommitLimits;
+use wal::segment::Identity;
+
+use crate::config::{Config, IoDriver, SHARDS_MAX};
+use crate::event_loop::{EventLoop, run_procedure};
+use crate::io::directory::{self, DataDirectory, DirectoryOptions};
+use crate::io::pread::{PreadIo, PreadOptions};
+use crate::io::uring::{UringIo, UringOptions};
+use crate::io::{Completion, DiskOwner, Io, Request, process};
+use crate::keyspace::{Keyspace, ShardIndex};
+use crate::resp::door::{Door, NodeFacts};
+
+/// What a node tells whoever started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunEvent {
+    /// It serves.
+    Ready {
+        /// The client door's address.
+        client: SocketAddr,
+        /// The node's id.
+        node_id: [u8; 20],
+    },
+    /// It has begun to stop.
+    Stopping,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// Another process uses it.
+    #[error("data directory {} is locked by {holder}", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Who holds it.
+        holder: String,
+    },
+    /// It cannot be read, written or made.
+    #[error("data directory {} cannot be used: {source}", path.display())]
+    Unusable {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A newer kadring wrote it.
+    #[error(
+        "{} is of format version {found}, this program knows versions up to {supported}",
+        path.display()
+    )]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// Its version.
+        found: u16,
+        /// The newest version known here.
+        supported: u16,
+    },
+}
+
+/// Why a node did not start, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The client door's address cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// `--shards` contradicts the data directory.
+    #[error("data directory {} has {stored} shards, not {asked}", path.display())]
+    ShardCount {
+        /// The directory.
+        path: PathBuf,
+        /// Shards it was made with.
+        stored: u16,
+        /// Shards asked for.
+        asked: u16,
+    },
+    /// The kernel gives us no ring.
+    #[error("io_uring cannot be used: {source}")]
+    Ring {
+        /// Why.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("the node has failed: {0}")]
+    Other(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl RunError {
+    fn driver(error: io::Error) -> Self {
+        Self::Other(Box::new(error))
+    }
+}
+
+/// Runs a node until it is told to stop by SIGTERM, SIGINT or SHUTDOWN.
+///
+/// # Errors
+/// [`RunError`].
+pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
+    process::raise_open_files_limit();
+    let directory = open_directory(&config.data_dir, true)?;
+    let direct = directory.direct();
+    if !direct {
+        tracing::warn!(
+            data_dir = %config.data_dir.display(),
+            "this file system takes no O_DIRECT: writes go through the page cache and fdatasync"
+        );
+    }
+    match config.io {
+        IoDriver::Uring => {
+            let io = UringIo::new(directory, UringOptions::default())
+                .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
+            if !io.flags_refused().is_empty() {
+                tracing::warn!(refused = ?io.flags_refused(), "older kernel: ring set up without");
+            }
+            serve(io, &config, direct, &mut on_event)
+        }
+        IoDriver::Pread => {
+            let options = PreadOptions { threads: config.pread_threads, ..PreadOptions::default() };
+            let io = PreadIo::new(directory, options).map_err(RunError::driver)?;
+            serve(io, &config, direct, &mut on_event)
+        }
+    }
+}
+
+/// Keeps the kind of error, which decides the remedy, and the cause in words.
+fn ring_error(error: &crate::io::uring::ProbeError) -> io::Error {
+    let kind = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .map_or(io::ErrorKind::PermissionDenied, io::Error::kind);
+    io::Error::new(kind, error.to_string())
+}
+
+/// Opens and locks a data directory.
+///
+/// # Errors
+/// [`DirectoryError::Locked`] and [`DirectoryError::Unusable`].
+pub(crate) fn open_directory(path: &Path, create: bool) -> Result<DataDirectory, DirectoryError> {
+    let options = DirectoryOptions { create, ..DirectoryOptions::default() };
+    DataDirectory::open(path, options).map_err(|error| {
+        let unusable = |path, source| DirectoryError::Unusable { path, source };
+        match error {
+            directory::DirectoryError::Locked { path, pid } => {
+                let holder = pid
+                    .map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+                DirectoryError::Locked { path, holder }
+            }
+            directory::DirectoryError::Permission { path, source }
+            | directory::DirectoryError::Io { path, source } => unusable(path, source),
+            directory::DirectoryError::NotFound { path } => {
+                unusable(path, io::Error::from(io::ErrorKind::NotFound))
+            }
+            directory::DirectoryError::NotADirectory { path } => {
+                unusable(path, io::Error::from(io::ErrorKind::NotADirectory))
+            }
+        }
+    })
+}
+
+/// Says of a failure to open a shard what it means for the data directory.
+pub(crate) fn explain_open(data_dir: &Path, error: OpenError) -> DirectoryError {
+    match error {
+        OpenError::NewerFormat { file, found, known } => {
+            DirectoryError::NewerFormat { path: data_dir.join(file), found, supported: known }
+        }
+        OpenError::WrongIdentity { file } => DirectoryError::Unusable {
+            path: data_dir.join(file),
+            source: io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file belongs to another store or shard",
+            ),
+        },
+        OpenError::Disk { action, file, source } => {
+            let kind = io::Error::from_raw_os_error(source.code).kind();
+            let text = format!("{action} failed: {}", io::Error::from_raw_os_error(source.code));
+            DirectoryError::Unusable {
+                path: data_dir.join(file),
+                source: io::Error::new(kind, text),
+            }
+        }
+    }
+}
+
+/// The directory of a shard.
+#[must_use]
+pub(crate) fn shard_directory(shard: ShardIndex) -> FileName {
+    FileName::new(format!("shard-{shard:02}"))
+}
+
+fn serve<I: Io>(
+    mut io: I,
+    config: &Config,
+    direct: bool,
+    on_event: &mut impl FnMut(RunEvent),
+) -> Result<(), RunError> {
+    let started_ms = io.now().1.0;
+    let mut shards = Shards { io: &mut io, config, terminated: false };
+    let opened = shards.open()?;
+    let terminated = shards.terminated;
+    let log_ms = opened.iter().map(|shard| shard.log_ms).max().unwrap_or(0);
+    let reports: Vec<&RecoveryReport> = opened.iter().map(|shard| &shard.report).collect();
+    let facts = NodeFacts {
+        node_id: opened[0].store.identity().node_id,
+        driver: io.name(),
+        direct,
+        process_id: std::process::id(),
+        data_dir: config.data_dir.display().to_string(),
+        client: None,
+        started_ms,
+        resident_bytes: process::resident_bytes,
+        damage_found: reports.iter().map(|report| report.damage.len() as u64).sum(),
+        tail_uncertain_bytes: reports.iter().map(|report| report.tail_uncertain_bytes).sum(),
+    };
+    let node_id = facts.node_id;
+    let (monotonic, wall) = io.now();
+    let mut clock = LogClock::new(log_ms, wall.0, monotonic.0);
+    let now = clock.read(wall.0, monotonic.0).now;
+    let stores = opened.into_iter().map(|shard| shard.store).collect();
+    let keyspace = Keyspace::new(stores, now, u64::from_le_bytes(process::random_bytes()));
+    let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
+    let client = listen(&mut io, config.client)?;
+    door.set_address(client);
+    on_event(RunEvent::Ready { client, node_id });
+    tracing::info!(%client, driver = io.name(), shards = keyspace.stores().len(), "ready");
+    let mut event_loop = EventLoop::new(io, keyspace, door, clock);
+    if terminated {
+        event_loop.stop();
+    }
+    event_loop.run(|| on_event(RunEvent::Stopping)).map_err(RunError::driver)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn listen<I: Io>(io: &mut I, address: SocketAddr) -> Result<SocketAddr, RunError> {
+    io.submit(Request::Listen(address));
+    let mut done = Vec::new();
+    loop {
+        io.wait(None, &mut done).map_err(RunError::driver)?;
+        // Nobody can have connected before this completion, and no other request is under way.
+        for completion in done.drain(..) {
+            match completion {
+                Completion::Listening(result) => {
+                    return result.map_err(|source| RunError::Bind { address, source });
+                }
+                Completion::Terminate => {
+                    let source = io::Error::from(io::ErrorKind::Interrupted);
+                    return Err(RunError::Bind { address, source });
+                }
+                other => unreachable!("{other:?} before the door is open"),
+            }
+        }
+    }
+}
+
+struct Shards<'a, I: Io> {
+    io: &'a mut I,
+    config: &'a Config,
+    terminated: bool,
+}
+
+impl<I: Io> Shards<'_, I> {
+    /// Opens all shards, or makes them: shard 0 last, because it is the one that says that the
+    /// store is there.
+    fn open(&mut self) -> Result<Vec<Opened>, RunError> {
+        let known = self.identify()?;
+        let identity = known.unwrap_or_else(|| self.draw_identity());
+        if let Some(asked) = self.config.shards.filter(|asked| *asked != identity.shard_count) {
+            let (path, stored) = (self.config.data_dir.clone(), identity.shard_count);
+            return Err(RunError::ShardCount { path, stored, asked });
+        }
+        let mut opened = Vec::new();
+        for shard in (0..identity.shard_count).rev() {
+            opened.push(self.open_shard(Identity { shard, ..identity }, known.is_some())?);
+        }
+        opened.reverse();
+        Ok(opened)
+    }
+
+    fn identify(&mut self) -> Result<Option<Identity>, RunError> {
+        let procedure = storage::identify(shard_directory(0));
+        let (found, terminated) =
+            run_procedure(self.io, DiskOwner(0), procedure).map_err(RunError::driver)?;
+        self.terminated |= terminated;
+        Ok(found.map_err(|error| explain_open(&self.config.data_dir, error))?)
+    }
+
+    fn draw_identity(&self) -> Identity {
+        let shard_count = self.config.shards.unwrap_or_else(|| process::cores().min(SHARDS_MAX));
+        let (store, node_id) = (process::random_bytes(), process::random_bytes());
+        Identity { store, node_id, shard: 0, shard_count }
+    }
+
+    fn open_shard(&mut self, identity: Identity, must_exist: bool) -> Result<Opened, RunError> {
+        let options = StoreOptions {
+            directory: shard_directory(identity.shard),
+            identity,
+            must_exist,
+            segment_bytes: self.config.segment_bytes,
+            cache_bytes: self.config.cache_bytes / usize::from(identity.shard_count),
+            log: GroupCommitLimits::default(),
+        };
+        let procedure = storage::open(options, self.io.now().1.0);
+        let owner = DiskOwner(identity.shard);
+        let (opened, terminated) =
+            run_procedure(self.io, owner, procedure).map_err(RunError::driver)?;
+        self.terminated |= terminated;
+        let opened = opened.map_err(|error| explain_open(&self.config.data_dir, error))?;
+        log_report(identity.shard, &opened.report);
+        Ok(opened)
+    }
+}
+
+fn log_report(shard: ShardIndex, report: &RecoveryReport) {
+    for damage in &report.damage {
+        tracing::error!(
+            shard,
+            file = %damage.file,
+            offset = damage.offset,
+            len = damage.len,
+            reason = %damage.reason,
+            "damage found"
+        );
+    }
+    if report.suspect {
+        tracing::error!(
+            shard,
+            "acknowledged records are lost; unknown keys answer errors until the loss is accepted \
+             with kadring check --repair"
+        );
+    }
+    if report.tail_uncertain_bytes > 0 {
+        let bytes = report.tail_uncertain_bytes;
+        tracing::warn!(shard, bytes, "torn tail given up: writes that were never acknowledged");
+    }
+    let (records, keys, segments) = (report.records, report.keys, report.segments);
+    tracing::info!(shard, segments, records, keys, "shard recovered");
+}

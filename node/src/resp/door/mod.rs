@@ -1,0 +1,558 @@
+//! The client door: connections, the flow of their bytes, and the execution of their commands.
+//!
+//! Sans-I/O: it is fed what the driver reports ([`Door::handle_accepted`], [`Door::handle_received`],
+//! [`Door::handle_sent`], [`Door::handle_closed`]) and what the stores report
+//! ([`Door::handle_event`]); [`Door::end_turn`] then hands out replies that may go, and
+//! [`Door::poll_request`] yields what the driver is to do.
+//!
+//! Invariants:
+//! * replies leave in the order of their commands, and not before what they rest on is durable;
+//! * a connection whose client does not read executes nothing above `output_pause_bytes`, keeps at
+//!   most `input_bytes_max` of input, and is disconnected after `stall_ms` without movement or
+//!   above `output_bytes_max`;
+//! * a command that cannot be executed yet is executed before any later one of its connection.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+
+use storage::Event;
+
+use crate::config::{ClientLimits, Password};
+use crate::io::{ConnectionId, ReceiveBuffer, Request};
+use crate::keyspace::{Keyspace, ShardIndex};
+use crate::resp::command::{Command, CommandError, CommandSpec};
+use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
+use crate::resp::reply::Protocol;
+
+mod about;
+mod connection;
+mod execute;
+mod info;
+mod reply_queue;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use connection::{Blocked, Connection, Phase, encode};
+use execute::{Caller, Outcome};
+use reply_queue::{Durable, ReplyQueue};
+use task::{Finished, Tasks};
+
+pub use info::NodeFacts;
+
+/// Counters of the door since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    connections: u64,
+    connections_refused: u64,
+    connections_stalled: u64,
+    commands: u64,
+    received_bytes: u64,
+    sent_bytes: u64,
+}
+
+/// The client door of one thread.
+#[derive(Debug)]
+pub struct Door {
+    limits: ClientLimits,
+    password: Option<Password>,
+    facts: NodeFacts,
+    connections: BTreeMap<ConnectionId, Box<Connection>>,
+    next_number: u64,
+    tasks: Tasks,
+    /// Connections with a command to be tried again.
+    blocked: VecDeque<ConnectionId>,
+    /// Connections whose replies may be able to go out.
+    dirty: BTreeSet<ConnectionId>,
+    /// Connections whose replies wait for a shard.
+    held: Vec<ConnectionId>,
+    /// Connections that execute nothing because their client does not read.
+    paused: BTreeSet<ConnectionId>,
+    requests: VecDeque<Request>,
+    counters: Counters,
+    wants_shutdown: bool,
+}
+
+impl Door {
+    /// Opens the door.
+    #[must_use]
+    pub fn new(limits: ClientLimits, password: Option<Password>, facts: NodeFacts) -> Self {
+        let value_bytes_max = limits.value_bytes_max;
+        Self {
+            limits,
+            password,
+            facts,
+            connections: BTreeMap::new(),
+            next_number: 1,
+            tasks: Tasks::new(value_bytes_max),
+            blocked: VecDeque::new(),
+            dirty: BTreeSet::new(),
+            held: Vec::new(),
+            paused: BTreeSet::new(),
+            requests: VecDeque::new(),
+            counters: Counters::default(),
+            wants_shutdown: false,
+        }
+    }
+
+    /// Notes the address that clients reach it at.
+    pub fn set_address(&mut self, address: SocketAddr) {
+        self.facts.client = Some(address);
+    }
+
+    /// Whether a client has asked the node to stop.
+    #[must_use]
+    pub fn wants_shutdown(&self) -> bool {
+        self.wants_shutdown
+    }
+
+    /// Whether no connection is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// Takes the next request for the driver.
+    pub fn poll_request(&mut self) -> Option<Request> {
+        self.requests.pop_front()
+    }
+
+    /// When [`Door::end_turn`] is wanted next, in nanoseconds.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        if self.tasks.is_runnable() {
+            return Some(0);
+        }
+        let stall_ns = self.limits.stall_ms.saturating_mul(1_000_000);
+        let paused = self.paused.iter().filter_map(|id| self.connections.get(id));
+        paused.map(|connection| connection.moved_ns.saturating_add(stall_ns)).min()
+    }
+
+    /// A client has connected.
+    pub fn handle_accepted(&mut self, keyspace: &Keyspace, id: ConnectionId, peer: SocketAddr) {
+        self.counters.connections += 1;
+        let now = keyspace.now();
+        let mut parser = Parser::new(self.parser_limits());
+        let authenticated = self.password.is_none();
+        parser.set_authenticated(authenticated);
+        let mut connection = Box::new(Connection {
+            number: self.next_number,
+            peer,
+            parser,
+            protocol: Protocol::Resp2,
+            replies: ReplyQueue::default(),
+            phase: Phase::Open,
+            blocked: Blocked::No,
+            receiving: false,
+            sending: 0,
+            authenticated,
+            name: Vec::new(),
+            library_name: Vec::new(),
+            library_version: Vec::new(),
+            last_command: "NULL",
+            created_ms: now.clock_ms,
+            active_ms: now.clock_ms,
+            moved_ns: now.monotonic_ns,
+            commands: 0,
+        });
+        self.next_number += 1;
+        if self.connections.len() >= self.limits.connections_max {
+            self.counters.connections_refused += 1;
+            let text = b"ERR max number of clients reached";
+            connection.replies.push(Protocol::Resp2, None, |reply| reply.writer().error(text));
+            connection.phase = Phase::Draining;
+        } else {
+            connection.receiving = true;
+            self.requests.push_back(Request::Receive(id));
+        }
+        self.dirty.insert(id);
+        self.connections.insert(id, connection);
+    }
+
+    fn parser_limits(&self) -> ParserLimits {
+        // Keys may be longer than the longest value; execution checks values again.
+        let bulk_bytes_max =
+            self.limits.value_bytes_max.max(crate::resp::command::KEY_BYTES_MAX + 1);
+        ParserLimits {
+            bulk_bytes_max,
+            command_bytes_max: self.limits.input_bytes_max,
+            ..ParserLimits::default()
+        }
+    }
+
+    /// Bytes have come, or the client has finished (no bytes), or the connection is broken.
+    /// Returns the buffer for the driver.
+    pub fn handle_received(
+        &mut self,
+        keyspace: &mut Keyspace,
+        id: ConnectionId,
+        result: std::io::Result<ReceiveBuffer>,
+    ) -> Option<ReceiveBuffer> {
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return result.ok();
+        };
+        connection.receiving = false;
+        let buffer = match result {
+            Ok(buffer) if !buffer.is_empty() => {
+                self.counters.received_bytes += buffer.len() as u64;
+                connection.active_ms = keyspace.now().clock_ms;
+                self.process(keyspace, id, &mut connection, &buffer);
+                Some(buffer)
+            }
+            ended => {
+                // The client will send no more: answer what it has asked, then close.
+                match connection.is_blocked() || self.paused.contains(&id) {
+                    true if ended.is_ok() => connection.phase = Phase::Draining,
+                    _ => self.close(id, &mut connection),
+                }
+                ended.ok()
+            }
+        };
+        self.go_on_receiving(id, &mut connection);
+        self.connections.insert(id, connection);
+        buffer
+    }
+
+    fn go_on_receiving(&mut self, id: ConnectionId, connection: &mut Connection) {
+        let room = connection.parser.buffered() < self.limits.input_bytes_max;
+        if connection.phase == Phase::Open && !connection.receiving && room {
+            connection.receiving = true;
+            self.requests.push_back(Request::Receive(id));
+        }
+    }
+
+    /// Executes what `input` completes, as far as the connection's state allows.
+    fn process(
+        &mut self,
+        keyspace: &mut Keyspace,
+        id: ConnectionId,
+        connection: &mut Connection,
+        mut input: &[u8],
+    ) {
+        let mut parser =
+            std::mem::replace(&mut connection.parser, Parser::new(self.parser_limits()));
+        loop {
+            if connection.phase == Phase::Closing || connection.is_blocked() {
+                break;
+            }
+            if connection.output_len() >= self.limits.output_pause_bytes {
+                self.paused.insert(id);
+                break;
+            }
+            let outcome = match parser.next(&mut input) {
+                Parsed::Incomplete => break,
+                Parsed::Command(arguments) => self.dispatch(keyspace, id, connection, &arguments),
+                Parsed::TooLarge(large) => self.refuse_large(id, connection, &large),
+                Parsed::Error(error) => {
+                    Caller { id, connection }.error(&error.message());
+                    Outcome::Close
+                }
+            };
+            if outcome == Outcome::Close {
+                connection.phase = Phase::Draining;
+                input = &[];
+                break;
+            }
+            parser.set_authenticated(connection.authenticated);
+        }
+        if !input.is_empty() {
+            parser.stash(input);
+        }
+        connection.parser = parser;
+        self.dirty.insert(id);
+        self.check_output(id, connection);
+    }
+
+    fn refuse_large(
+        &self,
+        id: ConnectionId,
+        connection: &mut Connection,
+        large: &TooLarge,
+    ) -> Outcome {
+        let text = format!(
+            "ERR argument or command of {} bytes is larger than the limit of {} bytes",
+            large.declared, large.limit
+        );
+        Caller { id, connection }.error(text.as_bytes())
+    }
+
+    /// Checks a command's name, arity and permission, then executes it.
+    fn dispatch(
+        &mut self,
+        keyspace: &mut Keyspace,
+        id: ConnectionId,
+        connection: &mut Connection,
+        arguments: &Arguments<'_>,
+    ) -> Outcome {
+        let mut caller = Caller { id, connection };
+        let spec = match CommandSpec::find(arguments) {
+            Ok(spec) => spec,
+            Err(CommandError::CrossProtocol) => {
+                tracing::warn!(peer = %caller.connection.peer, "HTTP on the client door; closed");
+                return Outcome::Close;
+            }
+            Err(error) => return caller.error(&error.message()),
+        };
+        if !caller.connection.authenticated && !spec.is_open_to_all() {
+            return caller.error(b"NOAUTH Authentication required.");
+        }
+        let command = match Command::parse_as(spec, arguments) {
+            Ok(command) => command,
+            Err(error) => return caller.error(&error.message()),
+        };
+        let outcome = self.execute(keyspace, &mut caller, command);
+        match outcome {
+            Outcome::Blocked => {
+                connection.blocked = Blocked::Command(encode(arguments));
+                self.blocked.push_back(id);
+                return outcome;
+            }
+            Outcome::Behind(task) => connection.blocked = Blocked::Task(task),
+            Outcome::Done | Outcome::Close => {}
+        }
+        connection.last_command = spec.name;
+        connection.commands += 1;
+        self.counters.commands += 1;
+        self.take_finished_of(connection);
+        outcome
+    }
+
+    /// A task may end at once; its connection is in hand then, not in the map.
+    fn take_finished_of(&mut self, connection: &mut Connection) {
+        if let Blocked::Task(waited) = connection.blocked
+            && let Some(finished) = self.tasks.take_finished(waited)
+        {
+            connection.replies.fill(finished.place, finished.reply);
+            connection.blocked = Blocked::No;
+        }
+    }
+
+    /// The driver has taken what it was given to send, or could not.
+    pub fn handle_sent(
+        &mut self,
+        keyspace: &mut Keyspace,
+        id: ConnectionId,
+        result: &std::io::Result<()>,
+    ) {
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        self.counters.sent_bytes += connection.sending as u64;
+        connection.sending = 0;
+        connection.moved_ns = keyspace.now().monotonic_ns;
+        if result.is_err() {
+            self.close(id, &mut connection);
+        } else {
+            self.dirty.insert(id);
+            if connection.output_len() < self.limits.output_pause_bytes && self.paused.remove(&id) {
+                self.process(keyspace, id, &mut connection, &[]);
+                self.go_on_receiving(id, &mut connection);
+            }
+        }
+        self.connections.insert(id, connection);
+    }
+
+    /// The connection is gone.
+    pub fn handle_closed(&mut self, id: ConnectionId) {
+        self.connections.remove(&id);
+        self.paused.remove(&id);
+        self.dirty.remove(&id);
+    }
+
+    fn close(&mut self, id: ConnectionId, connection: &mut Connection) {
+        if connection.phase != Phase::Closing {
+            connection.phase = Phase::Closing;
+            self.paused.remove(&id);
+            self.requests.push_back(Request::Close(id));
+        }
+    }
+
+    fn check_output(&mut self, id: ConnectionId, connection: &mut Connection) {
+        let len = connection.output_len();
+        if len > self.limits.output_bytes_max && connection.phase != Phase::Closing {
+            tracing::warn!(
+                peer = %connection.peer,
+                output_bytes = len,
+                output_bytes_max = self.limits.output_bytes_max,
+                "slow client disconnected: more output waits than it may have"
+            );
+            self.counters.connections_stalled += 1;
+            self.close(id, connection);
+        }
+    }
+
+    /// A shard has something to tell.
+    pub fn handle_event(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, event: Event) {
+        match event {
+            Event::Durable(_) => self.dirty.extend(self.held.drain(..)),
+            Event::Failed(error) => {
+                tracing::error!(shard, %error, "a disk write failed; the shard is read-only");
+                self.dirty.extend(self.held.drain(..));
+                self.retry(keyspace);
+            }
+            Event::Writable => self.retry(keyspace),
+            Event::Damaged { key, file, offset } => {
+                tracing::error!(shard, ?key, %file, offset, "damaged record");
+            }
+            Event::Read { .. } => {
+                self.tasks.handle_event(keyspace, shard, event);
+                self.deliver_finished(keyspace);
+            }
+        }
+    }
+
+    fn retry(&mut self, keyspace: &mut Keyspace) {
+        self.tasks.retry_stalled(keyspace);
+        self.deliver_finished(keyspace);
+        self.retry_blocked(keyspace);
+    }
+
+    /// Tries the commands again that found a key locked or the log busy, once each.
+    fn retry_blocked(&mut self, keyspace: &mut Keyspace) {
+        for _ in 0..self.blocked.len() {
+            let Some(id) = self.blocked.pop_front() else { break };
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            self.retry_one(keyspace, id, &mut connection);
+            self.connections.insert(id, connection);
+        }
+    }
+
+    fn retry_one(
+        &mut self,
+        keyspace: &mut Keyspace,
+        id: ConnectionId,
+        connection: &mut Connection,
+    ) {
+        let Blocked::Command(encoded) = std::mem::replace(&mut connection.blocked, Blocked::No)
+        else {
+            return;
+        };
+        if connection.phase == Phase::Closing {
+            return;
+        }
+        let mut parser = Parser::new(self.parser_limits());
+        parser.set_authenticated(true);
+        if let Parsed::Command(arguments) = parser.next(&mut &encoded[..])
+            && self.dispatch(keyspace, id, connection, &arguments) == Outcome::Close
+        {
+            connection.phase = Phase::Draining;
+        }
+        self.resume(keyspace, id, connection);
+    }
+
+    /// Goes on with a connection's input after something it waited for has happened.
+    fn resume(&mut self, keyspace: &mut Keyspace, id: ConnectionId, connection: &mut Connection) {
+        self.process(keyspace, id, connection, &[]);
+        self.go_on_receiving(id, connection);
+    }
+
+    /// Puts the replies of ended tasks in their places.
+    fn deliver_finished(&mut self, keyspace: &mut Keyspace) {
+        let mut any = false;
+        while let Some(Finished { id: task, connection: id, place, reply }) =
+            self.tasks.poll_finished()
+        {
+            any = true;
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            connection.replies.fill(place, reply);
+            self.dirty.insert(id);
+            self.check_output(id, &mut connection);
+            if matches!(connection.blocked, Blocked::Task(waited) if waited == task) {
+                connection.blocked = Blocked::No;
+                self.resume(keyspace, id, &mut connection);
+            }
+            self.connections.insert(id, connection);
+        }
+        if any {
+            self.retry_blocked(keyspace);
+        }
+    }
+
+    /// Goes on with long walks, hands out the replies that may go, and disconnects clients that
+    /// have stalled.
+    pub fn end_turn(&mut self, keyspace: &mut Keyspace) {
+        self.tasks.step(keyspace);
+        self.deliver_finished(keyspace);
+        while let Some(id) = self.dirty.pop_first() {
+            if let Some(mut connection) = self.connections.remove(&id) {
+                self.send(keyspace, id, &mut connection);
+                self.connections.insert(id, connection);
+            }
+        }
+        self.disconnect_stalled(keyspace);
+    }
+
+    fn send(&mut self, keyspace: &Keyspace, id: ConnectionId, connection: &mut Connection) {
+        if connection.phase == Phase::Closing || connection.sending > 0 {
+            return;
+        }
+        let parts = connection.replies.take(|shard| {
+            let store = keyspace.store(shard);
+            let lsn = store.durable_lsn();
+            if store.failure().is_some() { Durable::FailedAfter(lsn) } else { Durable::UpTo(lsn) }
+        });
+        let len = parts.iter().map(bytes::Bytes::len).sum();
+        if len > 0 {
+            connection.sending = len;
+            connection.moved_ns = keyspace.now().monotonic_ns;
+            self.requests.push_back(Request::Send(id, parts));
+        } else if !connection.replies.is_empty() {
+            self.held.push(id);
+        } else if connection.phase == Phase::Draining && !connection.is_blocked() {
+            self.close(id, connection);
+        }
+    }
+
+    fn disconnect_stalled(&mut self, keyspace: &Keyspace) {
+        let stall_ns = self.limits.stall_ms.saturating_mul(1_000_000);
+        let now_ns = keyspace.now().monotonic_ns;
+        let stalled: Vec<ConnectionId> = self
+            .paused
+            .iter()
+            .filter(|id| {
+                self.connections
+                    .get(id)
+                    .is_none_or(|connection| connection.moved_ns.saturating_add(stall_ns) <= now_ns)
+            })
+            .copied()
+            .collect();
+        for id in stalled {
+            self.paused.remove(&id);
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            // Replies that wait for our own disk are not the client's fault.
+            if connection.sending == 0 {
+                connection.moved_ns = now_ns;
+                self.paused.insert(id);
+            } else {
+                tracing::warn!(
+                    peer = %connection.peer,
+                    output_bytes = connection.output_len(),
+                    stall_ms = self.limits.stall_ms,
+                    "slow client disconnected: it has stalled with output waiting"
+                );
+                self.counters.connections_stalled += 1;
+                self.close(id, &mut connection);
+            }
+            self.connections.insert(id, connection);
+        }
+    }
+
+    /// Executes nothing more; connections close once their replies are out.
+    pub fn drain(&mut self) {
+        for (id, connection) in &mut self.connections {
+            if connection.phase == Phase::Open {
+                connection.phase = Phase::Draining;
+                self.dirty.insert(*id);
+            }
+        }
+    }
+
+    /// Closes whatever is still open; for clients that do not take their last replies.
+    pub fn close_all(&mut self) {
+        let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
+        for id in ids {
+            if let Some(mut connection) = self.connections.remove(&id) {
+                self.close(id, &mut connection);
+                self.connections.insert(id, connection);
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The replies of one connection, in order, each held until what it rests on is durable.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use wal::Lsn;
+
+use crate::keyspace::{ShardIndex, Wait};
+use crate::resp::reply::{Protocol, ReplyWriter};
+
+/// Values from this length on go out from where they are; shorter ones are copied beside their
+/// neighbours (DESIGN 3.7).
+const SHARED_VALUE_LEN_MIN: usize = 2048;
+/// Replies are gathered in one piece of memory up to this many bytes.
+const GATHERED_LEN_MAX: usize = 64 << 10;
+/// Parts of one send.
+const PARTS_MAX: usize = 64;
+/// Bytes of one send, about.
+const SEND_LEN_MAX: usize = 1 << 20;
+
+/// One or more replies that go out together.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    waits: Vec<Wait>,
+    protocol: Protocol,
+    /// Complete parts, before `tail`.
+    parts: Vec<Bytes>,
+    parts_len: usize,
+    tail: BytesMut,
+}
+
+impl Reply {
+    pub(crate) fn new(protocol: Protocol) -> Self {
+        Self { protocol, ..Self::default() }
+    }
+
+    pub(crate) fn writer(&mut self) -> ReplyWriter<'_> {
+        ReplyWriter::new(&mut self.tail, self.protocol)
+    }
+
+    /// Writes a bulk string, without a copy if it is long.
+    pub(crate) fn value(&mut self, value: Bytes) {
+        if value.len() < SHARED_VALUE_LEN_MIN {
+            self.writer().bulk(&value);
+            return;
+        }
+        self.writer().bulk_header(value.len());
+        let head = self.tail.split().freeze();
+        self.parts_len += head.len() + value.len();
+        self.parts.extend([head, value]);
+        self.writer().bulk_end();
+    }
+
+    /// Holds the reply until `wait` is durable, too.
+    pub(crate) fn wait(&mut self, wait: Option<Wait>) {
+        let Some(wait) = wait else { return };
+        match self.waits.iter_mut().find(|known| known.shard == wait.shard) {
+            Some(known) => known.lsn = known.lsn.max(wait.lsn),
+            None => self.waits.push(wait),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.parts_len + self.tail.len()
+    }
+}
+
+#[derive(Debug)]
+struct Item {
+    /// Whether the reply is still being worked out.
+    pending: bool,
+    replies: u32,
+    reply: Reply,
+}
+
+/// How far a shard's log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durable {
+    /// Durable up to here.
+    UpTo(Lsn),
+    /// Durable up to here, and never further.
+    FailedAfter(Lsn),
+}
+
+/// The replies of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct ReplyQueue {
+    items: VecDeque<Item>,
+    head: u64,
+    len: usize,
+}
+
+impl ReplyQueue {
+    /// Bytes waiting.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Appends a reply that rests on `waits`; `write` fills it in.
+    pub(crate) fn push(
+        &mut self,
+        protocol: Protocol,
+        wait: Option<Wait>,
+        write: impl FnOnce(&mut Reply),
+    ) {
+        let joins = self.items.back().is_some_and(|item| {
+            !item.pending
+                && item.reply.protocol == protocol
+                && item.reply.waits.is_empty() == wait.is_none()
+                && item.reply.len() < GATHERED_LEN_MAX
+        });
+        if !joins {
+            let reply = Reply::new(protocol);
+            self.items.push_back(Item { pending: false, replies: 0, reply });
+        }
+        let item = self.items.back_mut().expect("an item was just made sure of");
+        let before = item.reply.len();
+        item.replies += 1;
+        item.reply.wait(wait);
+        write(&mut item.reply);
+        self.len += item.reply.len() - before;
+    }
+
+    /// Appends a complete reply with its own waits.
+    pub(crate) fn push_reply(&mut self, reply: Reply) {
+        self.len += reply.len();
+        self.items.push_back(Item { pending: false, replies: 1, reply });
+    }
+
+    /// Keeps the next place for a reply to come; [`ReplyQueue::fill`] takes the number returned.
+    pub(crate) fn reserve(&mut self) -> u64 {
+        self.items.push_back(Item { pending: true, replies: 1, reply: Reply::default() });
+        self.head + self.items.len() as u64 - 1
+    }
+
+    /// Puts a reply where its place was kept.
+    pub(crate) fn fill(&mut self, place: u64, reply: Reply) {
+        let index = place.checked_sub(self.head).and_then(|index| usize::try_from(index).ok());
+        let item = index.and_then(|index| self.items.get_mut(index));
+        let item = item.expect("a place stays in the queue until it is filled");
+        self.len += reply.len();
+        (item.pending, item.reply) = (false, reply);
+    }
+
+    /// Takes what may go out now, up to about a megabyte. `durable` tells how far a shard is.
+    pub(crate) fn take(&mut self, durable: impl Fn(ShardIndex) -> Durable) -> Vec<Bytes> {
+        let (mut parts, mut taken) = (Vec::new(), 0);
+        while taken < SEND_LEN_MAX && parts.len() < PARTS_MAX {
+            let Some(item) = self.items.front_mut().filter(|item| !item.pending) else { break };
+            let mut lost = false;
+            let mut held = false;
+            for wait in &item.reply.waits {
+                match durable(wait.shard) {
+                    Durable::UpTo(lsn) => held |= lsn < wait.lsn,
+                    Durable::FailedAfter(lsn) => lost |= lsn < wait.lsn,
+                }
+            }
+            if lost {
+                self.len -= item.reply.len();
+                item.reply = unknown_outcome(item.replies);
+                self.len += item.reply.len();
+            } else if held {
+                break;
+            }
+            let Some(Item { reply, .. }) = self.items.pop_front() else { break };
+            self.head += 1;
+            taken += reply.len();
+            parts.extend(reply.parts);
+            parts.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
+        }
+        self.len -= taken;
+        parts
+    }
+}
+
+/// What takes the place of replies whose durability will never be known.
+fn unknown_outcome(replies: u32) -> Reply {
+    let mut reply = Reply::default();
+    for _ in 0..replies {
+        reply.tail.put_slice(
+            b"-UNKNOWN a disk write failed; whether this command took effect is unknown\r\n",
+        );
+    }
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(lsn: u64) -> Option<Wait> {
+        Some(Wait { shard: 0, lsn: Lsn(lsn) })
+    }
+
+    fn sent(queue: &mut ReplyQueue, durable: Durable) -> Vec<u8> {
+        queue.take(|_| durable).concat()
+    }
+
+    #[test]
+    fn reply_is_held_until_its_record_is_durable() {
+        let mut queue = ReplyQueue::default();
+        queue.push(Protocol::Resp2, None, |reply| reply.writer().pong());
+        queue.push(Protocol::Resp2, wait(5), |reply| reply.writer().ok());
+        queue.push(Protocol::Resp2, None, |reply| reply.writer().integer(1));
+        assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(4))), b"+PONG\r\n");
+        assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(4))), b"");
+        assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(5))), b"+OK\r\n:1\r\n");
+        assert!(queue.is_empty() && queue.len() == 0);
+    }
+
+    #[test]
+    fn pending_reply_holds_back_those_behind_it() {
+        let mut queue = ReplyQueue::default();
+        let place = queue.reserve();
+        queue.push(Protocol::Resp2, None, |reply| reply.writer().ok());
+        assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(0))), b"");
+        let mut reply = Reply::new(Protocol::Resp2);
+        reply.value(Bytes::from(vec![b'v'; 3000]));
+        queue.fill(place, reply);
+        let bytes = sent(&mut queue, Durable::UpTo(Lsn(0)));
+        assert!(bytes.starts_with(b"$3000\r\nvvv") && bytes.ends_with(b"v\r\n+OK\r\n"));
+    }
+
+    #[test]
+    fn failed_log_turns_each_held_reply_into_an_error() {
+        let mut queue = ReplyQueue::default();
+        queue.push(Protocol::Resp2, wait(5), |reply| reply.writer().ok());
+        queue.push(Protocol::Resp2, wait(6), |reply| reply.writer().ok());
+        let bytes = sent(&mut queue, Durable::FailedAfter(Lsn(4)));
+        let text = String::from_utf8(bytes).unwrap();
+        assert_eq!(text.matches("-UNKNOWN").count(), 2);
+        assert!(!text.contains("+OK"));
+    }
+
+    #[test]
+    fn long_value_is_not_copied() {
+        let mut queue = ReplyQueue::default();
+        let value = Bytes::from(vec![b'v'; SHARED_VALUE_LEN_MIN]);
+        queue.push(Protocol::Resp2, None, |reply| reply.value(value.clone()));
+        let parts = queue.take(|_| Durable::UpTo(Lsn(0)));
+        assert!(parts.iter().any(|part| part.as_ptr() == value.as_ptr()));
+    }
+}
