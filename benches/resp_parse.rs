@@ -31,10 +31,7 @@ fn ours(parser: &mut Parser, bytes: &[u8]) -> usize {
     let mut input = bytes;
     let mut total = 0;
     while let Parsed::Command(arguments) = parser.next(&mut input) {
-        total += arguments
-            .iter()
-            .map(|argument| black_box(argument).len())
-            .sum::<usize>();
+        total += arguments.iter().map(|argument| black_box(argument).len()).sum::<usize>();
     }
     total
 }
@@ -57,9 +54,7 @@ fn library_ranges(_: &mut Parser, bytes: &[u8]) -> usize {
     let mut total = 0;
     while let Ok(Some((RangeFrame::Array(frames), len))) = decode_range(rest) {
         for frame in &frames {
-            let RangeFrame::BulkString((start, end)) = *frame else {
-                panic!("not a bulk string")
-            };
+            let RangeFrame::BulkString((start, end)) = *frame else { panic!("not a bulk string") };
             total += black_box(&rest[start..end]).len();
         }
         rest = &rest[len..];
@@ -72,9 +67,7 @@ fn library_owned(_: &mut Parser, bytes: &[u8]) -> usize {
     let mut total = 0;
     while let Ok(Some((OwnedFrame::Array(frames), len))) = decode(rest) {
         for frame in &frames {
-            let OwnedFrame::BulkString(value) = frame else {
-                panic!("not a bulk string")
-            };
+            let OwnedFrame::BulkString(value) = frame else { panic!("not a bulk string") };
             total += black_box(value).len();
         }
         rest = &rest[len..];
@@ -95,11 +88,7 @@ fn encode(arguments: &[&[u8]]) -> Vec<u8> {
 /// Runs one workload and prints a line per contestant.
 fn run(name: &str, arguments: &[&[u8]], pipeline: usize, rounds: usize, commands: usize) {
     let buffer = encode(arguments).repeat(pipeline);
-    let expected = arguments
-        .iter()
-        .map(|argument| argument.len())
-        .sum::<usize>()
-        * pipeline;
+    let expected = arguments.iter().map(|argument| argument.len()).sum::<usize>() * pipeline;
     let passes = commands.div_ceil(pipeline);
     let mut parser = Parser::new(ParserLimits::default());
     parser.set_authenticated(true);
@@ -142,19 +131,7 @@ fn main() {
     let (small, large) = (vec![b'v'; 64], vec![b'v'; 4096]);
     for pipeline in [1, 16] {
         run("GET", &[b"GET", key], pipeline, rounds, commands);
-        run(
-            "SET 64 B",
-            &[b"SET", key, &small],
-            pipeline,
-            rounds,
-            commands,
-        );
-        run(
-            "SET 4 KiB",
-            &[b"SET", key, &large],
-            pipeline,
-            rounds,
-            commands,
-        );
+        run("SET 64 B", &[b"SET", key, &small], pipeline, rounds, commands);
+        run("SET 4 KiB", &[b"SET", key, &large], pipeline, rounds, commands);
     }
 }

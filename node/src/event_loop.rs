@@ -62,12 +62,19 @@ pub struct EventLoop<I: Io> {
     clock: LogClock,
     phase: Phase,
     listening: bool,
+    done: Vec<Completion>,
 }
 
 impl<I: Io> EventLoop<I> {
-    /// Puts the loop together. The driver listens already.
-    pub fn new(io: I, keyspace: Keyspace, door: Door, clock: LogClock) -> Self {
-        Self { io, keyspace, door, clock, phase: Phase::Serving, listening: true }
+    /// Puts the loop together. The driver listens already; `done` is what has happened since.
+    pub fn new(
+        io: I,
+        keyspace: Keyspace,
+        door: Door,
+        clock: LogClock,
+        done: Vec<Completion>,
+    ) -> Self {
+        Self { io, keyspace, door, clock, phase: Phase::Serving, listening: true, done }
     }
 
     /// Tells the node to stop: answers what was asked, seals the log, returns from [`Self::run`].
@@ -84,9 +91,13 @@ impl<I: Io> EventLoop<I> {
     /// # Errors
     /// The driver's.
     pub fn run(&mut self, mut stopping: impl FnMut()) -> io::Result<()> {
-        let mut done = Vec::new();
+        let mut done = std::mem::take(&mut self.done);
         let mut told = false;
         loop {
+            self.read_clock();
+            for completion in done.drain(..) {
+                self.handle(completion);
+            }
             self.turn();
             if self.phase != Phase::Serving && !std::mem::replace(&mut told, true) {
                 stopping();
@@ -95,10 +106,6 @@ impl<I: Io> EventLoop<I> {
                 return Ok(());
             }
             self.io.wait(self.deadline(), &mut done)?;
-            self.read_clock();
-            for completion in done.drain(..) {
-                self.handle(completion);
-            }
         }
     }
 

@@ -235,11 +235,11 @@ fn serve<I: Io>(
     let stores = opened.into_iter().map(|shard| shard.store).collect();
     let keyspace = Keyspace::new(stores, now, u64::from_le_bytes(process::random_bytes()));
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
-    let client = listen(&mut io, config.client)?;
+    let (client, happened) = listen(&mut io, config.client)?;
     door.set_address(client);
     on_event(RunEvent::Ready { client, node_id });
     tracing::info!(%client, driver = io.name(), shards = keyspace.stores().len(), "ready");
-    let mut event_loop = EventLoop::new(io, keyspace, door, clock);
+    let mut event_loop = EventLoop::new(io, keyspace, door, clock, happened);
     if terminated {
         event_loop.stop();
     }
@@ -248,23 +248,20 @@ fn serve<I: Io>(
     Ok(())
 }
 
-fn listen<I: Io>(io: &mut I, address: SocketAddr) -> Result<SocketAddr, RunError> {
+/// Opens the client door. Also returns what else happened meanwhile, for the loop: clients may
+/// already have connected.
+fn listen<I: Io>(
+    io: &mut I,
+    address: SocketAddr,
+) -> Result<(SocketAddr, Vec<Completion>), RunError> {
     io.submit(Request::Listen(address));
     let mut done = Vec::new();
     loop {
         io.wait(None, &mut done).map_err(RunError::driver)?;
-        // Nobody can have connected before this completion, and no other request is under way.
-        for completion in done.drain(..) {
-            match completion {
-                Completion::Listening(result) => {
-                    return result.map_err(|source| RunError::Bind { address, source });
-                }
-                Completion::Terminate => {
-                    let source = io::Error::from(io::ErrorKind::Interrupted);
-                    return Err(RunError::Bind { address, source });
-                }
-                other => unreachable!("{other:?} before the door is open"),
-            }
+        let found = done.iter().position(|one| matches!(one, Completion::Listening(_)));
+        if let Some(Completion::Listening(result)) = found.map(|index| done.remove(index)) {
+            let bound = result.map_err(|source| RunError::Bind { address, source })?;
+            return Ok((bound, done));
         }
     }
 }

@@ -5,8 +5,9 @@
 //!           -> sync what was scanned -> first segment -> manifest -> ready
 //! ```
 //!
-//! The first half ([`load`]) only reads; `check` uses it alone. Nothing here refuses to open because
-//! of bad data. A crash at any point leaves a directory from which the same state is recovered.
+//! The first half ([`load`]) only reads; `check` uses it alone. Nothing here refuses to open
+//! because of bad data. A crash at any point leaves a directory from which the same state is
+//! recovered.
 
 use std::collections::BTreeMap;
 
@@ -78,8 +79,8 @@ pub struct Opened {
     pub log_ms: u64,
 }
 
-/// Opens the shard in `options.directory`, making it if it is not there. `now_ms` is the wall clock;
-/// the newest time in the log counts if it is later.
+/// Opens the shard in `options.directory`, making it if it is not there. `now_ms` is the wall
+/// clock; the newest time in the log counts if it is later.
 #[must_use]
 pub fn open(options: StoreOptions, now_ms: u64) -> Procedure<Result<Opened, OpenError>> {
     Procedure::new(move |port| async move { recover(port, options, now_ms).await })

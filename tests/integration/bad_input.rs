@@ -17,10 +17,7 @@ fn ok() -> Reply {
 }
 
 fn pong(client: &mut RespClient) {
-    assert_eq!(
-        client.call(&[b"PING"]).unwrap(),
-        Reply::Simple("PONG".into())
-    );
+    assert_eq!(client.call(&[b"PING"]).unwrap(), Reply::Simple("PONG".into()));
 }
 
 /// Runs a test on both drivers and checks afterwards that the node lives and has not grown.
@@ -37,15 +34,8 @@ fn check_bounded(node: &TestNode, test: impl FnOnce()) {
     test();
     pong(&mut node.client());
     let peak = node.node.resident_bytes_peak().unwrap();
-    assert!(
-        peak < before + GROWTH_BYTES_MAX,
-        "{before} B resident before, at most {peak} B"
-    );
-    assert!(
-        !node.node.stderr().contains("panicked"),
-        "{}",
-        node.node.stderr()
-    );
+    assert!(peak < before + GROWTH_BYTES_MAX, "{before} B resident before, at most {peak} B");
+    assert!(!node.node.stderr().contains("panicked"), "{}", node.node.stderr());
 }
 
 #[test]
@@ -62,10 +52,7 @@ fn protocol_errors_have_the_text_of_redis_and_close() {
         (b"*1\r\n$x\r\n", "invalid bulk length"),
         (b"*1\r\n$-1\r\n", "invalid bulk length"),
         (b"*1\r\n$1073741824\r\n", "invalid bulk length"),
-        (
-            b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870913\r\n",
-            "invalid bulk length",
-        ),
+        (b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870913\r\n", "invalid bulk length"),
         (b"SET k \"open\r\n", "unbalanced quotes in request"),
         (b"SET k 'a'b\r\n", "unbalanced quotes in request"),
         (&inline, "too big inline request"),
@@ -89,79 +76,38 @@ fn protocol_errors_have_the_text_of_redis_and_close() {
 fn commands_before_a_protocol_error_are_answered_first() {
     on_both(|node| {
         let mut client = node.client();
-        client
-            .send_raw(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n*1\r\n!\r\n")
-            .unwrap();
+        client.send_raw(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n*1\r\n!\r\n").unwrap();
         let reply = client.read_to_close().unwrap();
         let expected = "+OK\r\n-ERR Protocol error: expected '$', got '!'\r\n";
         assert_eq!(String::from_utf8_lossy(&reply), expected);
-        assert_eq!(
-            node.client().call(&[b"GET", b"k"]).unwrap(),
-            Reply::Bulk(b"v".to_vec())
-        );
+        assert_eq!(node.client().call(&[b"GET", b"k"]).unwrap(), Reply::Bulk(b"v".to_vec()));
     });
 }
 
 #[test]
 fn mistakes_in_commands_leave_the_connection_open() {
     let long = "n".repeat(300);
-    let shown = format!(
-        "ERR unknown command '{}', with args beginning with: ",
-        &long[..128]
-    );
+    let shown = format!("ERR unknown command '{}', with args beginning with: ", &long[..128]);
     on_both(|node| {
         let mut client = node.client();
         for (words, expected) in [
-            (
-                &["nosuch"][..],
-                "ERR unknown command 'nosuch', with args beginning with: ",
-            ),
+            (&["nosuch"][..], "ERR unknown command 'nosuch', with args beginning with: "),
             (
                 &["nosuch", "a", "b"],
                 "ERR unknown command 'nosuch', with args beginning with: 'a' 'b' ",
             ),
             (&[&long], &shown),
-            (
-                &["bad\r\nname"],
-                "ERR unknown command 'bad  name', with args beginning with: ",
-            ),
+            (&["bad\r\nname"], "ERR unknown command 'bad  name', with args beginning with: "),
             (&["get"], "ERR wrong number of arguments for 'get' command"),
-            (
-                &["GET", "a", "b"],
-                "ERR wrong number of arguments for 'get' command",
-            ),
-            (
-                &["set", "k"],
-                "ERR wrong number of arguments for 'set' command",
-            ),
-            (
-                &["mset", "k"],
-                "ERR wrong number of arguments for 'mset' command",
-            ),
-            (
-                &["mset", "k", "v", "l"],
-                "ERR wrong number of arguments for 'mset' command",
-            ),
-            (
-                &["incr"],
-                "ERR wrong number of arguments for 'incr' command",
-            ),
-            (
-                &["client", "nosuch"],
-                "ERR unknown subcommand 'nosuch'. Try CLIENT HELP.",
-            ),
-            (
-                &["config"],
-                "ERR wrong number of arguments for 'config' command",
-            ),
-            (
-                &["config", "get"],
-                "ERR wrong number of arguments for 'config|get' command",
-            ),
-            (
-                &["select", "x"],
-                "ERR value is not an integer or out of range",
-            ),
+            (&["GET", "a", "b"], "ERR wrong number of arguments for 'get' command"),
+            (&["set", "k"], "ERR wrong number of arguments for 'set' command"),
+            (&["mset", "k"], "ERR wrong number of arguments for 'mset' command"),
+            (&["mset", "k", "v", "l"], "ERR wrong number of arguments for 'mset' command"),
+            (&["incr"], "ERR wrong number of arguments for 'incr' command"),
+            (&["client", "nosuch"], "ERR unknown subcommand 'nosuch'. Try CLIENT HELP."),
+            (&["config"], "ERR wrong number of arguments for 'config' command"),
+            (&["config", "get"], "ERR wrong number of arguments for 'config|get' command"),
+            (&["select", "x"], "ERR value is not an integer or out of range"),
         ] {
             let bytes: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
             let reply = client.call(&bytes).unwrap();
@@ -175,9 +121,7 @@ fn mistakes_in_commands_leave_the_connection_open() {
 fn empty_requests_are_passed_over() {
     on_both(|node| {
         let mut client = node.client();
-        client
-            .send_raw(b"\r\n\r\n*0\r\n*-1\r\n   \r\n\nPING\r\n")
-            .unwrap();
+        client.send_raw(b"\r\n\r\n*0\r\n*-1\r\n   \r\n\nPING\r\n").unwrap();
         assert_eq!(client.read_reply().unwrap(), Reply::Simple("PONG".into()));
         pong(&mut client);
     });
@@ -202,28 +146,19 @@ fn truncated_commands_change_nothing() {
 fn hundred_thousand_arguments_are_served() {
     on_both(|node| {
         let mut client = node.client();
-        let names: Vec<Vec<u8>> = (0..100_000)
-            .map(|number| format!("key:{number}").into_bytes())
-            .collect();
-        client
-            .call(&[b"MSET", &names[0], b"v", &names[99_999], b"w"])
-            .unwrap();
+        let names: Vec<Vec<u8>> =
+            (0..100_000).map(|number| format!("key:{number}").into_bytes()).collect();
+        client.call(&[b"MSET", &names[0], b"v", &names[99_999], b"w"]).unwrap();
         let words = |verb: &'static [u8]| {
             let names = names.iter().map(Vec::as_slice);
             std::iter::once(verb).chain(names).collect::<Vec<&[u8]>>()
         };
         assert_eq!(client.call(&words(b"EXISTS")).unwrap(), Reply::Integer(2));
-        let Reply::Array(values) = client.call(&words(b"MGET")).unwrap() else {
-            panic!()
-        };
+        let Reply::Array(values) = client.call(&words(b"MGET")).unwrap() else { panic!() };
         assert_eq!(values.len(), 100_000);
         assert_eq!(values[99_999], Reply::Bulk(b"w".to_vec()));
         let reply = client.call(&words(b"NOSUCH")).unwrap();
-        assert!(
-            reply.is_error("ERR unknown command 'NOSUCH'"),
-            "{}",
-            reply.brief()
-        );
+        assert!(reply.is_error("ERR unknown command 'NOSUCH'"), "{}", reply.brief());
         assert!(reply.brief().len() < 400);
         assert_eq!(client.call(&words(b"DEL")).unwrap(), Reply::Integer(2));
     });
@@ -235,9 +170,7 @@ fn promised_arguments_that_never_come_take_no_memory() {
         let clients: Vec<_> = (0..200)
             .map(|_| {
                 let mut client = node.client();
-                client
-                    .send_raw(b"*1048576\r\n$3\r\nSET\r\n$536870912\r\nabc")
-                    .unwrap();
+                client.send_raw(b"*1048576\r\n$3\r\nSET\r\n$536870912\r\nabc").unwrap();
                 client
             })
             .collect();
@@ -253,10 +186,7 @@ fn keys_at_the_limit_are_kept_and_past_it_refused() {
         let key = vec![b'k'; KEY_BYTES_MAX];
         let longer = vec![b'k'; KEY_BYTES_MAX + 1];
         assert_eq!(client.call(&[b"SET", &key, b"v"]).unwrap(), ok());
-        assert_eq!(
-            client.call(&[b"GET", &key]).unwrap(),
-            Reply::Bulk(b"v".to_vec())
-        );
+        assert_eq!(client.call(&[b"GET", &key]).unwrap(), Reply::Bulk(b"v".to_vec()));
         for words in [
             &[&b"SET"[..], &longer, b"v"][..],
             &[b"INCR", &longer],
@@ -264,17 +194,9 @@ fn keys_at_the_limit_are_kept_and_past_it_refused() {
         ] {
             let reply = client.call(words).unwrap();
             assert!(reply.is_error("ERR "), "{}", reply.brief());
-            assert!(
-                reply.brief().contains("65535"),
-                "limit not named: {}",
-                reply.brief()
-            );
+            assert!(reply.brief().contains("65535"), "limit not named: {}", reply.brief());
         }
-        assert_eq!(
-            client.call(&[b"DBSIZE"]).unwrap(),
-            Reply::Integer(1),
-            "half an MSET"
-        );
+        assert_eq!(client.call(&[b"DBSIZE"]).unwrap(), Reply::Integer(1), "half an MSET");
         pong(&mut client);
     });
 }
@@ -295,11 +217,7 @@ fn values_at_the_limit_are_kept_and_past_it_drained_and_refused() {
                 pong(&mut client);
             }
             let reply = client.call(&[b"APPEND", b"k", b"x"]).unwrap();
-            assert!(
-                reply.is_error("ERR "),
-                "APPEND past the limit: {}",
-                reply.brief()
-            );
+            assert!(reply.is_error("ERR "), "APPEND past the limit: {}", reply.brief());
             assert!(client.call(&[b"GET", b"k"]).unwrap() == Reply::Bulk(value));
         });
     }

@@ -12,24 +12,14 @@ const ENTRIES: [(&str, &str); 3] = [("lang", "rust"), ("empty", ""), ("text", "g
 
 fn run(program: PathBuf, arguments: &[&str], node: &TestNode) -> Output {
     let port = node.node.address().port().to_string();
-    let arguments = arguments
-        .iter()
-        .map(|argument| argument.replace("PORT", &port));
+    let arguments = arguments.iter().map(|argument| argument.replace("PORT", &port));
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    command.args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 fn text(output: &Output) -> String {
     let (stdout, stderr) = (&output.stdout, &output.stderr);
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(stdout),
-        String::from_utf8_lossy(stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr))
 }
 
 fn check_redis_cli(node: &TestNode) {
@@ -58,40 +48,16 @@ fn check_redis_benchmark(node: &TestNode) {
     let Some(program) = find_program("redis-benchmark") else {
         return skipped("redis-benchmark", "not in PATH");
     };
-    for extra in [
-        &["-d", "256"][..],
-        &["-d", "3", "-r", "1000"],
-        &["-d", "100000", "-3"],
-    ] {
-        let count = if extra.contains(&"100000") {
-            "500"
-        } else {
-            "20000"
-        };
-        let tests = [
-            "-p",
-            "PORT",
-            "-t",
-            "set,get,incr,mset,ping",
-            "-c",
-            "50",
-            "-P",
-            "16",
-            "-q",
-        ];
+    for extra in [&["-d", "256"][..], &["-d", "3", "-r", "1000"], &["-d", "100000", "-3"]] {
+        let count = if extra.contains(&"100000") { "500" } else { "20000" };
+        let tests = ["-p", "PORT", "-t", "set,get,incr,mset,ping", "-c", "50", "-P", "16", "-q"];
         let all = [&tests[..], &["-n", count], extra].concat();
         let output = run(program.clone(), &all, node);
         let text = text(&output);
         assert!(output.status.success(), "{extra:?}: {text}");
         let lower = text.to_lowercase();
-        assert!(
-            !lower.contains("error") && !lower.contains("warning"),
-            "{extra:?}: {text}"
-        );
-        assert!(
-            text.contains("GET") && text.contains("requests per second"),
-            "{text}"
-        );
+        assert!(!lower.contains("error") && !lower.contains("warning"), "{extra:?}: {text}");
+        assert!(text.contains("GET") && text.contains("requests per second"), "{text}");
     }
 }
 
@@ -100,21 +66,14 @@ fn check_python(node: &TestNode) {
     let Some(program) = program.or_else(|| find_program("python3")) else {
         return skipped("Python client", "no python3 in PATH");
     };
-    let probe = Command::new(&program)
-        .args(["-c", "import redis"])
-        .output()
-        .unwrap();
+    let probe = Command::new(&program).args(["-c", "import redis"]).output().unwrap();
     if !probe.status.success() {
         return skipped("Python client", "its package `redis` is not installed");
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/python/client.py");
     for protocol in ["2", "3"] {
         let output = run(program.clone(), &[script, "PORT", protocol], node);
-        assert!(
-            output.status.success(),
-            "protocol {protocol}:\n{}",
-            text(&output)
-        );
+        assert!(output.status.success(), "protocol {protocol}:\n{}", text(&output));
         assert!(text(&output).ends_with("ok\n"), "{}", text(&output));
     }
 }
@@ -137,11 +96,8 @@ fn check_rust(node: &TestNode, protocol: &str) {
     assert_eq!(none, None);
     let many: Vec<Option<String>> = ask(&["MGET", "lang", "none"]).query(connection).unwrap();
     assert_eq!(many, [Some("rust".to_owned()), None]);
-    let (first, second): (i64, i64) = redis::pipe()
-        .incr("n", 1)
-        .incr("n", 41)
-        .query(connection)
-        .unwrap();
+    let (first, second): (i64, i64) =
+        redis::pipe().incr("n", 1).incr("n", 41).query(connection).unwrap();
     assert_eq!((first, second), (1, 42));
     let flag: bool = ask(&["EXPIRE", "lang", "100"]).query(connection).unwrap();
     let ttl: i64 = ask(&["TTL", "lang"]).query(connection).unwrap();
@@ -164,23 +120,17 @@ fn check_rust(node: &TestNode, protocol: &str) {
 
 #[test]
 fn redis_cli_works() {
-    Driver::ALL
-        .into_iter()
-        .for_each(|driver| check_redis_cli(&TestNode::start(driver)));
+    Driver::ALL.into_iter().for_each(|driver| check_redis_cli(&TestNode::start(driver)));
 }
 
 #[test]
 fn redis_benchmark_runs_without_an_error() {
-    Driver::ALL
-        .into_iter()
-        .for_each(|driver| check_redis_benchmark(&TestNode::start(driver)));
+    Driver::ALL.into_iter().for_each(|driver| check_redis_benchmark(&TestNode::start(driver)));
 }
 
 #[test]
 fn python_library_works() {
-    Driver::ALL
-        .into_iter()
-        .for_each(|driver| check_python(&TestNode::start(driver)));
+    Driver::ALL.into_iter().for_each(|driver| check_python(&TestNode::start(driver)));
 }
 
 #[test]

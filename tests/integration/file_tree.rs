@@ -33,10 +33,7 @@ struct Share {
 }
 
 fn roots() -> Vec<PathBuf> {
-    let output = Command::new("rustc")
-        .args(["--print", "sysroot"])
-        .output()
-        .unwrap();
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap();
     let sysroot = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
     let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
@@ -119,15 +116,9 @@ fn store_and_kill(
             .collect();
         let patience = std::time::Duration::from_secs(120);
         let digests = stored.0.lock().unwrap();
-        let (digests, timeout) = stored
-            .1
-            .wait_timeout_while(digests, patience, |digests| digests.len() < goal)
-            .unwrap();
-        assert!(
-            !timeout.timed_out(),
-            "{} of {goal} files acknowledged",
-            digests.len()
-        );
+        let (digests, timeout) =
+            stored.1.wait_timeout_while(digests, patience, |digests| digests.len() < goal).unwrap();
+        assert!(!timeout.timed_out(), "{} of {goal} files acknowledged", digests.len());
         drop(digests);
         let node = node.crash_and_restart();
         for writer in writers {
@@ -159,10 +150,7 @@ fn read_back(node: &TestNode, stored: &Digests) {
 
 fn check(driver: Driver, share: &Share) {
     let files = tree(share);
-    let bytes: u64 = files
-        .iter()
-        .map(|path| fs::metadata(path).unwrap().len())
-        .sum();
+    let bytes: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     eprintln!("{} files, {bytes} bytes over {driver}", files.len());
     assert!(files.len() > share.files / 4 && files.iter().all(|path| Path::is_absolute(path)));
     let stored = (Mutex::new(Digests::new()), Condvar::new());
@@ -170,11 +158,8 @@ fn check(driver: Driver, share: &Share) {
     let node = store_and_kill(node, &files, files.len() / 2, &stored);
     read_back(&node, &stored.0.lock().unwrap());
     let acknowledged = stored.0.lock().unwrap().clone();
-    let rest: Vec<PathBuf> = files
-        .iter()
-        .filter(|path| !acknowledged.contains_key(*path))
-        .cloned()
-        .collect();
+    let rest: Vec<PathBuf> =
+        files.iter().filter(|path| !acknowledged.contains_key(*path)).cloned().collect();
     let node = store_and_kill(node, &rest, rest.len(), &stored);
     let stored = stored.0.into_inner().unwrap();
     assert_eq!(stored.len(), files.len());
@@ -185,22 +170,10 @@ fn check(driver: Driver, share: &Share) {
 
 #[test]
 fn file_tree_survives_two_sigkills_on_uring() {
-    check(
-        Driver::Uring,
-        &Share {
-            files: 4_000,
-            bytes: 300 << 20,
-        },
-    );
+    check(Driver::Uring, &Share { files: 4_000, bytes: 300 << 20 });
 }
 
 #[test]
 fn file_tree_survives_two_sigkills_on_pread() {
-    check(
-        Driver::Pread,
-        &Share {
-            files: 1_000,
-            bytes: 50 << 20,
-        },
-    );
+    check(Driver::Pread, &Share { files: 1_000, bytes: 50 << 20 });
 }

@@ -15,6 +15,7 @@ mod bad_input;
 mod clients;
 mod crash_loop;
 mod file_tree;
+mod golden;
 mod redis_differential;
 mod resp;
 mod startup;
@@ -41,9 +42,9 @@ impl TestNode {
     fn start_with(driver: Driver, variables: &[(&str, &str)]) -> Self {
         let directory = directory();
         let options = NodeOptions::new(&directory.path().join("data"), driver);
-        let options = variables.iter().fold(options, |options, (name, value)| {
-            options.with_variable(name, value)
-        });
+        let options = variables
+            .iter()
+            .fold(options, |options, (name, value)| options.with_variable(name, value));
         let node = NodeProcess::start(options).unwrap_or_else(|error| panic!("{error}"));
         Self { node, directory }
     }
@@ -78,7 +79,5 @@ fn directory() -> TempDir {
 /// Says on standard error that something was not tested, and why; past the test runner's capture,
 /// which would swallow it.
 fn skipped(what: &str, why: &str) {
-    io::stderr()
-        .write_all(format!("SKIPPED: {what}: {why}\n").as_bytes())
-        .unwrap();
+    io::stderr().write_all(format!("SKIPPED: {what}: {why}\n").as_bytes()).unwrap();
 }

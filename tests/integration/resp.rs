@@ -24,10 +24,8 @@ fn on_both(test: impl Fn(TestNode)) {
 /// Sends a line of words and compares the raw reply.
 #[track_caller]
 fn check(client: &mut RespClient, line: &str, expected: &str) {
-    let words: Vec<&[u8]> = line
-        .split(' ')
-        .map(|word| if word == "''" { b"" } else { word.as_bytes() })
-        .collect();
+    let words: Vec<&[u8]> =
+        line.split(' ').map(|word| if word == "''" { b"" } else { word.as_bytes() }).collect();
     client.send(&words).unwrap();
     let (_, raw) = client.read_raw_reply().unwrap();
     assert_eq!(
@@ -95,17 +93,11 @@ fn strings_and_counters_answer_as_redis_does() {
             ("DECRBY n 50", ":-9\r\n"),
             ("GET n", "$2\r\n-9\r\n"),
             ("INCR k", "-ERR value is not an integer or out of range\r\n"),
-            (
-                "INCRBY n x",
-                "-ERR value is not an integer or out of range\r\n",
-            ),
+            ("INCRBY n x", "-ERR value is not an integer or out of range\r\n"),
             ("SET n 9223372036854775807", "+OK\r\n"),
             ("INCR n", "-ERR increment or decrement would overflow\r\n"),
             ("GET n", "$19\r\n9223372036854775807\r\n"),
-            (
-                "DECRBY n -9223372036854775808",
-                "-ERR decrement would overflow\r\n",
-            ),
+            ("DECRBY n -9223372036854775808", "-ERR decrement would overflow\r\n"),
             ("SET '' ''", "+OK\r\n"),
             ("GET ''", "$0\r\n\r\n"),
             ("EXISTS ''", ":1\r\n"),
@@ -139,18 +131,9 @@ fn set_options_combine_as_in_redis() {
             ("SET k 1 EX 10 PX 10", "-ERR syntax error\r\n"),
             ("SET k 1 EX 10 KEEPTTL", "-ERR syntax error\r\n"),
             ("SET k 1 EX", "-ERR syntax error\r\n"),
-            (
-                "SET k 1 EX 0",
-                "-ERR invalid expire time in 'set' command\r\n",
-            ),
-            (
-                "SET k 1 PX -5",
-                "-ERR invalid expire time in 'set' command\r\n",
-            ),
-            (
-                "SET k 1 EX ten",
-                "-ERR value is not an integer or out of range\r\n",
-            ),
+            ("SET k 1 EX 0", "-ERR invalid expire time in 'set' command\r\n"),
+            ("SET k 1 PX -5", "-ERR invalid expire time in 'set' command\r\n"),
+            ("SET k 1 EX ten", "-ERR value is not an integer or out of range\r\n"),
             ("SET k 1 BOGUS", "-ERR syntax error\r\n"),
             ("GET k", "$1\r\n5\r\n"),
             ("SET k 6 EX 100", "+OK\r\n"),
@@ -191,14 +174,8 @@ fn expiry_is_kept_honoured_and_taken_back() {
             ("EXPIRE k 50 GT", ":0\r\n"),
             ("EXPIRE k 50 LT", ":1\r\n"),
             ("TTL k", ":50\r\n"),
-            (
-                "EXPIRE k ten",
-                "-ERR value is not an integer or out of range\r\n",
-            ),
-            (
-                "EXPIRE k 9223372036854775807",
-                "-ERR invalid expire time in 'expire' command\r\n",
-            ),
+            ("EXPIRE k ten", "-ERR value is not an integer or out of range\r\n"),
+            ("EXPIRE k 9223372036854775807", "-ERR invalid expire time in 'expire' command\r\n"),
             ("APPEND k w", ":2\r\n"),
             ("TTL k", ":50\r\n"),
             ("EXPIRE k -1", ":1\r\n"),
@@ -217,11 +194,7 @@ fn expiry_is_kept_honoured_and_taken_back() {
                 other => panic!("{}", other.brief()),
             }
         };
-        assert!(
-            gone_at >= set_at + 299,
-            "gone after {} ms of 300",
-            gone_at - set_at
-        );
+        assert!(gone_at >= set_at + 299, "gone after {} ms of 300", gone_at - set_at);
         check(&mut client, "EXISTS short timed", ":0\r\n");
         check(&mut client, "KEYS *", "*0\r\n");
         check(&mut client, "SET timed again NX", "+OK\r\n");
@@ -232,23 +205,15 @@ fn expiry_is_kept_honoured_and_taken_back() {
 fn expiry_deletes_and_flush_survive_a_crash() {
     on_both(|node| {
         let mut client = node.client();
-        for line in [
-            "SET stays v",
-            "SET long v EX 1000",
-            "SET short v PX 60",
-            "SET gone v",
-            "DEL gone",
-        ] {
+        for line in
+            ["SET stays v", "SET long v EX 1000", "SET short v PX 60", "SET gone v", "DEL gone"]
+        {
             client.call_line(line).unwrap();
         }
         while client.call_line("GET short").unwrap() != Reply::Nil {}
         let node = node.crash_and_restart();
         let mut client = node.client();
-        check(
-            &mut client,
-            "MGET stays gone short",
-            "*3\r\n$1\r\nv\r\n$-1\r\n$-1\r\n",
-        );
+        check(&mut client, "MGET stays gone short", "*3\r\n$1\r\nv\r\n$-1\r\n$-1\r\n");
         let ttl = integer(&client.call_line("TTL long").unwrap());
         assert!((900..=1000).contains(&ttl), "TTL {ttl}");
         check(&mut client, "FLUSHALL", "+OK\r\n");
@@ -268,15 +233,10 @@ fn resp3_replies_have_resp3_types() {
             panic!("HELLO 3 is not a map");
         };
         let names: Vec<_> = fields.iter().filter_map(|(name, _)| name.bytes()).collect();
-        for name in [
-            "server", "version", "proto", "id", "mode", "role", "modules",
-        ] {
+        for name in ["server", "version", "proto", "id", "mode", "role", "modules"] {
             assert!(names.contains(&name.as_bytes()), "HELLO lacks {name}");
         }
-        assert!(
-            fields.contains(&(bulk(b"proto"), Reply::Integer(3))),
-            "{fields:?}"
-        );
+        assert!(fields.contains(&(bulk(b"proto"), Reply::Integer(3))), "{fields:?}");
         for (line, expected) in [
             ("GET none", "_\r\n"),
             ("SET k v", "+OK\r\n"),
@@ -288,30 +248,13 @@ fn resp3_replies_have_resp3_types() {
         ] {
             check(&mut client, line, expected);
         }
-        assert!(matches!(
-            client.call_line("CONFIG GET maxclients").unwrap(),
-            Reply::Map(_)
-        ));
-        assert!(matches!(
-            client.call_line("INFO server").unwrap(),
-            Reply::Verbatim(_)
-        ));
-        assert!(matches!(
-            client.call_line("HELLO 2").unwrap(),
-            Reply::Array(_)
-        ));
+        assert!(matches!(client.call_line("CONFIG GET maxclients").unwrap(), Reply::Map(_)));
+        assert!(matches!(client.call_line("INFO server").unwrap(), Reply::Verbatim(_)));
+        assert!(matches!(client.call_line("HELLO 2").unwrap(), Reply::Array(_)));
         check(&mut client, "GET none", "$-1\r\n");
-        check(
-            &mut client,
-            "HELLO 4",
-            "-NOPROTO unsupported protocol version\r\n",
-        );
+        check(&mut client, "HELLO 4", "-NOPROTO unsupported protocol version\r\n");
         let reply = client.call_line("HELLO three").unwrap();
-        assert!(
-            reply.is_error("ERR Protocol version is not an integer"),
-            "{}",
-            reply.brief()
-        );
+        assert!(reply.is_error("ERR Protocol version is not an integer"), "{}", reply.brief());
     });
 }
 
@@ -333,18 +276,9 @@ fn replies_of_a_pipeline_come_in_order_across_shards() {
         for number in 0..count {
             assert_eq!(client.read_reply().unwrap(), ok());
             let value = bulk(number.to_string().as_bytes());
-            assert_eq!(
-                client.read_reply().unwrap(),
-                value,
-                "a read sees the write before it"
-            );
+            assert_eq!(client.read_reply().unwrap(), value, "a read sees the write before it");
             assert_eq!(client.read_reply().unwrap(), value);
-            assert!(
-                client
-                    .read_reply()
-                    .unwrap()
-                    .is_error("ERR unknown command 'NOSUCH'")
-            );
+            assert!(client.read_reply().unwrap().is_error("ERR unknown command 'NOSUCH'"));
         }
         sender.join().unwrap();
     });
@@ -379,32 +313,15 @@ fn keys_and_values_of_any_bytes_come_back() {
         let every: Vec<u8> = (0..=255).collect();
         let long = vec![b'x'; 65_535];
         let keys: [&[u8]; 5] = [b"", b"\0", b"\r\n", &every, &long];
-        let sizes = [
-            0,
-            1,
-            4_095,
-            4_096,
-            8_192,
-            8_193,
-            65_536,
-            262_144,
-            262_145,
-            1 << 20,
-            5 << 20,
-        ];
+        let sizes = [0, 1, 4_095, 4_096, 8_192, 8_193, 65_536, 262_144, 262_145, 1 << 20, 5 << 20];
         for (index, size) in sizes.into_iter().enumerate() {
             let key = keys[index % keys.len()];
             let mut value = vec![0; size];
             fastrand::Rng::with_seed(index as u64).fill(&mut value);
             assert_eq!(client.call(&[b"SET", key, &value]).unwrap(), ok());
-            assert!(
-                client.call(&[b"GET", key]).unwrap() == Reply::Bulk(value),
-                "{size} B"
-            );
+            assert!(client.call(&[b"GET", key]).unwrap() == Reply::Bulk(value), "{size} B");
         }
-        let Reply::Array(listed) = client.call_line("KEYS *").unwrap() else {
-            panic!()
-        };
+        let Reply::Array(listed) = client.call_line("KEYS *").unwrap() else { panic!() };
         let listed: BTreeSet<_> = listed.iter().map(|key| key.bytes().unwrap()).collect();
         assert_eq!(listed, keys.into_iter().collect());
     });
@@ -417,12 +334,8 @@ fn scan_all(client: &mut RespClient, options: &[&[u8]]) -> BTreeSet<Vec<u8>> {
     for _ in 0..1_000_000 {
         let mut words: Vec<&[u8]> = vec![b"SCAN", &cursor];
         words.extend(options);
-        let Reply::Array(parts) = client.call(&words).unwrap() else {
-            panic!("SCAN")
-        };
-        let [Reply::Bulk(next), Reply::Array(names)] = parts.as_slice() else {
-            panic!("SCAN")
-        };
+        let Reply::Array(parts) = client.call(&words).unwrap() else { panic!("SCAN") };
+        let [Reply::Bulk(next), Reply::Array(names)] = parts.as_slice() else { panic!("SCAN") };
         keys.extend(names.iter().map(|name| name.bytes().unwrap().to_vec()));
         if next == b"0" {
             return keys;
@@ -436,9 +349,8 @@ fn scan_all(client: &mut RespClient, options: &[&[u8]]) -> BTreeSet<Vec<u8>> {
 fn scan_lists_every_key_that_is_there_throughout() {
     on_both(|node| {
         let mut client = node.client();
-        let steady: BTreeSet<Vec<u8>> = (0..3_000)
-            .map(|number| format!("steady:{number}").into_bytes())
-            .collect();
+        let steady: BTreeSet<Vec<u8>> =
+            (0..3_000).map(|number| format!("steady:{number}").into_bytes()).collect();
         let mut bytes = Vec::new();
         for key in &steady {
             encode_command(&mut bytes, &[b"SET", key, b"v"]);
@@ -464,9 +376,8 @@ fn scan_lists_every_key_that_is_there_throughout() {
             for options in [&[][..], &[&b"COUNT"[..], b"1"], &[&b"COUNT"[..], b"10000"]] {
                 let found = scan_all(&mut client, options);
                 let missing: Vec<_> = steady.difference(&found).collect();
-                let odd = found
-                    .iter()
-                    .find(|key| !key.starts_with(b"churn:") && !steady.contains(*key));
+                let odd =
+                    found.iter().find(|key| !key.starts_with(b"churn:") && !steady.contains(*key));
                 if !missing.is_empty() || odd.is_some() {
                     done.store(true, Ordering::Relaxed);
                     panic!("SCAN: {} missing, {odd:?} never written", missing.len());
@@ -487,9 +398,7 @@ fn scan_lists_every_key_that_is_there_throughout() {
 fn keys_globs_match_as_in_redis() {
     on_both(|node| {
         let mut client = node.client();
-        let all = [
-            "hello", "hallo", "hxllo", "hllo", "heello", "h*llo", "h[llo",
-        ];
+        let all = ["hello", "hallo", "hxllo", "hllo", "heello", "h*llo", "h[llo"];
         for key in all {
             client.call(&[b"SET", key.as_bytes(), b"v"]).unwrap();
         }
@@ -508,9 +417,7 @@ fn keys_globs_match_as_in_redis() {
             ("", &[]),
         ] {
             let reply = client.call(&[b"KEYS", pattern.as_bytes()]).unwrap();
-            let Reply::Array(found) = reply else {
-                panic!("KEYS {pattern}")
-            };
+            let Reply::Array(found) = reply else { panic!("KEYS {pattern}") };
             let found: BTreeSet<_> = found.iter().map(|key| key.bytes().unwrap()).collect();
             let expected: BTreeSet<_> = expected.iter().map(|key| key.as_bytes()).collect();
             assert_eq!(found, expected, "KEYS {pattern}");
@@ -532,31 +439,16 @@ fn connection_commands_answer() {
         assert!(id > 0 && other > id, "{id} {other}");
         let reply = client.call_line("CLIENT LIST").unwrap();
         let list = String::from_utf8_lossy(reply.bytes().unwrap()).into_owned();
-        let own = list
-            .lines()
-            .find(|line| line.starts_with(&format!("id={id} ")));
+        let own = list.lines().find(|line| line.starts_with(&format!("id={id} ")));
         let own = own.unwrap_or_else(|| panic!("{list}"));
-        assert!(
-            own.contains(" addr=127.0.0.1:") && own.contains(" name=me "),
-            "{own}"
-        );
+        assert!(own.contains(" addr=127.0.0.1:") && own.contains(" name=me "), "{own}");
         let count = integer(&client.call_line("COMMAND COUNT").unwrap());
-        let Reply::Array(commands) = client.call_line("COMMAND").unwrap() else {
-            panic!()
-        };
+        let Reply::Array(commands) = client.call_line("COMMAND").unwrap() else { panic!() };
         assert_eq!(commands.len(), usize::try_from(count).unwrap());
-        assert!(count >= 40, "{count} commands");
-        assert!(matches!(
-            client.call_line("COMMAND DOCS get").unwrap(),
-            Reply::Array(_)
-        ));
-        let Reply::Array(time) = client.call_line("TIME").unwrap() else {
-            panic!()
-        };
-        let seconds: u64 = std::str::from_utf8(time[0].bytes().unwrap())
-            .unwrap()
-            .parse()
-            .unwrap();
+        assert!(count >= 38, "{count} commands");
+        assert!(matches!(client.call_line("COMMAND DOCS get").unwrap(), Reply::Array(_)));
+        let Reply::Array(time) = client.call_line("TIME").unwrap() else { panic!() };
+        let seconds: u64 = std::str::from_utf8(time[0].bytes().unwrap()).unwrap().parse().unwrap();
         assert!(seconds.abs_diff(now_ms() / 1000) <= 2 && time.len() == 2);
         check(&mut client, "SELECT 1", "-ERR DB index is out of range\r\n");
         check(&mut client, "QUIT", "+OK\r\n");
@@ -597,10 +489,7 @@ fn info_and_config_tell_what_the_node_is() {
         // redis-benchmark asks for these two.
         for name in ["save", "appendonly"] {
             let reply = client.call(&[b"CONFIG", b"GET", name.as_bytes()]).unwrap();
-            assert!(
-                matches!(&reply, Reply::Array(pairs) if pairs.len() == 2),
-                "{name}"
-            );
+            assert!(matches!(&reply, Reply::Array(pairs) if pairs.len() == 2), "{name}");
         }
     });
 }
@@ -629,17 +518,11 @@ fn password_is_asked_for_and_checked() {
         let reply = client.call_line("HELLO 3 AUTH default secret").unwrap();
         assert!(matches!(reply, Reply::Map(_)), "{}", reply.brief());
         check(&mut client, "GET k", "_\r\n");
-        assert!(
-            !node.node.stderr().contains("secret"),
-            "the password is in the log"
-        );
+        assert!(!node.node.stderr().contains("secret"), "the password is in the log");
     }
     let node = TestNode::start(Driver::Pread);
     let reply = node.client().call_line("AUTH secret").unwrap();
-    assert!(
-        reply.is_error("ERR AUTH <password> called without any password"),
-        "{reply:?}"
-    );
+    assert!(reply.is_error("ERR AUTH <password> called without any password"), "{reply:?}");
 }
 
 #[test]
@@ -690,24 +573,13 @@ fn slow_reader_is_bounded_then_disconnected_with_a_log_line() {
         // A gigabyte of replies is asked for, and none read.
         writer.write_all(&bytes).unwrap();
         let words = ["slow", "stall", "output"];
-        assert!(
-            node.node.wait_for_log(&words, SOON),
-            "no log line:\n{}",
-            node.node.stderr()
-        );
+        assert!(node.node.wait_for_log(&words, SOON), "no log line:\n{}", node.node.stderr());
         check(&mut other, "PING", "+PONG\r\n");
         let after = node.node.resident_bytes().unwrap();
-        assert!(
-            after < before + (64 << 20),
-            "{before} B resident before, {after} B after"
-        );
+        assert!(after < before + (64 << 20), "{before} B resident before, {after} B after");
         let mut slow = slow;
         let received = slow.read_to_close().unwrap();
-        assert!(
-            received.len() < 100 << 20,
-            "{} B still came",
-            received.len()
-        );
+        assert!(received.len() < 100 << 20, "{} B still came", received.len());
     }
 }
 
@@ -726,10 +598,7 @@ fn ten_thousand_gets_sent_before_the_first_reply_is_read_are_answered() {
         }
         check(&mut client, "PING", "+PONG\r\n");
         let resident = node.node.resident_bytes().unwrap();
-        assert!(
-            resident < 512 << 20,
-            "{resident} B resident after 640 MB of replies"
-        );
+        assert!(resident < 512 << 20, "{resident} B resident after 640 MB of replies");
     });
 }
 
@@ -744,11 +613,7 @@ fn idle_node_uses_no_processor_time() {
         let before = node.node.processor_ticks().unwrap();
         pass_time(Duration::from_secs(2));
         let after = node.node.processor_ticks().unwrap();
-        assert!(
-            after <= before + 1,
-            "{} ticks of 10 ms in 2 s of idleness",
-            after - before
-        );
+        assert!(after <= before + 1, "{} ticks of 10 ms in 2 s of idleness", after - before);
         check(&mut client, "GET k", "$1\r\nv\r\n");
     });
 }

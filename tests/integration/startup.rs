@@ -23,16 +23,10 @@ const EXIT_NO_URING: i32 = 6;
 
 /// Starts a node that has to fail with this exit code; returns its one line.
 fn check_failure(options: NodeOptions, code: i32) -> String {
-    let (status, stderr) = StartingNode::start(options)
-        .unwrap()
-        .wait_failure()
-        .unwrap();
+    let (status, stderr) = StartingNode::start(options).unwrap().wait_failure().unwrap();
     assert_eq!(status.code(), Some(code), "{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
-    let errors = stderr
-        .lines()
-        .filter(|line| line.to_lowercase().contains("error"))
-        .count();
+    let errors = stderr.lines().filter(|line| line.to_lowercase().contains("error")).count();
     assert!(errors <= 1, "more than one error line:\n{stderr}");
     assert!(!stderr.trim().is_empty(), "failed without a word");
     stderr
@@ -44,10 +38,7 @@ fn readiness_line_names_a_free_port_and_is_all_there_is() {
         let node = TestNode::start(driver);
         assert_ne!(node.node.address().port(), 0);
         assert!(node.node.address().ip().is_loopback());
-        assert_eq!(
-            node.client().call(&[b"PING"]).unwrap(),
-            Reply::Simple("PONG".into())
-        );
+        assert_eq!(node.client().call(&[b"PING"]).unwrap(), Reply::Simple("PONG".into()));
         let (status, rest) = node.node.terminate().unwrap();
         assert_eq!((status.code(), rest.as_str()), (Some(0), ""));
     }
@@ -72,10 +63,7 @@ fn twenty_restarts_on_the_same_port_keep_what_each_wrote() {
         for round in 0..20_i64 {
             // A connection left open by the dead process must not block its port.
             let mut client = node.client();
-            assert_eq!(
-                client.call(&[b"INCR", b"round"]).unwrap(),
-                Reply::Integer(round + 1)
-            );
+            assert_eq!(client.call(&[b"INCR", b"round"]).unwrap(), Reply::Integer(round + 1));
             node = if round % 2 == 0 {
                 node.crash_and_restart()
             } else {
@@ -100,21 +88,11 @@ fn bad_flags_and_values_are_usage_errors() {
     ] {
         let output = run_to_end(arguments, &[]).unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(
-            output.status.code(),
-            Some(EXIT_USAGE),
-            "{arguments:?}: {stderr}"
-        );
-        assert!(
-            output.stdout.is_empty() && !stderr.is_empty(),
-            "{arguments:?}: {stderr}"
-        );
+        assert_eq!(output.status.code(), Some(EXIT_USAGE), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty() && !stderr.is_empty(), "{arguments:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
     }
-    assert!(
-        !Path::new(&data_dir).exists(),
-        "a usage error created the data directory"
-    );
+    assert!(!Path::new(&data_dir).exists(), "a usage error created the data directory");
 }
 
 #[test]
@@ -133,10 +111,7 @@ fn address_off_loopback_without_password_is_refused() {
     let mut options = NodeOptions::new(&directory.path().join("data"), Driver::Uring);
     options.client = "0.0.0.0:0".to_owned();
     let stderr = check_failure(options, EXIT_USAGE);
-    assert!(
-        stderr.to_lowercase().contains("requirepass"),
-        "no remedy named: {stderr}"
-    );
+    assert!(stderr.to_lowercase().contains("requirepass"), "no remedy named: {stderr}");
 }
 
 #[test]
@@ -165,19 +140,13 @@ fn locked_data_directory_is_refused_and_its_owner_goes_on() {
         assert!(stderr.contains(&data_dir), "{stderr}");
         let check = run_to_end(&["check", "--data-dir", &data_dir], &[]).unwrap();
         assert_eq!(check.status.code(), Some(EXIT_LOCKED));
-        assert_eq!(
-            client.call_line("GET k").unwrap(),
-            Reply::Bulk(b"v".to_vec())
-        );
+        assert_eq!(client.call_line("GET k").unwrap(), Reply::Bulk(b"v".to_vec()));
     }
 }
 
 #[test]
 fn another_shard_count_than_the_directory_has_is_refused() {
-    let TestNode {
-        node,
-        directory: _directory,
-    } = TestNode::start(Driver::Uring);
+    let TestNode { node, directory: _directory } = TestNode::start(Driver::Uring);
     let mut options = node.options_on_same_port();
     node.terminate().unwrap();
     options.shards += 1;
@@ -209,10 +178,7 @@ fn unreadable_data_directory_is_refused() {
     if rustix::process::geteuid().is_root() {
         // Without these two capabilities root is bound by permissions like anyone else.
         let Some(setpriv) = find_program("setpriv") else {
-            return skipped(
-                "unreadable data directory",
-                "root reads everything, and no setpriv",
-            );
+            return skipped("unreadable data directory", "root reads everything, and no setpriv");
         };
         let drop = "--bounding-set=-dac_override,-dac_read_search";
         options.wrapper = vec![setpriv.into(), drop.into(), "--".into()];
@@ -225,9 +191,7 @@ fn unreadable_data_directory_is_refused() {
 /// CRC-32 (IEEE), bit by bit.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |sum, &byte| {
-        (0..8).fold(sum ^ u32::from(byte), |sum, _| {
-            (sum >> 1) ^ (0xedb8_8320 * (sum & 1))
-        })
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 * (sum & 1)))
     })
 }
 
@@ -237,11 +201,7 @@ fn set_manifest_version(manifest: &mut [u8], version: u16) {
     let count = |at: usize| u32::from_le_bytes(manifest[at..at + 4].try_into().unwrap()) as usize;
     assert_eq!(&manifest[..7], b"KADRMAN");
     let len = 88 + 24 * count(52) + 48 * count(80);
-    assert_eq!(
-        manifest[len..len + 4],
-        crc32(&manifest[..len]).to_le_bytes(),
-        "layout changed"
-    );
+    assert_eq!(manifest[len..len + 4], crc32(&manifest[..len]).to_le_bytes(), "layout changed");
     manifest[8..10].copy_from_slice(&version.to_le_bytes());
     let sum = crc32(&manifest[..len]).to_le_bytes();
     manifest[len..len + 4].copy_from_slice(&sum);
@@ -254,7 +214,8 @@ fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(contents(&path));
-        } else {
+        } else if path.file_name().is_some_and(|name| name != "LOCK") {
+            // Whoever tries the lock leaves its process id there.
             found.insert(path.clone(), fs::read(&path).unwrap());
         }
     }
@@ -264,15 +225,9 @@ fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 #[test]
 fn newer_format_version_is_refused_and_nothing_is_touched() {
     for driver in Driver::ALL {
-        let TestNode {
-            node,
-            directory: _directory,
-        } = TestNode::start(driver);
+        let TestNode { node, directory: _directory } = TestNode::start(driver);
         let options = node.options_on_same_port();
-        RespClient::connect(node.address())
-            .unwrap()
-            .call_line("SET k v")
-            .unwrap();
+        RespClient::connect(node.address()).unwrap().call_line("SET k v").unwrap();
         assert_eq!(node.terminate().unwrap().0.code(), Some(0));
         let mut patched = 0;
         for (path, mut content) in contents(&options.data_dir) {
@@ -287,36 +242,23 @@ fn newer_format_version_is_refused_and_nothing_is_touched() {
         let before = contents(&options.data_dir);
         let stderr = check_failure(options.clone(), EXIT_DATA_DIRECTORY);
         assert!(stderr.contains("version 99"), "{stderr}");
-        assert!(
-            contents(&options.data_dir) == before,
-            "a refused directory was changed"
-        );
+        assert!(contents(&options.data_dir) == before, "a refused directory was changed");
     }
 }
 
 /// A wrapper that makes the kernel refuse io_uring to the node alone, as a container would.
 fn without_io_uring() -> Option<Vec<OsString>> {
     let python = find_program("python3")?;
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/integration/python/forbid_io_uring.py"
-    );
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/python/forbid_io_uring.py");
     let wrapper: Vec<OsString> = vec![python.into(), script.into()];
-    let probe = Command::new(&wrapper[0])
-        .arg(script)
-        .arg("true")
-        .output()
-        .ok()?;
+    let probe = Command::new(&wrapper[0]).arg(script).arg("true").output().ok()?;
     probe.status.success().then_some(wrapper)
 }
 
 #[test]
 fn forbidden_io_uring_is_said_with_the_remedy_which_works() {
     let Some(wrapper) = without_io_uring() else {
-        return skipped(
-            "io_uring forbidden",
-            "no python3 that may install a seccomp filter",
-        );
+        return skipped("io_uring forbidden", "no python3 that may install a seccomp filter");
     };
     let directory = directory();
     let mut options = NodeOptions::new(&directory.path().join("data"), Driver::Uring);
@@ -326,42 +268,24 @@ fn forbidden_io_uring_is_said_with_the_remedy_which_works() {
     options.driver = Driver::Pread;
     let node = NodeProcess::start(options).unwrap_or_else(|error| panic!("{error}"));
     let mut client = RespClient::connect(node.address()).unwrap();
-    assert_eq!(
-        client.call_line("SET k v").unwrap(),
-        Reply::Simple("OK".into())
-    );
+    assert_eq!(client.call_line("SET k v").unwrap(), Reply::Simple("OK".into()));
 }
 
 #[test]
 fn shutdown_command_ends_the_node_cleanly() {
     for driver in Driver::ALL {
         for words in ["SHUTDOWN", "SHUTDOWN NOSAVE"] {
-            let TestNode {
-                mut node,
-                directory: _directory,
-            } = TestNode::start(driver);
+            let TestNode { mut node, directory: _directory } = TestNode::start(driver);
             let options = node.options_on_same_port();
             let mut client = RespClient::connect(node.address()).unwrap();
             client.call_line("SET k v").unwrap();
             client.send_raw(format!("{words}\r\n").as_bytes()).unwrap();
-            assert_eq!(
-                client.read_to_close().unwrap(),
-                b"",
-                "SHUTDOWN closes without a reply"
-            );
+            assert_eq!(client.read_to_close().unwrap(), b"", "SHUTDOWN closes without a reply");
             let status = node.wait_exit(std::time::Duration::from_secs(30)).unwrap();
-            assert_eq!(
-                status.and_then(|status| status.code()),
-                Some(0),
-                "{}",
-                node.stderr()
-            );
+            assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", node.stderr());
             let node = NodeProcess::start(options).unwrap();
             let mut client = RespClient::connect(node.address()).unwrap();
-            assert_eq!(
-                client.call_line("GET k").unwrap(),
-                Reply::Bulk(b"v".to_vec())
-            );
+            assert_eq!(client.call_line("GET k").unwrap(), Reply::Bulk(b"v".to_vec()));
         }
     }
 }
@@ -369,24 +293,11 @@ fn shutdown_command_ends_the_node_cleanly() {
 #[test]
 fn check_command_finds_a_clean_directory_clean_and_a_missing_one_unusable() {
     let TestNode { node, directory } = TestNode::start(Driver::Uring);
-    let data_dir = node
-        .options_on_same_port()
-        .data_dir
-        .to_string_lossy()
-        .into_owned();
+    let data_dir = node.options_on_same_port().data_dir.to_string_lossy().into_owned();
     node.terminate().unwrap();
     let output = run_to_end(&["check", "--data-dir", &data_dir], &[]).unwrap();
-    assert_eq!(
-        output.status.code(),
-        Some(0),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let missing = directory
-        .path()
-        .join("missing")
-        .to_string_lossy()
-        .into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let missing = directory.path().join("missing").to_string_lossy().into_owned();
     let output = run_to_end(&["check", "--data-dir", &missing], &[]).unwrap();
     assert_eq!(output.status.code(), Some(EXIT_DATA_DIRECTORY));
 }

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 
 const LINES_MAX: usize = 800;
 const COLUMNS_MAX: usize = 100;
-const FILE_NAMES_BANNED: [&str; 7] = [
-    "util", "common", "helpers", "misc", "types", "manager", "service",
-];
+const FILE_NAMES_BANNED: [&str; 7] =
+    ["util", "common", "helpers", "misc", "types", "manager", "service"];
 const UNSAFE_FOLDER: &str = "node/src/io/uring";
 
 fn root() -> PathBuf {
@@ -41,9 +40,7 @@ fn files() -> Vec<String> {
 
 fn rust_files() -> Vec<(String, String)> {
     let rust = files().into_iter().filter(|path| path.ends_with(".rs"));
-    rust.map(|path| (read(&path), path))
-        .map(|(text, path)| (path, text))
-        .collect()
+    rust.map(|path| (read(&path), path)).map(|(text, path)| (path, text)).collect()
 }
 
 fn read(path: &str) -> String {
@@ -120,10 +117,7 @@ fn unsafe_code_stays_in_its_folder() {
             let code = code(line);
             let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
             if words.any(|word| word == "unsafe") && !path.starts_with(UNSAFE_FOLDER) {
-                faults.push(format!(
-                    "{path}:{}: unsafe outside {UNSAFE_FOLDER}",
-                    index + 1
-                ));
+                faults.push(format!("{path}:{}: unsafe outside {UNSAFE_FOLDER}", index + 1));
             }
         }
     }
@@ -172,11 +166,7 @@ fn open_ends_say_what_is_missing() {
                 faults.push(format!("{path}:{}: says too little", index + 1));
             }
         }
-        for banned in [
-            ["FIX", "ME"].concat(),
-            ["XX", "X:"].concat(),
-            ["HA", "CK:"].concat(),
-        ] {
+        for banned in [["FIX", "ME"].concat(), ["XX", "X:"].concat(), ["HA", "CK:"].concat()] {
             if text.contains(&banned) {
                 faults.push(format!("{path}: {banned}"));
             }
@@ -196,9 +186,7 @@ fn every_decision_record_is_listed_numbered_and_dated() {
         .collect();
     for (index, name) in records.iter().enumerate() {
         if !list.contains(&format!("({name})")) {
-            faults.push(format!(
-                "docs/adr/{name} is not listed in docs/adr/README.md"
-            ));
+            faults.push(format!("docs/adr/{name} is not listed in docs/adr/README.md"));
         }
         if !name.starts_with(&format!("{:04}-", index + 1)) {
             faults.push(format!("docs/adr/{name} breaks the numbering"));
@@ -238,9 +226,7 @@ fn every_crate_takes_the_lints_of_the_workspace() {
             faults.push(format!("{path}: does not take the workspace's lints"));
         }
         for line in text.lines().filter(|line| line.contains("version = \"")) {
-            faults.push(format!(
-                "{path}: version outside the workspace's table: {line}"
-            ));
+            faults.push(format!("{path}: version outside the workspace's table: {line}"));
         }
     }
     check(&faults);

@@ -96,11 +96,7 @@ pub struct CrashSummary {
 
 impl fmt::Display for CrashSummary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let median = self
-            .restarts
-            .get(self.restarts.len() / 2)
-            .copied()
-            .unwrap_or_default();
+        let median = self.restarts.get(self.restarts.len() / 2).copied().unwrap_or_default();
         let longest = self.restarts.last().copied().unwrap_or_default();
         write!(
             formatter,
@@ -141,18 +137,14 @@ pub fn run(
             options.seed,
             options.driver,
             options.directory.display(),
-            journal
-                .err()
-                .map_or_else(String::new, |error| format!(" (incomplete: {error})")),
+            journal.err().map_or_else(String::new, |error| format!(" (incomplete: {error})")),
         );
         Violation { account }
     })
 }
 
 fn failure(account: &str) -> Violation {
-    Violation {
-        account: account.to_owned(),
-    }
+    Violation { account: account.to_owned() }
 }
 
 /// What every connection's thread sees.
@@ -265,9 +257,7 @@ impl CrashLoop {
                     return Ok(node);
                 }
                 Err(starting) => {
-                    starting
-                        .kill9()
-                        .map_err(|error| failure(&error.to_string()))?;
+                    starting.kill9().map_err(|error| failure(&error.to_string()))?;
                     self.count_kill(Phase::Starting)?;
                 }
             }
@@ -280,9 +270,7 @@ impl CrashLoop {
         if phase == Phase::Starting {
             self.start_kills += 1;
         }
-        self.shared
-            .journal
-            .line(format_args!("kill {} ({phase:?})", self.kills));
+        self.shared.journal.line(format_args!("kill {} ({phase:?})", self.kills));
         let kept = if self.kills.is_multiple_of(JOURNAL_KILLS) {
             self.shared.journal.roll()
         } else {
@@ -293,12 +281,7 @@ impl CrashLoop {
 
     fn write_and_kill(&mut self, mut node: NodeProcess) -> Result<(), Violation> {
         let write_time = Duration::from_millis(self.rng.u64(1..=self.options.write_ms_max));
-        let seeds: Vec<u64> = self
-            .shared
-            .workloads
-            .iter()
-            .map(|_| self.rng.u64(..))
-            .collect();
+        let seeds: Vec<u64> = self.shared.workloads.iter().map(|_| self.rng.u64(..)).collect();
         let address = node.address();
         let shared = &self.shared;
         shared.killing.store(false, Ordering::SeqCst);
@@ -308,23 +291,17 @@ impl CrashLoop {
                     scope.spawn(move || write_until_killed(shared, workload, address, seed))
                 })
                 .collect();
-            let ended = node
-                .wait_exit(write_time)
-                .map_err(|error| failure(&error.to_string()));
+            let ended = node.wait_exit(write_time).map_err(|error| failure(&error.to_string()));
             shared.killing.store(true, Ordering::SeqCst);
             let stderr = node.stderr();
             let killed = node.kill9().map_err(|error| failure(&error.to_string()));
             let mut result = Ok(());
             for writer in writers {
-                let joined = writer
-                    .join()
-                    .unwrap_or_else(|_| Err(failure("a writer panicked")));
+                let joined = writer.join().unwrap_or_else(|_| Err(failure("a writer panicked")));
                 result = Result::and(result, joined);
             }
             if let Some(status) = ended? {
-                return Err(failure(&format!(
-                    "the node ended by itself, {status}:\n{stderr}"
-                )));
+                return Err(failure(&format!("the node ended by itself, {status}:\n{stderr}")));
             }
             if stderr.contains("panicked at") {
                 return Err(failure(&format!("the node panicked:\n{stderr}")));
@@ -343,11 +320,7 @@ impl CrashLoop {
                 .collect();
             readers
                 .into_iter()
-                .map(|reader| {
-                    reader
-                        .join()
-                        .unwrap_or_else(|_| Err(failure("a reader panicked")))
-                })
+                .map(|reader| reader.join().unwrap_or_else(|_| Err(failure("a reader panicked"))))
                 .fold(Ok(()), Result::and)
         });
         result
@@ -391,13 +364,8 @@ enum Phase {
 
 fn with_log(violation: &Violation, stderr: &str) -> Violation {
     let cut = stderr.len().saturating_sub(4_000);
-    let cut = (cut..=stderr.len())
-        .find(|&at| stderr.is_char_boundary(at))
-        .unwrap_or(0);
-    failure(&format!(
-        "{violation}\nthe node's log ended:\n{}",
-        &stderr[cut..]
-    ))
+    let cut = (cut..=stderr.len()).find(|&at| stderr.is_char_boundary(at)).unwrap_or(0);
+    failure(&format!("{violation}\nthe node's log ended:\n{}", &stderr[cut..]))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -406,9 +374,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Milliseconds since 1970.
 fn now() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -423,9 +389,7 @@ fn write_until_killed(
         if shared.killing.load(Ordering::SeqCst) {
             return Ok(());
         }
-        Err(failure(&format!(
-            "a connection broke before the kill: {error}"
-        )))
+        Err(failure(&format!("a connection broke before the kill: {error}")))
     };
     let mut client = match RespClient::connect(address) {
         Ok(client) => client,
@@ -467,22 +431,14 @@ fn one_pipeline(
         let reply = match client.read_reply() {
             Ok(reply) => reply,
             Err(error) => {
-                let window = Window {
-                    sent,
-                    received: now(),
-                };
+                let window = Window { sent, received: now() };
                 abandon(shared, workload, &pipeline[index..], window);
                 sending = sending.and(Err(error));
                 return Ok(sending);
             }
         };
-        let window = Window {
-            sent,
-            received: now(),
-        };
-        shared
-            .journal
-            .settled(workload.connection(), request, Some(&reply), window);
+        let window = Window { sent, received: now() };
+        shared.journal.settled(workload.connection(), request, Some(&reply), window);
         settle(shared, workload, request, reply, window)?;
     }
     Ok(sending)
@@ -524,15 +480,10 @@ fn abandon(
     window: Window,
 ) {
     for request in requests {
-        shared
-            .journal
-            .settled(workload.connection(), request, None, window);
+        shared.journal.settled(workload.connection(), request, None, window);
     }
     let count = u64::try_from(requests.len()).unwrap_or(u64::MAX);
-    shared
-        .tally
-        .unknown_outcomes
-        .fetch_add(count, Ordering::Relaxed);
+    shared.tally.unknown_outcomes.fetch_add(count, Ordering::Relaxed);
     workload.abandon(requests, window);
 }
 
@@ -544,9 +495,7 @@ fn flush(shared: &Shared, client: &mut RespClient) -> Result<io::Result<()>, Vio
         Ok(Reply::Simple(text)) if text == "OK" => FlushOutcome::Acknowledged,
         _ => FlushOutcome::Unknown,
     };
-    shared
-        .journal
-        .line(format_args!("{} FLUSHALL {outcome:?}", now()));
+    shared.journal.line(format_args!("{} FLUSHALL {outcome:?}", now()));
     for workload in &shared.workloads {
         lock(workload).flush(outcome);
     }
@@ -589,16 +538,12 @@ fn verify_keys(
             client.send_raw(&bytes).map_err(lost)?;
             let value = client.read_reply().map_err(lost)?;
             let pttl = client.read_reply().map_err(lost)?;
-            let window = Window {
-                sent,
-                received: now(),
-            };
+            let window = Window { sent, received: now() };
             let seen = match (value, pttl) {
                 (Reply::Nil, Reply::Integer(pttl)) => Observation { value: None, pttl },
-                (Reply::Bulk(bytes), Reply::Integer(pttl)) => Observation {
-                    value: Some(bytes),
-                    pttl,
-                },
+                (Reply::Bulk(bytes), Reply::Integer(pttl)) => {
+                    Observation { value: Some(bytes), pttl }
+                }
                 (value, pttl) => {
                     let account = format!(
                         "connection {} key {key}: GET {}, PTTL {}",
@@ -623,16 +568,13 @@ fn verify_counters(shared: &Shared, address: SocketAddr) -> Result<(), Violation
         let reply = client.call(&[b"GET", &shared_name(index)]).map_err(lost)?;
         let number = match &reply {
             Reply::Nil => Some(0),
-            Reply::Bulk(bytes) => std::str::from_utf8(bytes)
-                .ok()
-                .and_then(|text| text.parse().ok()),
+            Reply::Bulk(bytes) => {
+                std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok())
+            }
             _ => None,
         };
         let Some(number) = number else {
-            return Err(failure(&format!(
-                "shared counter {index}: {}",
-                reply.brief()
-            )));
+            return Err(failure(&format!("shared counter {index}: {}", reply.brief())));
         };
         counter.observe(number)?;
         shared.tally.verified_keys.fetch_add(1, Ordering::Relaxed);
@@ -648,9 +590,7 @@ fn verify_listing(shared: &Shared, address: SocketAddr) -> Result<(), Violation>
     let mut listed = std::collections::BTreeSet::new();
     let mut cursor = b"0".to_vec();
     loop {
-        let reply = client
-            .call(&[b"SCAN", &cursor, b"COUNT", b"100"])
-            .map_err(lost)?;
+        let reply = client.call(&[b"SCAN", &cursor, b"COUNT", b"100"]).map_err(lost)?;
         let Reply::Array(parts) = &reply else {
             return Err(failure(&format!("SCAN: {}", reply.brief())));
         };
@@ -664,10 +604,7 @@ fn verify_listing(shared: &Shared, address: SocketAddr) -> Result<(), Violation>
         cursor.clone_from(next);
     }
     let size = client.call(&[b"DBSIZE"]).map_err(lost)?;
-    let window = Window {
-        sent,
-        received: now(),
-    };
+    let window = Window { sent, received: now() };
     let (mut must, mut may) = (0, 0);
     for workload in &shared.workloads {
         let workload = lock(workload);
@@ -688,18 +625,12 @@ fn verify_listing(shared: &Shared, address: SocketAddr) -> Result<(), Violation>
         listed.remove(&shared_name(index));
     }
     if let Some(name) = listed.first() {
-        return Err(failure(&format!(
-            "SCAN lists a key never written: {}",
-            name.escape_ascii()
-        )));
+        return Err(failure(&format!("SCAN lists a key never written: {}", name.escape_ascii())));
     }
     match size {
         // Keys past their time may still be counted until they are cleared away.
         Reply::Integer(size) if size >= must => Ok(()),
-        size => Err(failure(&format!(
-            "DBSIZE: {}, {must} to {may} exist",
-            size.brief()
-        ))),
+        size => Err(failure(&format!("DBSIZE: {}, {must} to {may} exist", size.brief()))),
     }
 }
 
@@ -712,10 +643,7 @@ struct Journal {
 impl Journal {
     fn create(directory: PathBuf) -> io::Result<Self> {
         let file = File::create(directory.join("journal-0.log"))?;
-        Ok(Self {
-            directory,
-            state: Mutex::new((0, BufWriter::new(file))),
-        })
+        Ok(Self { directory, state: Mutex::new((0, BufWriter::new(file))) })
     }
 
     fn line(&self, text: fmt::Arguments<'_>) {
@@ -727,9 +655,7 @@ impl Journal {
         let reply = reply.map_or_else(|| "no reply".to_owned(), Reply::brief);
         let (sent, received) = (window.sent, window.received);
         let effect = &request.effect;
-        self.line(format_args!(
-            "{sent} {received} c{connection} {effect:?} -> {reply}"
-        ));
+        self.line(format_args!("{sent} {received} c{connection} {effect:?} -> {reply}"));
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -80,9 +80,7 @@ fn checksum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let words = words.iter().map(|word| u64::from_le_bytes(*word));
     let all = words.chain(rest.iter().map(|&byte| u64::from(byte)));
-    all.fold(0xcbf2_9ce4_8422_2325, |sum, word| {
-        (sum ^ word).wrapping_mul(0x0100_0000_01b3)
-    })
+    all.fold(0xcbf2_9ce4_8422_2325, |sum, word| (sum ^ word).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Says what a value claims to be, for the account of a violation.
@@ -94,15 +92,12 @@ pub fn describe_value(bytes: &[u8]) -> String {
         std::str::from_utf8(&head[1..end]).ok()
     });
     match claim {
-        Some(claim) => format!(
-            "{} B, claims seed/connection/key/version/len/sum {claim}",
-            bytes.len()
-        ),
-        None => format!(
-            "{} B, starts \"{}\"",
-            bytes.len(),
-            head[..head.len().min(32)].escape_ascii()
-        ),
+        Some(claim) => {
+            format!("{} B, claims seed/connection/key/version/len/sum {claim}", bytes.len())
+        }
+        None => {
+            format!("{} B, starts \"{}\"", bytes.len(), head[..head.len().min(32)].escape_ascii())
+        }
     }
 }
 
@@ -158,10 +153,7 @@ pub struct Expiry {
 
 impl Expiry {
     fn after(ms: u64, window: Window) -> Self {
-        Self {
-            earliest: window.sent + ms,
-            latest: window.received + ms,
-        }
+        Self { earliest: window.sent + ms, latest: window.received + ms }
     }
 
     fn certainly_past(self, window: Window) -> bool {
@@ -283,10 +275,7 @@ impl KeyLedger {
     /// A key that was never written.
     #[must_use]
     pub fn new(author: Author) -> Self {
-        Self {
-            author,
-            possible: vec![KeyState::Absent],
-        }
+        Self { author, possible: vec![KeyState::Absent] }
     }
 
     /// Returns the states the key may be in.
@@ -378,10 +367,7 @@ impl KeyLedger {
             }
         }
         if agreeing.is_empty() {
-            let value = seen
-                .value
-                .as_deref()
-                .map_or_else(|| "nil".to_owned(), describe_value);
+            let value = seen.value.as_deref().map_or_else(|| "nil".to_owned(), describe_value);
             let what = format!("read {value}, PTTL {}", seen.pttl);
             return Err(self.violation(&what, window));
         }
@@ -392,17 +378,13 @@ impl KeyLedger {
     /// Tells whether the key may exist at that time.
     #[must_use]
     pub fn may_exist(&self, window: Window) -> bool {
-        self.at(window)
-            .iter()
-            .any(|state| *state != KeyState::Absent)
+        self.at(window).iter().any(|state| *state != KeyState::Absent)
     }
 
     /// Tells whether the key must exist at that time.
     #[must_use]
     pub fn must_exist(&self, window: Window) -> bool {
-        self.at(window)
-            .iter()
-            .all(|state| *state != KeyState::Absent)
+        self.at(window).iter().all(|state| *state != KeyState::Absent)
     }
 
     fn at(&self, window: Window) -> Vec<KeyState> {
@@ -450,10 +432,7 @@ pub enum FlushOutcome {
 fn add(states: &mut Vec<KeyState>, state: KeyState) {
     if !states.contains(&state) {
         states.push(state);
-        assert!(
-            states.len() <= POSSIBLE_MAX,
-            "the ledger lost its grip on a key"
-        );
+        assert!(states.len() <= POSSIBLE_MAX, "the ledger lost its grip on a key");
     }
 }
 
@@ -462,10 +441,7 @@ fn normalise(states: &[KeyState], window: Window) -> Vec<KeyState> {
     let mut result = Vec::new();
     for state in states {
         let expiry = match state {
-            KeyState::Present {
-                expiry: Some(expiry),
-                ..
-            } => Some(*expiry),
+            KeyState::Present { expiry: Some(expiry), .. } => Some(*expiry),
             _ => None,
         };
         if expiry.is_none_or(|expiry| !expiry.certainly_past(window)) {
@@ -518,11 +494,7 @@ fn apply(state: &KeyState, operation: &KeyOperation, window: Window) -> (KeyStat
     let present = *state != KeyState::Absent;
     let flag = |yes: bool| Due::Exactly(KeyReply::Integer(i64::from(yes)));
     match operation {
-        KeyOperation::Set {
-            content,
-            px,
-            condition,
-        } => {
+        KeyOperation::Set { content, px, condition } => {
             let refused = match condition {
                 SetCondition::Always => false,
                 SetCondition::IfAbsent => present,
@@ -532,13 +504,7 @@ fn apply(state: &KeyState, operation: &KeyOperation, window: Window) -> (KeyStat
                 return (state.clone(), Due::Exactly(KeyReply::Nil));
             }
             let expiry = px.map(|ms| Expiry::after(ms, window));
-            (
-                KeyState::Present {
-                    content: content.clone(),
-                    expiry,
-                },
-                Due::Exactly(KeyReply::Done),
-            )
+            (KeyState::Present { content: content.clone(), expiry }, Due::Exactly(KeyReply::Done))
         }
         KeyOperation::Delete => (KeyState::Absent, flag(present)),
         KeyOperation::DeleteAmongOthers => (KeyState::Absent, Due::Any),
@@ -548,26 +514,13 @@ fn apply(state: &KeyState, operation: &KeyOperation, window: Window) -> (KeyStat
             KeyState::Absent => (KeyState::Absent, flag(false)),
             KeyState::Present { content, .. } => {
                 let expiry = Some(Expiry::after(*ms, window));
-                (
-                    KeyState::Present {
-                        content: content.clone(),
-                        expiry,
-                    },
-                    flag(true),
-                )
+                (KeyState::Present { content: content.clone(), expiry }, flag(true))
             }
         },
         KeyOperation::Persist => match state {
-            KeyState::Present {
-                content,
-                expiry: Some(_),
-            } => (
-                KeyState::Present {
-                    content: content.clone(),
-                    expiry: None,
-                },
-                flag(true),
-            ),
+            KeyState::Present { content, expiry: Some(_) } => {
+                (KeyState::Present { content: content.clone(), expiry: None }, flag(true))
+            }
             other => (other.clone(), flag(false)),
         },
         KeyOperation::Get => match state {
@@ -579,27 +532,18 @@ fn apply(state: &KeyState, operation: &KeyOperation, window: Window) -> (KeyStat
 
 fn increment(state: &KeyState) -> (KeyState, Due) {
     let (number, expiry) = match state {
-        KeyState::Present {
-            content: Content::Integer(number),
-            expiry,
-        } => (*number, *expiry),
+        KeyState::Present { content: Content::Integer(number), expiry } => (*number, *expiry),
         // The workload never increments anything but numbers: the state cannot be.
         KeyState::Present { .. } => return (state.clone(), Due::Exactly(KeyReply::Nil)),
         KeyState::Absent => (0, None),
     };
     let content = Content::Integer(number + 1);
-    (
-        KeyState::Present { content, expiry },
-        Due::Exactly(KeyReply::Integer(number + 1)),
-    )
+    (KeyState::Present { content, expiry }, Due::Exactly(KeyReply::Integer(number + 1)))
 }
 
 fn append(state: &KeyState, piece: Piece) -> (KeyState, Due) {
     let (mut pieces, expiry) = match state {
-        KeyState::Present {
-            content: Content::Pieces(pieces),
-            expiry,
-        } => (pieces.clone(), *expiry),
+        KeyState::Present { content: Content::Pieces(pieces), expiry } => (pieces.clone(), *expiry),
         // The workload never appends to numbers: the state cannot be.
         KeyState::Present { .. } => return (state.clone(), Due::Exactly(KeyReply::Nil)),
         KeyState::Absent => (Vec::new(), None),
@@ -607,10 +551,7 @@ fn append(state: &KeyState, piece: Piece) -> (KeyState, Due) {
     pieces.push(piece);
     let content = Content::Pieces(pieces);
     let len = i64::try_from(content.len()).unwrap_or(i64::MAX);
-    (
-        KeyState::Present { content, expiry },
-        Due::Exactly(KeyReply::Integer(len)),
-    )
+    (KeyState::Present { content, expiry }, Due::Exactly(KeyReply::Integer(len)))
 }
 
 /// A counter that every connection increments: order is unknown, bounds are not.
@@ -657,17 +598,11 @@ impl SharedCounter {
     pub fn observe(&mut self, number: i64) -> Result<(), Violation> {
         let low = self.low.max(self.replies.last().copied().unwrap_or(0));
         if number < low || number > self.high {
-            let account = format!(
-                "shared counter: read {number}, possible were {low} to {}",
-                self.high
-            );
+            let account =
+                format!("shared counter: read {number}, possible were {low} to {}", self.high);
             return Err(Violation { account });
         }
-        *self = Self {
-            low: number,
-            high: number,
-            replies: Default::default(),
-        };
+        *self = Self { low: number, high: number, replies: Default::default() };
         Ok(())
     }
 }

@@ -2,17 +2,10 @@
 
 use super::*;
 
-const AUTHOR: Author = Author {
-    seed: 7,
-    connection: 1,
-    key: 2,
-};
+const AUTHOR: Author = Author { seed: 7, connection: 1, key: 2 };
 
 fn at(ms: u64) -> Window {
-    Window {
-        sent: ms,
-        received: ms + 5,
-    }
+    Window { sent: ms, received: ms + 5 }
 }
 
 fn value(version: u64) -> Content {
@@ -24,31 +17,19 @@ fn set(version: u64) -> KeyOperation {
 }
 
 fn set_with(version: u64, px: Option<u64>, condition: SetCondition) -> KeyOperation {
-    KeyOperation::Set {
-        content: value(version),
-        px,
-        condition,
-    }
+    KeyOperation::Set { content: value(version), px, condition }
 }
 
 fn seen(content: &Content, pttl: i64) -> Observation {
-    Observation {
-        value: Some(content.bytes(AUTHOR)),
-        pttl,
-    }
+    Observation { value: Some(content.bytes(AUTHOR)), pttl }
 }
 
-const NOTHING: Observation = Observation {
-    value: None,
-    pttl: -2,
-};
+const NOTHING: Observation = Observation { value: None, pttl: -2 };
 
 /// A key with version 1 written at 1,000 ms.
 fn written() -> KeyLedger {
     let mut ledger = KeyLedger::new(AUTHOR);
-    ledger
-        .acknowledge(&set(1), &KeyReply::Done, at(1_000))
-        .unwrap();
+    ledger.acknowledge(&set(1), &KeyReply::Done, at(1_000)).unwrap();
     ledger
 }
 
@@ -61,46 +42,25 @@ fn lost_acknowledgement_is_caught() {
 #[test]
 fn stale_value_is_caught() {
     let mut ledger = written();
-    ledger
-        .acknowledge(&set(2), &KeyReply::Done, at(1_100))
-        .unwrap();
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_err()
-    );
+    ledger.acknowledge(&set(2), &KeyReply::Done, at(1_100)).unwrap();
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(2_000)).is_err());
     assert!(ledger.observe(&seen(&value(2), -1), at(2_000)).is_ok());
 }
 
 #[test]
 fn resurrected_delete_is_caught() {
     let mut ledger = written();
-    ledger
-        .acknowledge(&KeyOperation::Delete, &KeyReply::Integer(1), at(1_100))
-        .unwrap();
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_err()
-    );
+    ledger.acknowledge(&KeyOperation::Delete, &KeyReply::Integer(1), at(1_100)).unwrap();
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(2_000)).is_err());
     assert!(ledger.observe(&NOTHING, at(2_000)).is_ok());
 }
 
 #[test]
 fn phantom_value_is_caught() {
     assert!(written().observe(&seen(&value(9), -1), at(2_000)).is_err());
-    assert!(
-        KeyLedger::new(AUTHOR)
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_err()
-    );
+    assert!(KeyLedger::new(AUTHOR).observe(&seen(&value(1), -1), at(2_000)).is_err());
     let elsewhere = Author { key: 3, ..AUTHOR };
-    let foreign = Observation {
-        value: Some(value(1).bytes(elsewhere)),
-        pttl: -1,
-    };
+    let foreign = Observation { value: Some(value(1).bytes(elsewhere)), pttl: -1 };
     assert!(written().observe(&foreign, at(2_000)).is_err());
 }
 
@@ -109,10 +69,7 @@ fn every_flipped_byte_is_caught() {
     for index in 0..100 {
         let mut wrong = seen(&value(1), -1);
         wrong.value.as_mut().unwrap()[index] ^= 1;
-        assert!(
-            written().observe(&wrong, at(2_000)).is_err(),
-            "byte {index}"
-        );
+        assert!(written().observe(&wrong, at(2_000)).is_err(), "byte {index}");
     }
 }
 
@@ -120,110 +77,40 @@ fn every_flipped_byte_is_caught() {
 fn value_past_its_expiry_is_caught_and_so_is_one_gone_too_early() {
     let mut ledger = KeyLedger::new(AUTHOR);
     let operation = set_with(1, Some(500), SetCondition::Always);
-    ledger
-        .acknowledge(&operation, &KeyReply::Done, at(1_000))
-        .unwrap();
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), 1), at(1_700))
-            .is_err()
-    );
+    ledger.acknowledge(&operation, &KeyReply::Done, at(1_000)).unwrap();
+    assert!(ledger.clone().observe(&seen(&value(1), 1), at(1_700)).is_err());
     assert!(ledger.clone().observe(&NOTHING, at(1_700)).is_ok());
     assert!(ledger.clone().observe(&NOTHING, at(1_200)).is_err());
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), 300), at(1_200))
-            .is_ok()
-    );
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(1_200))
-            .is_err(),
-        "expiry lost"
-    );
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), 700), at(1_200))
-            .is_err(),
-        "expiry late"
-    );
-    assert!(
-        ledger.observe(&seen(&value(1), 50), at(1_200)).is_err(),
-        "expiry early"
-    );
+    assert!(ledger.clone().observe(&seen(&value(1), 300), at(1_200)).is_ok());
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(1_200)).is_err(), "expiry lost");
+    assert!(ledger.clone().observe(&seen(&value(1), 700), at(1_200)).is_err(), "expiry late");
+    assert!(ledger.observe(&seen(&value(1), 50), at(1_200)).is_err(), "expiry early");
 }
 
 #[test]
 fn lost_persist_and_lost_expire_are_caught() {
     let mut ledger = written();
     let expire = KeyOperation::ExpireIn(60_000);
-    ledger
-        .acknowledge(&expire, &KeyReply::Integer(1), at(1_100))
-        .unwrap();
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_err()
-    );
-    ledger
-        .acknowledge(&KeyOperation::Persist, &KeyReply::Integer(1), at(1_200))
-        .unwrap();
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), 59_000), at(2_000))
-            .is_err()
-    );
+    ledger.acknowledge(&expire, &KeyReply::Integer(1), at(1_100)).unwrap();
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(2_000)).is_err());
+    ledger.acknowledge(&KeyOperation::Persist, &KeyReply::Integer(1), at(1_200)).unwrap();
+    assert!(ledger.clone().observe(&seen(&value(1), 59_000), at(2_000)).is_err());
     assert!(ledger.observe(&seen(&value(1), -1), at(2_000)).is_ok());
 }
 
 #[test]
 fn commands_without_reply_may_have_happened_up_to_any_point() {
     let mut ledger = written();
-    let append = KeyOperation::Append(Piece {
-        version: 3,
-        len: 50,
-    });
+    let append = KeyOperation::Append(Piece { version: 3, len: 50 });
     ledger.abandon(&[(set(2), at(1_100)), (append, at(1_100))]);
-    let appended = Content::Pieces(vec![
-        Piece {
-            version: 2,
-            len: 100,
-        },
-        Piece {
-            version: 3,
-            len: 50,
-        },
-    ]);
-    let skipped = Content::Pieces(vec![
-        Piece {
-            version: 1,
-            len: 100,
-        },
-        Piece {
-            version: 3,
-            len: 50,
-        },
-    ]);
+    let appended =
+        Content::Pieces(vec![Piece { version: 2, len: 100 }, Piece { version: 3, len: 50 }]);
+    let skipped =
+        Content::Pieces(vec![Piece { version: 1, len: 100 }, Piece { version: 3, len: 50 }]);
     for content in [value(1), value(2), appended] {
-        assert!(
-            ledger
-                .clone()
-                .observe(&seen(&content, -1), at(2_000))
-                .is_ok()
-        );
+        assert!(ledger.clone().observe(&seen(&content, -1), at(2_000)).is_ok());
     }
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&skipped, -1), at(2_000))
-            .is_err()
-    );
+    assert!(ledger.clone().observe(&seen(&skipped, -1), at(2_000)).is_err());
     assert!(ledger.observe(&NOTHING, at(2_000)).is_err());
 }
 
@@ -231,18 +118,8 @@ fn commands_without_reply_may_have_happened_up_to_any_point() {
 fn error_reply_leaves_both_outcomes_open() {
     let mut ledger = written();
     ledger.fail(&set(2), at(1_100));
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_ok()
-    );
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(2), -1), at(2_000))
-            .is_ok()
-    );
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(2_000)).is_ok());
+    assert!(ledger.clone().observe(&seen(&value(2), -1), at(2_000)).is_ok());
     assert!(ledger.observe(&NOTHING, at(2_000)).is_err());
 }
 
@@ -251,13 +128,7 @@ fn what_was_read_is_the_new_base() {
     let mut ledger = written();
     ledger.abandon(&[(set(2), at(1_100))]);
     ledger.observe(&seen(&value(2), -1), at(2_000)).unwrap();
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(3_000))
-            .is_err(),
-        "went back"
-    );
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(3_000)).is_err(), "went back");
     assert!(ledger.observe(&seen(&value(2), -1), at(3_000)).is_ok());
 }
 
@@ -268,21 +139,13 @@ fn reply_that_no_state_explains_is_caught() {
         (set_with(2, None, SetCondition::IfAbsent), KeyReply::Done),
         (set_with(2, None, SetCondition::IfPresent), KeyReply::Nil),
         (KeyOperation::Delete, integer(0)),
-        (
-            KeyOperation::Append(Piece { version: 2, len: 5 }),
-            integer(104),
-        ),
+        (KeyOperation::Append(Piece { version: 2, len: 5 }), integer(104)),
         (KeyOperation::ExpireIn(1_000), integer(0)),
         (KeyOperation::Persist, integer(1)),
         (KeyOperation::Get, KeyReply::Nil),
         (KeyOperation::Get, KeyReply::Value(value(2).bytes(AUTHOR))),
     ] {
-        assert!(
-            written()
-                .acknowledge(&operation, &reply, at(1_100))
-                .is_err(),
-            "{operation:?}"
-        );
+        assert!(written().acknowledge(&operation, &reply, at(1_100)).is_err(), "{operation:?}");
     }
 }
 
@@ -291,48 +154,22 @@ fn lost_or_doubled_increment_is_caught() {
     let mut ledger = KeyLedger::new(AUTHOR);
     for number in 1..=3 {
         let reply = KeyReply::Integer(number);
-        ledger
-            .acknowledge(&KeyOperation::Increment, &reply, at(1_000))
-            .unwrap();
+        ledger.acknowledge(&KeyOperation::Increment, &reply, at(1_000)).unwrap();
     }
     let again = KeyReply::Integer(3);
-    assert!(
-        ledger
-            .clone()
-            .acknowledge(&KeyOperation::Increment, &again, at(1_100))
-            .is_err()
-    );
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&Content::Integer(2), -1), at(2_000))
-            .is_err()
-    );
-    assert!(
-        ledger
-            .observe(&seen(&Content::Integer(3), -1), at(2_000))
-            .is_ok()
-    );
+    assert!(ledger.clone().acknowledge(&KeyOperation::Increment, &again, at(1_100)).is_err());
+    assert!(ledger.clone().observe(&seen(&Content::Integer(2), -1), at(2_000)).is_err());
+    assert!(ledger.observe(&seen(&Content::Integer(3), -1), at(2_000)).is_ok());
 }
 
 #[test]
 fn flush_that_did_not_last_is_caught() {
     let mut ledger = written();
     ledger.flush(FlushOutcome::Unknown);
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_ok()
-    );
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(2_000)).is_ok());
     assert!(ledger.clone().observe(&NOTHING, at(2_000)).is_ok());
     ledger.flush(FlushOutcome::Acknowledged);
-    assert!(
-        ledger
-            .clone()
-            .observe(&seen(&value(1), -1), at(2_000))
-            .is_err()
-    );
+    assert!(ledger.clone().observe(&seen(&value(1), -1), at(2_000)).is_err());
     assert!(ledger.observe(&NOTHING, at(2_000)).is_ok());
 }
 
@@ -346,14 +183,8 @@ fn shared_counter_stays_within_its_bounds() {
     counter.acknowledge(3).unwrap();
     assert!(counter.clone().acknowledge(3).is_err(), "given twice");
     assert!(counter.clone().acknowledge(5).is_err(), "never attempted");
-    assert!(
-        counter.clone().observe(2).is_err(),
-        "below what was replied"
-    );
-    assert!(
-        counter.clone().observe(5).is_err(),
-        "above what was attempted"
-    );
+    assert!(counter.clone().observe(2).is_err(), "below what was replied");
+    assert!(counter.clone().observe(5).is_err(), "above what was attempted");
     counter.observe(4).unwrap();
     assert!(counter.observe(3).is_err(), "went back");
 }

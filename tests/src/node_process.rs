@@ -147,32 +147,18 @@ pub fn binary() -> &'static Path {
 /// Builds `kadring` in the profile that this very executable was built in.
 fn build() -> PathBuf {
     let executable = env::current_exe().expect("the kernel knows the path of this process");
-    let mut profile_dir = executable
-        .parent()
-        .expect("an executable lies in a directory");
+    let mut profile_dir = executable.parent().expect("an executable lies in a directory");
     if profile_dir.ends_with("deps") {
-        profile_dir = profile_dir
-            .parent()
-            .expect("deps lies in the profile's directory");
+        profile_dir = profile_dir.parent().expect("deps lies in the profile's directory");
     }
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(name) => name,
     };
-    let target_dir = profile_dir
-        .parent()
-        .expect("a profile lies in the target directory");
+    let target_dir = profile_dir.parent().expect("a profile lies in the target directory");
     let output = Command::new(env!("CARGO"))
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args([
-            "build",
-            "--quiet",
-            "--bin",
-            "kadring",
-            "--profile",
-            profile,
-            "--target-dir",
-        ])
+        .args(["build", "--quiet", "--bin", "kadring", "--profile", profile, "--target-dir"])
         .arg(target_dir)
         .stdin(Stdio::null())
         .output()
@@ -193,27 +179,15 @@ fn command(
 ) -> Command {
     let mut words: Vec<OsString> = Vec::new();
     if let Some(path) = setpriv() {
-        words.extend([
-            path.into(),
-            "--pdeathsig".into(),
-            "KILL".into(),
-            "--".into(),
-        ]);
+        words.extend([path.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
     }
     words.extend(wrapper.iter().cloned());
     words.push(binary().into());
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for (name, _) in env::vars_os() {
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with("KADRING_"))
-        {
+        if name.to_str().is_some_and(|name| name.starts_with("KADRING_")) {
             command.env_remove(name);
         }
     }
@@ -231,9 +205,7 @@ fn setpriv() -> Option<&'static Path> {
 #[must_use]
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|candidate| candidate.is_file())
+    env::split_paths(&path).map(|dir| dir.join(name)).find(|candidate| candidate.is_file())
 }
 
 /// Spawns on a thread that lives as long as the process: the parent-death signal is sent when the
@@ -251,14 +223,9 @@ fn spawn(command: Command) -> io::Result<Child> {
         Mutex::new(sender)
     });
     let (answer, child) = mpsc::channel();
-    let sent = spawner
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .send((command, answer));
+    let sent = spawner.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer));
     sent.map_err(|_| io::Error::other("the spawning thread is gone"))?;
-    child
-        .recv()
-        .map_err(|_| io::Error::other("the spawning thread is gone"))?
+    child.recv().map_err(|_| io::Error::other("the spawning thread is gone"))?
 }
 
 /// Runs the binary with any arguments to its end, e.g. `check --data-dir D`, for at most
@@ -272,18 +239,11 @@ pub fn run_to_end(arguments: &[&str], environment: &[(String, String)]) -> io::R
     let Some(status) = running.wait_exit(EXIT_DEADLINE)? else {
         return Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!(
-                "kadring {arguments:?} did not end; stderr:\n{}",
-                running.stderr.text()
-            ),
+            format!("kadring {arguments:?} did not end; stderr:\n{}", running.stderr.text()),
         ));
     };
     let stdout = running.rest_of_stdout();
-    Ok(Output {
-        status,
-        stdout: stdout.into_bytes(),
-        stderr: running.stderr_at_end().into_bytes(),
-    })
+    Ok(Output { status, stdout: stdout.into_bytes(), stderr: running.stderr_at_end().into_bytes() })
 }
 
 /// Everything the node wrote to standard error, filled by a thread.
@@ -318,9 +278,7 @@ impl Captured {
         let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         let (content, _) = self
             .grown
-            .wait_timeout_while(content, deadline, |(bytes, ended)| {
-                !done(bytes, *ended) && !*ended
-            })
+            .wait_timeout_while(content, deadline, |(bytes, ended)| !done(bytes, *ended) && !*ended)
             .unwrap_or_else(PoisonError::into_inner);
         done(&content.0, content.1)
     }
@@ -346,11 +304,7 @@ impl Running {
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || forward_lines(stdout, &sender));
         }
-        Ok(Self {
-            child,
-            stderr,
-            lines,
-        })
+        Ok(Self { child, stderr, lines })
     }
 
     fn signal(&self, signal: Signal) {
@@ -406,11 +360,7 @@ fn forward_lines(stdout: ChildStdout, sender: &Sender<String>) {
     loop {
         let mut line = Vec::new();
         let ended = !matches!(reader.read_until(b'\n', &mut line), Ok(len) if len > 0);
-        if ended
-            || sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-        {
+        if ended || sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
             return;
         }
     }
@@ -434,9 +384,7 @@ impl Ready {
     /// What is wrong with the line.
     pub fn parse(line: &str) -> Result<Self, String> {
         let wrong = |what: &str| format!("readiness line {line:?}: {what}");
-        let body = line
-            .strip_suffix('\n')
-            .ok_or_else(|| wrong("no line end"))?;
+        let body = line.strip_suffix('\n').ok_or_else(|| wrong("no line end"))?;
         let mut words = body.split(' ');
         if words.next() != Some("ready") {
             return Err(wrong("does not start with `ready`"));
@@ -458,11 +406,7 @@ impl Ready {
             return Err(wrong("the node id is not 40 hexadecimal digits"));
         }
         let client = client.parse().map_err(|_| wrong("client is no address"))?;
-        Ok(Self {
-            line: line.to_owned(),
-            client,
-            node: node.to_owned(),
-        })
+        Ok(Self { line: line.to_owned(), client, node: node.to_owned() })
     }
 }
 
@@ -482,11 +426,7 @@ impl StartingNode {
     pub fn start(options: NodeOptions) -> io::Result<Self> {
         let command = command(&options.wrapper, &options.arguments(), &options.environment);
         let started = Instant::now();
-        Ok(Self {
-            running: Running::start(command)?,
-            options,
-            started,
-        })
+        Ok(Self { running: Running::start(command)?, options, started })
     }
 
     /// Waits at most `timeout` for the readiness line: the node, or itself back.
@@ -498,15 +438,8 @@ impl StartingNode {
             Ok(line) => {
                 let start_duration = self.started.elapsed();
                 let ready = Ready::parse(&line)?;
-                let Self {
-                    running, options, ..
-                } = self;
-                Ok(Ok(NodeProcess {
-                    running,
-                    options,
-                    ready,
-                    start_duration,
-                }))
+                let Self { running, options, .. } = self;
+                Ok(Ok(NodeProcess { running, options, ready, start_duration }))
             }
             Err(mpsc::RecvTimeoutError::Timeout) => Ok(Err(self)),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.ended_early()),
@@ -538,10 +471,7 @@ impl StartingNode {
     pub fn wait_failure(mut self) -> Result<(ExitStatus, String), String> {
         match self.running.wait_exit(READY_DEADLINE) {
             Ok(Some(status)) => Ok((status, self.running.stderr_at_end())),
-            Ok(None) => Err(format!(
-                "still running; stderr:\n{}",
-                self.running.stderr.text()
-            )),
+            Ok(None) => Err(format!("still running; stderr:\n{}", self.running.stderr.text())),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -649,10 +579,7 @@ impl NodeProcess {
     /// Returns the options that start this node again on the port it has now.
     #[must_use]
     pub fn options_on_same_port(&self) -> NodeOptions {
-        NodeOptions {
-            client: self.ready.client.to_string(),
-            ..self.options.clone()
-        }
+        NodeOptions { client: self.ready.client.to_string(), ..self.options.clone() }
     }
 
     /// Returns the most memory that was ever resident, in bytes.
@@ -673,15 +600,10 @@ impl NodeProcess {
 
     fn memory(&self, name: &str) -> io::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let kib = status.lines().find_map(|line| {
-            line.strip_prefix(name)?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse()
-                .ok()
-        });
-        kib.map(|kib: u64| kib * 1024)
-            .ok_or_else(|| io::Error::other("no memory figure in /proc"))
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok());
+        kib.map(|kib: u64| kib * 1024).ok_or_else(|| io::Error::other("no memory figure in /proc"))
     }
 
     /// Returns the processor time the node has used, in clock ticks of 10 ms.
@@ -692,11 +614,7 @@ impl NodeProcess {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
         // The second field is the name in brackets and may hold blanks: count from behind it.
         let fields = stat.rsplit(')').next().unwrap_or_default();
-        let mut times = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(str::parse::<u64>);
+        let mut times = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
         match (times.next(), times.next()) {
             (Some(Ok(user)), Some(Ok(system))) => Ok(user + system),
             _ => Err(io::Error::other("no processor times in /proc")),
@@ -711,9 +629,8 @@ mod tests {
     #[test]
     fn readiness_line_parses_and_its_faults_are_named() {
         let id = "0123456789abcdef0123456789abcdef01234567";
-        let ready = Ready::parse(&format!(
-            "ready client=127.0.0.1:7379 peer=- admin=- node={id}\n"
-        ));
+        let ready =
+            Ready::parse(&format!("ready client=127.0.0.1:7379 peer=- admin=- node={id}\n"));
         assert_eq!(ready.unwrap().client.port(), 7379);
         for line in [
             "ready client=127.0.0.1:1 peer=- admin=- node=ab\n".to_owned(),

@@ -4,10 +4,7 @@
 //! pipeline were answered before the connection died, what follows malformed input. This one
 //! sends bytes as given and hands out replies one by one, parsed or raw.
 
-#![expect(
-    clippy::disallowed_types,
-    reason = "the harness talks to a real node over a real socket"
-)]
+#![expect(clippy::disallowed_types, reason = "the harness talks to a real node over a real socket")]
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -65,10 +62,7 @@ impl Reply {
             other => format!("{other:?}"),
         };
         if text.len() > 200 {
-            let cut = (0..=200)
-                .rev()
-                .find(|&at| text.is_char_boundary(at))
-                .unwrap_or(0);
+            let cut = (0..=200).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
             text.truncate(cut);
             text.push_str("...");
         }
@@ -121,11 +115,7 @@ impl RespClient {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
-        Ok(Self {
-            stream,
-            received: Vec::new(),
-            consumed: 0,
-        })
+        Ok(Self { stream, received: Vec::new(), consumed: 0 })
     }
 
     /// Changes how long one read may wait.
@@ -255,8 +245,7 @@ impl RespClient {
                 result => break result,
             }
         };
-        self.received
-            .truncate(len + result.as_ref().copied().unwrap_or(0));
+        self.received.truncate(len + result.as_ref().copied().unwrap_or(0));
         match result? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
@@ -281,10 +270,7 @@ fn parse(bytes: &[u8], depth: usize) -> Result<Option<(Reply, usize)>, String> {
     };
     let line = std::str::from_utf8(line).map_err(|_| "reply line is not UTF-8".to_owned())?;
     let body = end + 2;
-    let integer = || {
-        line.parse::<i64>()
-            .map_err(|_| format!("bad number {line:?} in a reply"))
-    };
+    let integer = || line.parse::<i64>().map_err(|_| format!("bad number {line:?} in a reply"));
     let simple = |reply| Ok(Some((reply, body)));
     match kind {
         b'+' => simple(Reply::Simple(line.to_owned())),
@@ -318,11 +304,7 @@ fn parse_bulk(
         return Err("bulk string without its line end".to_owned());
     }
     let content = bytes[body..end].to_vec();
-    let reply = if kind == b'$' {
-        Reply::Bulk(content)
-    } else {
-        Reply::Verbatim(content)
-    };
+    let reply = if kind == b'$' { Reply::Bulk(content) } else { Reply::Verbatim(content) };
     Ok(Some((reply, end + 2)))
 }
 
@@ -370,10 +352,7 @@ mod tests {
     use super::*;
 
     fn check(bytes: &[u8], expected: &Reply) {
-        assert_eq!(
-            parse(bytes, 0).unwrap(),
-            Some((expected.clone(), bytes.len()))
-        );
+        assert_eq!(parse(bytes, 0).unwrap(), Some((expected.clone(), bytes.len())));
         for cut in 0..bytes.len() {
             assert_eq!(parse(&bytes[..cut], 0).unwrap(), None, "cut at {cut}");
         }
@@ -388,21 +367,12 @@ mod tests {
             b"*2\r\n:-7\r\n*0\r\n",
             &Reply::Array(vec![Reply::Integer(-7), Reply::Array(vec![])]),
         );
-        check(
-            b"%1\r\n+k\r\n_\r\n",
-            &Reply::Map(vec![(Reply::Simple("k".into()), Reply::Nil)]),
-        );
+        check(b"%1\r\n+k\r\n_\r\n", &Reply::Map(vec![(Reply::Simple("k".into()), Reply::Nil)]));
     }
 
     #[test]
     fn malformed_replies_are_refused() {
-        for bytes in [
-            &b"!3\r\n"[..],
-            b":x\r\n",
-            b"$2\r\nabcd",
-            b"$-5\r\n",
-            b"\r\n",
-        ] {
+        for bytes in [&b"!3\r\n"[..], b":x\r\n", b"$2\r\nabcd", b"$-5\r\n", b"\r\n"] {
             assert!(parse(bytes, 0).is_err(), "{}", bytes.escape_ascii());
         }
     }

@@ -62,10 +62,9 @@ impl Effect {
         match self {
             Self::Key(key, operation) => vec![(*key, operation.clone())],
             Self::SetMany(pairs) => pairs.clone(),
-            Self::DeleteMany(keys) => keys
-                .iter()
-                .map(|&key| (key, KeyOperation::DeleteAmongOthers))
-                .collect(),
+            Self::DeleteMany(keys) => {
+                keys.iter().map(|&key| (key, KeyOperation::DeleteAmongOthers)).collect()
+            }
             Self::Shared(_) => Vec::new(),
         }
     }
@@ -108,17 +107,11 @@ impl ConnectionWorkload {
     /// A connection whose keys were never written.
     #[must_use]
     pub fn new(seed: u64, connection: u32) -> Self {
-        let author = |key| Author {
-            seed,
-            connection,
-            key,
-        };
+        let author = |key| Author { seed, connection, key };
         Self {
             connection,
             rng: Rng::with_seed(seed ^ (u64::from(connection) + 1).wrapping_mul(0x9e37_79b9)),
-            keys: (0..KEY_COUNT)
-                .map(|key| KeyLedger::new(author(key)))
-                .collect(),
+            keys: (0..KEY_COUNT).map(|key| KeyLedger::new(author(key))).collect(),
             version: 0,
         }
     }
@@ -169,10 +162,7 @@ impl ConnectionWorkload {
             84..88 => {
                 let counter = self.rng.usize(0..SHARED_COUNT);
                 let command = vec![b"INCR".to_vec(), shared_name(counter)];
-                Request {
-                    command,
-                    effect: Effect::Shared(counter),
-                }
+                Request { command, effect: Effect::Shared(counter) }
             }
             _ if unread.contains(&key) || !self.is_short(key) => self.set(key),
             _ => self.one(key, KeyOperation::Get, &[b"GET"], &[]),
@@ -183,10 +173,7 @@ impl ConnectionWorkload {
         let mut command: Vec<Vec<u8>> = verb.iter().map(|word| word.to_vec()).collect();
         command.push(key_name(self.connection, key));
         command.extend(rest.iter().map(|word| word.to_vec()));
-        Request {
-            command,
-            effect: Effect::Key(key, operation),
-        }
+        Request { command, effect: Effect::Key(key, operation) }
     }
 
     fn set(&mut self, key: u32) -> Request {
@@ -208,16 +195,7 @@ impl ConnectionWorkload {
         if let Some(text) = &px_text {
             rest.extend([&b"PX"[..], text.as_bytes()]);
         }
-        self.one(
-            key,
-            KeyOperation::Set {
-                content,
-                px,
-                condition,
-            },
-            &[b"SET"],
-            &rest,
-        )
+        self.one(key, KeyOperation::Set { content, px, condition }, &[b"SET"], &rest)
     }
 
     fn set_many(&mut self) -> Request {
@@ -228,67 +206,39 @@ impl ConnectionWorkload {
             command.push(key_name(self.connection, key));
             command.push(content.bytes(self.keys[key as usize].author()));
             let condition = SetCondition::Always;
-            pairs.push((
-                key,
-                KeyOperation::Set {
-                    content,
-                    px: None,
-                    condition,
-                },
-            ));
+            pairs.push((key, KeyOperation::Set { content, px: None, condition }));
         }
-        Request {
-            command,
-            effect: Effect::SetMany(pairs),
-        }
+        Request { command, effect: Effect::SetMany(pairs) }
     }
 
     fn delete_many(&mut self) -> Request {
         let keys = self.some_keys();
         let names = keys.iter().map(|&key| key_name(self.connection, key));
         let command = std::iter::once(b"DEL".to_vec()).chain(names).collect();
-        Request {
-            command,
-            effect: Effect::DeleteMany(keys),
-        }
+        Request { command, effect: Effect::DeleteMany(keys) }
     }
 
     fn append(&mut self, key: u32) -> Request {
-        let full = self.keys[key as usize]
-            .possible()
-            .iter()
-            .any(|state| match state {
-                KeyState::Present {
-                    content: Content::Pieces(pieces),
-                    ..
-                } => pieces.len() >= PIECES_MAX,
-                _ => false,
-            });
+        let full = self.keys[key as usize].possible().iter().any(|state| match state {
+            KeyState::Present { content: Content::Pieces(pieces), .. } => {
+                pieces.len() >= PIECES_MAX
+            }
+            _ => false,
+        });
         if full {
             return self.set(key);
         }
-        let piece = Piece {
-            version: self.next_version(),
-            len: self.rng.u32(0..2_000),
-        };
+        let piece = Piece { version: self.next_version(), len: self.rng.u32(0..2_000) };
         let mut bytes = Vec::new();
         piece.write_to(self.keys[key as usize].author(), &mut bytes);
         self.one(key, KeyOperation::Append(piece), &[b"APPEND"], &[&bytes])
     }
 
     fn expire(&mut self, key: u32) -> Request {
-        let ms = if self.rng.bool() {
-            self.rng.u64(20..600)
-        } else {
-            self.rng.u64(20_000..2_000_000)
-        };
+        let ms =
+            if self.rng.bool() { self.rng.u64(20..600) } else { self.rng.u64(20_000..2_000_000) };
         let text = ms.to_string();
-        self.one(
-            key,
-            KeyOperation::ExpireIn(ms),
-            &[b"PEXPIRE"],
-            &[text.as_bytes()],
-        )
+        self.one(key, KeyOperation::ExpireIn(ms), &[b"PEXPIRE"], &[text.as_bytes()])
     }
 
     fn some_keys(&mut self) -> Vec<u32> {
@@ -310,10 +260,7 @@ impl ConnectionWorkload {
             _ => VALUE_BYTES_MAX,
         };
         let len = self.rng.u32(0..=len_max);
-        Content::Pieces(vec![Piece {
-            version: self.next_version(),
-            len,
-        }])
+        Content::Pieces(vec![Piece { version: self.next_version(), len }])
     }
 
     fn next_version(&mut self) -> u64 {
@@ -322,13 +269,10 @@ impl ConnectionWorkload {
     }
 
     fn is_short(&self, key: u32) -> bool {
-        self.keys[key as usize]
-            .possible()
-            .iter()
-            .all(|state| match state {
-                KeyState::Absent => true,
-                KeyState::Present { content, .. } => content.len() <= GET_BYTES_MAX,
-            })
+        self.keys[key as usize].possible().iter().all(|state| match state {
+            KeyState::Absent => true,
+            KeyState::Present { content, .. } => content.len() <= GET_BYTES_MAX,
+        })
     }
 
     /// Settles a command that was answered, except one on a shared counter.
@@ -400,15 +344,12 @@ impl ConnectionWorkload {
 
     /// Settles commands, in the order sent, whose replies never came.
     pub fn abandon(&mut self, requests: &[Request], window: Window) {
-        let operations: Vec<(u32, KeyOperation)> = requests
-            .iter()
-            .flat_map(|request| request.effect.operations())
-            .collect();
+        let operations: Vec<(u32, KeyOperation)> =
+            requests.iter().flat_map(|request| request.effect.operations()).collect();
         for (key, ledger) in (0..).zip(&mut self.keys) {
             let own = operations.iter().filter(|(of, _)| *of == key);
-            let own: Vec<(KeyOperation, Window)> = own
-                .map(|(_, operation)| (operation.clone(), window))
-                .collect();
+            let own: Vec<(KeyOperation, Window)> =
+                own.map(|(_, operation)| (operation.clone(), window)).collect();
             ledger.abandon(&own);
         }
     }
@@ -465,23 +406,15 @@ mod tests {
 
     #[test]
     fn delete_count_outside_what_may_exist_is_caught() {
-        let window = Window {
-            sent: 1_000,
-            received: 1_001,
-        };
+        let window = Window { sent: 1_000, received: 1_001 };
         let mut workload = ConnectionWorkload::new(1, 0);
         let operation = KeyOperation::Set {
-            content: Content::Pieces(vec![Piece {
-                version: 1,
-                len: 10,
-            }]),
+            content: Content::Pieces(vec![Piece { version: 1, len: 10 }]),
             px: None,
             condition: SetCondition::Always,
         };
         let ok = || Reply::Simple("OK".into());
-        workload
-            .settle(&Effect::Key(1, operation), ok(), window)
-            .unwrap();
+        workload.settle(&Effect::Key(1, operation), ok(), window).unwrap();
         let delete = Effect::DeleteMany(vec![1, 2]);
         assert!(workload.settle(&delete, Reply::Integer(2), window).is_err());
         assert!(workload.settle(&delete, Reply::Integer(0), window).is_err());

@@ -3,10 +3,7 @@
 //! Prints the seed first, a line every ten kills, a summary last; exits with 1 and the full
 //! account when the node broke its promise, and keeps the data directory then.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "the output is what this program is for"
-)]
+#![expect(clippy::print_stdout, reason = "the output is what this program is for")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,9 +65,7 @@ fn crash(arguments: &Arguments, seed: u64) -> Result<(), Box<dyn std::error::Err
         // Not the system's temporary directory: that may be in memory, without O_DIRECT.
         None => std::env::current_exe()?.with_file_name(""),
     };
-    let directory = tempfile::Builder::new()
-        .prefix("crash-")
-        .tempdir_in(parent)?;
+    let directory = tempfile::Builder::new().prefix("crash-").tempdir_in(parent)?;
     let options = CrashOptions {
         kills: arguments.kills,
         seed,

@@ -13,14 +13,8 @@ impl SimulatedDisk {
         id: RequestId,
         operation: &DiskOperation,
     ) -> Option<InodeId> {
-        let mut own = self
-            .in_flight
-            .iter()
-            .filter(|request| request.owner == owner);
-        assert!(
-            own.all(|request| request.id != id),
-            "{id:?} of core {owner} is in flight already"
-        );
+        let mut own = self.in_flight.iter().filter(|request| request.owner == owner);
+        assert!(own.all(|request| request.id != id), "{id:?} of core {owner} is in flight already");
         self.admit_names(operation);
         match operation {
             DiskOperation::Open { file, .. } => {
@@ -30,35 +24,19 @@ impl SimulatedDisk {
             DiskOperation::Close { file } => {
                 let open = self.open_file(owner, *file);
                 let busy = self.of_file(owner, *file).next();
-                assert!(
-                    busy.is_none(),
-                    "{file:?} of core {owner} is closed while {busy:?}"
-                );
+                assert!(busy.is_none(), "{file:?} of core {owner} is closed while {busy:?}");
                 Some(open.inode)
             }
             DiskOperation::Sync { file } => Some(self.open_file(owner, *file).inode),
-            DiskOperation::Read {
-                file,
-                offset,
-                len,
-                buffer,
-            } => {
+            DiskOperation::Read { file, offset, len, buffer } => {
                 let open = self.open_file(owner, *file);
                 assert!(*len <= buffer.capacity(), "{len} bytes into {buffer:?}");
                 self.admit_range(open.inode, *offset, *len, Access::Read);
                 Some(open.inode)
             }
-            DiskOperation::Write {
-                file,
-                offset,
-                buffer,
-                ..
-            } => {
+            DiskOperation::Write { file, offset, buffer, .. } => {
                 let open = self.open_file(owner, *file);
-                assert!(
-                    open.is_writable,
-                    "{file:?} of core {owner} is open for reads only"
-                );
+                assert!(open.is_writable, "{file:?} of core {owner} is open for reads only");
                 self.admit_range(open.inode, *offset, buffer.len(), Access::Write);
                 Some(open.inode)
             }
@@ -69,10 +47,7 @@ impl SimulatedDisk {
     fn admit_open(&self, owner: u16, file: FileId) {
         let taken = self.open.contains_key(&(owner, file));
         let opening = self.of_file(owner, file).next();
-        assert!(
-            !taken && opening.is_none(),
-            "{file:?} of core {owner} is open already"
-        );
+        assert!(!taken && opening.is_none(), "{file:?} of core {owner} is open already");
     }
 
     fn open_file(&self, owner: u16, file: FileId) -> OpenFile {
@@ -85,27 +60,15 @@ impl SimulatedDisk {
     }
 
     fn of_file(&self, owner: u16, file: FileId) -> impl Iterator<Item = &InFlight> {
-        let own = self
-            .in_flight
-            .iter()
-            .filter(move |request| request.owner == owner);
+        let own = self.in_flight.iter().filter(move |request| request.owner == owner);
         own.filter(move |request| file_of(&request.operation) == Some(file))
     }
 
     fn admit_range(&self, inode: InodeId, offset: u64, len: usize, access: Access) {
         let aligned = offset.is_multiple_of(BLOCK_SIZE as u64) && len.is_multiple_of(BLOCK_SIZE);
-        assert!(
-            aligned,
-            "{access:?} of {len} bytes at {offset} is not made of whole blocks"
-        );
-        let end = offset
-            .checked_add(len as u64)
-            .expect("the range ends within u64");
-        for other in self
-            .in_flight
-            .iter()
-            .filter(|other| other.inode == Some(inode))
-        {
+        assert!(aligned, "{access:?} of {len} bytes at {offset} is not made of whole blocks");
+        let end = offset.checked_add(len as u64).expect("the range ends within u64");
+        for other in self.in_flight.iter().filter(|other| other.inode == Some(inode)) {
             let Some((other_access, other_offset, other_len)) = range_of(&other.operation) else {
                 continue;
             };
@@ -124,11 +87,7 @@ impl SimulatedDisk {
             return;
         };
         if let Some(to) = second {
-            assert_eq!(
-                name.parent(),
-                to.parent(),
-                "renaming between directories is not modelled"
-            );
+            assert_eq!(name.parent(), to.parent(), "renaming between directories is not modelled");
         }
         for other in &self.in_flight {
             let Some((other_name, other_second)) = names_of(&other.operation) else {

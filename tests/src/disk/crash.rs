@@ -128,15 +128,8 @@ impl AnswerPath {
 
 #[derive(Debug)]
 enum Source<'a> {
-    Drawn {
-        rng: &'a mut Rng,
-        plan: CrashPlan,
-        stale: Vec<Block>,
-    },
-    Listed {
-        path: &'a mut AnswerPath,
-        unit: CrashUnit,
-    },
+    Drawn { rng: &'a mut Rng, plan: CrashPlan, stale: Vec<Block> },
+    Listed { path: &'a mut AnswerPath, unit: CrashUnit },
 }
 
 /// What becomes of one block of a pending write: bit i of a mask stands for sector i.
@@ -158,11 +151,7 @@ pub(super) struct Choices<'a> {
 
 impl<'a> Choices<'a> {
     fn new(source: Source<'a>) -> Self {
-        Self {
-            source,
-            write_kept: false,
-            prefix: 0,
-        }
+        Self { source, write_kept: false, prefix: 0 }
     }
 
     /// Whether a change of a name survives.
@@ -206,10 +195,7 @@ impl<'a> Choices<'a> {
                 self.write_kept = survives(rng, plan.contents);
                 self.prefix = rng.usize(..=sectors);
             }
-            Source::Listed {
-                path,
-                unit: CrashUnit::Write,
-            } => self.write_kept = path.answer(),
+            Source::Listed { path, unit: CrashUnit::Write } => self.write_kept = path.answer(),
             Source::Listed { .. } => {}
         }
     }
@@ -239,10 +225,7 @@ impl<'a> Choices<'a> {
                         mask_of(|bit| open & bit != 0 && survives(rng, survival))
                     }
                 };
-                BlockFate {
-                    kept,
-                    noise: noise(rng, plan.lost, open & !kept),
-                }
+                BlockFate { kept, noise: noise(rng, plan.lost, open & !kept) }
             }
         }
     }
@@ -266,10 +249,7 @@ fn survives(rng: &mut Rng, survival: Survival) -> bool {
 }
 
 fn mask_of(mut sector: impl FnMut(u8) -> bool) -> u8 {
-    (0..SECTORS_PER_BLOCK)
-        .map(|index| 1 << index)
-        .filter(|bit| sector(*bit))
-        .sum()
+    (0..SECTORS_PER_BLOCK).map(|index| 1 << index).filter(|bit| sector(*bit)).sum()
 }
 
 fn noise(rng: &mut Rng, lost: LostSector, sectors: u8) -> Option<(u8, Block)> {
@@ -304,10 +284,7 @@ impl SimulatedDisk {
         let stale = match plan.exposed {
             ExposedBlock::Zeros => Vec::new(),
             ExposedBlock::Stale => {
-                let durable = self
-                    .inodes
-                    .values()
-                    .flat_map(|inode| inode.durable_blocks());
+                let durable = self.inodes.values().flat_map(|inode| inode.durable_blocks());
                 durable.take(STALE_BLOCKS_MAX).cloned().collect()
             }
         };
@@ -364,11 +341,7 @@ impl SimulatedDisk {
     }
 
     fn questions(&self, unit: CrashUnit) -> usize {
-        let contents: usize = self
-            .inodes
-            .values()
-            .map(|inode| inode.questions(unit))
-            .sum();
+        let contents: usize = self.inodes.values().map(|inode| inode.questions(unit)).sum();
         contents + self.names.questions()
     }
 
@@ -416,10 +389,7 @@ impl SimulatedDisk {
 
     fn resolve(&self, choices: &mut Choices<'_>) -> Self {
         let names = self.names.after_power_loss(choices);
-        let mut disk = Self {
-            names,
-            ..self.without_requests()
-        };
+        let mut disk = Self { names, ..self.without_requests() };
         disk.drop_unreachable();
         for inode in disk.inodes.values_mut() {
             *inode = Arc::new(inode.after_power_loss(choices));
@@ -455,9 +425,7 @@ impl Iterator for CrashImages {
             return Some(self.disk.crash(&mut self.rng));
         };
         let unit = *unit;
-        let image = self
-            .disk
-            .resolve(&mut Choices::new(Source::Listed { path, unit }));
+        let image = self.disk.resolve(&mut Choices::new(Source::Listed { path, unit }));
         if !path.advance() {
             self.listing = None;
             if unit == CrashUnit::Sector {

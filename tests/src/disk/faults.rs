@@ -112,12 +112,7 @@ impl SimulatedDisk {
     /// If `n` is 0.
     pub fn fail_nth(&mut self, n: u64, kind: OperationKind, error: DiskErrorKind, sticky: bool) {
         assert!(n > 0, "the first request is number 1");
-        self.faults.failures.push(PlannedFailure {
-            kind,
-            until: n,
-            error,
-            sticky,
-        });
+        self.faults.failures.push(PlannedFailure { kind, until: n, error, sticky });
     }
 
     /// Takes back everything that was planned to go wrong.
@@ -130,11 +125,7 @@ impl SimulatedDisk {
     /// # Panics
     /// If `offset` is not a multiple of the block size.
     pub fn misdirect_next_write(&mut self, offset: u64) {
-        assert_eq!(
-            offset % BLOCK_SIZE as u64,
-            0,
-            "a misdirected write lands on a block"
-        );
+        assert_eq!(offset % BLOCK_SIZE as u64, 0, "a misdirected write lands on a block");
         self.faults.astray = Some(Fault::Misdirect(offset));
     }
 
@@ -171,16 +162,11 @@ impl SimulatedDisk {
     pub fn zero_sector(&mut self, name: &str, offset: u64) {
         let start = offset - offset % SECTOR_SIZE as u64;
         let inode = Arc::make_mut(self.inode_named(name));
-        assert!(
-            offset < inode.len(),
-            "offset {offset} is past the end of {name}"
-        );
+        assert!(offset < inode.len(), "offset {offset} is past the end of {name}");
         let len = (inode.len() - start).min(SECTOR_SIZE as u64);
-        inode.alter(
-            start,
-            usize::try_from(len).expect("at most a sector"),
-            |_, bytes| bytes.fill(0),
-        );
+        inode.alter(start, usize::try_from(len).expect("at most a sector"), |_, bytes| {
+            bytes.fill(0)
+        });
     }
 
     /// Overwrites bytes at rest, for instance with stale ones read before.

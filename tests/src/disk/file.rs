@@ -164,12 +164,7 @@ impl PendingWrite {
         let outside = [own.start..range.start, range.end..own.end].into_iter();
         let outside = outside.filter(|piece| !piece.is_empty());
         let outside = outside.map(|piece| index(piece.start)..index(piece.end));
-        outside
-            .map(|used| Self {
-                used,
-                ..self.clone()
-            })
-            .collect()
+        outside.map(|used| Self { used, ..self.clone() }).collect()
     }
 }
 
@@ -224,10 +219,7 @@ impl Inode {
 
     /// The empty file that `before` becomes when it is created again.
     pub(super) fn emptied(before: Arc<Self>) -> Self {
-        Self {
-            before: Some(before),
-            ..Self::default()
-        }
+        Self { before: Some(before), ..Self::default() }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -297,22 +289,14 @@ impl Inode {
 
     /// A sync failed: what it should have covered stays in doubt until overwritten.
     pub(super) fn fail_sync(&mut self, covers: u64) {
-        for write in self
-            .pending
-            .iter_mut()
-            .filter(|write| write.number < covers)
-        {
+        for write in self.pending.iter_mut().filter(|write| write.number < covers) {
             write.forsaken = true;
         }
     }
 
     /// A write failed: whatever landed of it stays in doubt until overwritten.
     pub(super) fn fail_write(&mut self, number: u64) {
-        for write in self
-            .pending
-            .iter_mut()
-            .filter(|write| write.number == number)
-        {
+        for write in self.pending.iter_mut().filter(|write| write.number == number) {
             write.forsaken = true;
         }
     }
@@ -322,18 +306,14 @@ impl Inode {
         let pending = std::mem::take(&mut self.pending);
         let (settling, mut rest): (Vec<_>, Vec<_>) = pending.into_iter().partition(covered);
         for write in settling {
-            self.durable
-                .set_all(write.range().start, &write.blocks[write.used.clone()]);
+            self.durable.set_all(write.range().start, &write.blocks[write.used.clone()]);
             self.durable_len = self.durable_len.max(write.end);
             self.settled.insert(write.range());
             // An older write can no longer come after a newer one that is durable.
             if rest.iter().any(|other| other.number < write.number) {
-                let (older, newer): (Vec<_>, Vec<_>) = rest
-                    .into_iter()
-                    .partition(|other| other.number < write.number);
-                let older = older
-                    .into_iter()
-                    .flat_map(|other| other.without(&write.range()));
+                let (older, newer): (Vec<_>, Vec<_>) =
+                    rest.into_iter().partition(|other| other.number < write.number);
+                let older = older.into_iter().flat_map(|other| other.without(&write.range()));
                 rest = older.chain(newer).collect();
             }
         }
@@ -350,10 +330,7 @@ impl Inode {
                 blocks * SECTORS_PER_BLOCK
             }
         };
-        let before = self
-            .before
-            .as_ref()
-            .map_or(0, |before| 1 + before.questions(unit));
+        let before = self.before.as_ref().map_or(0, |before| 1 + before.questions(unit));
         contents + self.len_candidates().len() + before
     }
 
@@ -417,45 +394,33 @@ impl Inode {
     /// Lengths the file may have after a power loss besides the durable one, longest first.
     fn len_candidates(&self) -> Vec<u64> {
         let ends: BTreeSet<u64> = self.pending.iter().map(|write| write.end).collect();
-        ends.into_iter()
-            .filter(|end| *end > self.durable_len)
-            .rev()
-            .collect()
+        ends.into_iter().filter(|end| *end > self.durable_len).rev().collect()
     }
 
     fn surviving_len(&self, choices: &mut Choices<'_>) -> u64 {
         let candidates = self.len_candidates();
         let kept = candidates.into_iter().find(|_| choices.keeps_len());
-        kept.map_or(self.durable_len, |len| {
-            choices.torn_len(self.durable_len, len)
-        })
+        kept.map_or(self.durable_len, |len| choices.torn_len(self.durable_len, len))
     }
 
     /// Changes `len` bytes at rest, in what is durable and in what the running system reads.
     /// `change` gets the place of its bytes within these `len`, and may be called several times.
     pub(super) fn alter(&mut self, offset: u64, len: usize, change: impl Fn(usize, &mut [u8])) {
         let end = offset + len as u64;
-        assert!(
-            end <= self.running_len,
-            "offset {end} is past the file's {}",
-            self.running_len
-        );
+        assert!(end <= self.running_len, "offset {end} is past the file's {}", self.running_len);
         for index in offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) {
             let base = index * BLOCK_BYTES;
             let start = usize::try_from(offset.saturating_sub(base)).expect("within a block");
             let stop = usize::try_from((end - base).min(BLOCK_BYTES)).expect("within a block");
             let place = usize::try_from(base.saturating_sub(offset)).expect("within the range");
-            self.durable
-                .alter(index, |bytes| change(place, &mut bytes[start..stop]));
-            self.running
-                .alter(index, |bytes| change(place, &mut bytes[start..stop]));
+            self.durable.alter(index, |bytes| change(place, &mut bytes[start..stop]));
+            self.running.alter(index, |bytes| change(place, &mut bytes[start..stop]));
         }
     }
 
     /// Makes the blocks that hold these bytes unreadable until they are written again.
     pub(super) fn spoil(&mut self, offset: u64, len: u64) {
-        self.unreadable
-            .extend(offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES));
+        self.unreadable.extend(offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES));
     }
 
     /// Durable blocks that are not zeros, for use as stale content elsewhere.

@@ -155,14 +155,7 @@ impl SimulatedDisk {
             fault = Some(Fault::Fail(DiskErrorKind::NoSpace));
         }
         let covers = self.completed;
-        self.in_flight.push(InFlight {
-            owner,
-            id,
-            operation,
-            inode,
-            covers,
-            fault,
-        });
+        self.in_flight.push(InFlight { owner, id, operation, inode, covers, fault });
     }
 
     /// Number of requests in flight.
@@ -259,12 +252,7 @@ impl SimulatedDisk {
             DiskOperation::Read { .. } => statistics.reads += 1,
             DiskOperation::Sync { .. } => statistics.syncs += 1,
             DiskOperation::SyncDirectory { .. } => statistics.directory_syncs += 1,
-            DiskOperation::Write {
-                offset,
-                buffer,
-                durability,
-                ..
-            } => {
+            DiskOperation::Write { offset, buffer, durability, .. } => {
                 statistics.writes += 1;
                 statistics.bytes_written += buffer.len() as u64;
                 if *durability == Durability::Durable {
@@ -282,24 +270,14 @@ impl SimulatedDisk {
         let mut request = self.in_flight.remove(index);
         let result = self.carry_out(&mut request);
         self.statistics.failures += u64::from(result.is_err());
-        let result = result.map_err(|kind| DiskError {
-            kind,
-            code: code_of(kind),
-        });
+        let result = result.map_err(|kind| DiskError { kind, code: code_of(kind) });
         let buffer = match request.operation {
             DiskOperation::Read { buffer, .. } | DiskOperation::Write { buffer, .. } => {
                 Some(buffer)
             }
             _ => None,
         };
-        (
-            request.owner,
-            DiskCompletion {
-                id: request.id,
-                result,
-                buffer,
-            },
-        )
+        (request.owner, DiskCompletion { id: request.id, result, buffer })
     }
 
     fn carry_out(&mut self, request: &mut InFlight) -> Result<DiskOutput, DiskErrorKind> {
@@ -309,12 +287,7 @@ impl SimulatedDisk {
         };
         let number = self.next_number();
         match &mut request.operation {
-            DiskOperation::Read {
-                offset,
-                len,
-                buffer,
-                ..
-            } => {
+            DiskOperation::Read { offset, len, buffer, .. } => {
                 buffer.set_len(0);
                 failure?;
                 let inode = &self.inodes[&request.inode.expect("a read has an open file")];
@@ -341,10 +314,8 @@ impl SimulatedDisk {
                 failure?;
                 let listed = self.names.list(name)?;
                 let len = |inode| self.inodes[&inode].len();
-                let mut listed: Vec<_> = listed
-                    .into_iter()
-                    .map(|(name, inode)| (name, len(inode)))
-                    .collect();
+                let mut listed: Vec<_> =
+                    listed.into_iter().map(|(name, inode)| (name, len(inode))).collect();
                 self.rng.shuffle(&mut listed);
                 return Ok(DiskOutput::Listed(listed));
             }
@@ -359,9 +330,7 @@ impl SimulatedDisk {
                 let inode = self.change_names(number, &request.operation)?;
                 let inode = inode.expect("opening finds a file");
                 self.open.insert(key, OpenFile { inode, is_writable });
-                return Ok(DiskOutput::Opened {
-                    len: self.inodes[&inode].len(),
-                });
+                return Ok(DiskOutput::Opened { len: self.inodes[&inode].len() });
             }
             DiskOperation::CreateDirectory { .. }
             | DiskOperation::Rename { .. }
@@ -374,13 +343,7 @@ impl SimulatedDisk {
     }
 
     fn write(&mut self, number: u64, request: &InFlight) -> Result<(), DiskErrorKind> {
-        let DiskOperation::Write {
-            offset,
-            buffer,
-            durability,
-            ..
-        } = &request.operation
-        else {
+        let DiskOperation::Write { offset, buffer, durability, .. } = &request.operation else {
             unreachable!("only writes come here");
         };
         let id = request.inode.expect("a write has an open file");
@@ -425,13 +388,7 @@ impl SimulatedDisk {
         }
         let first = at / BLOCK_SIZE as u64;
         let inode = request.inode.expect("a write has an open file");
-        self.inode_mut(inode).land(&Landing {
-            number,
-            first,
-            blocks,
-            landed,
-            end,
-        });
+        self.inode_mut(inode).land(&Landing { number, first, blocks, landed, end });
     }
 
     /// Carries out what an operation does to names; opening a file yields which one it is.
@@ -475,11 +432,7 @@ impl SimulatedDisk {
     }
 
     fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
-        Arc::make_mut(
-            self.inodes
-                .get_mut(&id)
-                .expect("the file has not been dropped"),
-        )
+        Arc::make_mut(self.inodes.get_mut(&id).expect("the file has not been dropped"))
     }
 
     fn inode_named(&mut self, name: &str) -> &mut Arc<Inode> {
@@ -510,10 +463,7 @@ impl SimulatedDisk {
         for inode in named.chain(self.open.values().map(|open| open.inode)) {
             lens.insert(inode, self.inodes[&inode].len());
         }
-        let begun = self
-            .in_flight
-            .iter()
-            .filter(|request| !request.changes_nothing());
+        let begun = self.in_flight.iter().filter(|request| !request.changes_nothing());
         for request in begun {
             if let (Some(inode), Some(end)) = (request.inode, end_of_write(&request.operation)) {
                 lens.entry(inode).and_modify(|len| *len = end.max(*len));
@@ -525,15 +475,9 @@ impl SimulatedDisk {
                 end.saturating_sub(lens[&inode]) <= capacity.saturating_sub(used)
                     || end <= lens[&inode]
             }
-            (
-                _,
-                _,
-                DiskOperation::Open {
-                    name,
-                    mode: OpenMode::Create,
-                    ..
-                },
-            ) => used < capacity || self.names.inode(name).is_some(),
+            (_, _, DiskOperation::Open { name, mode: OpenMode::Create, .. }) => {
+                used < capacity || self.names.inode(name).is_some()
+            }
             _ => true,
         }
     }
@@ -541,10 +485,10 @@ impl SimulatedDisk {
 
 impl Clone for SimulatedDisk {
     fn clone(&self) -> Self {
-        let in_flight = self.in_flight.iter().map(|request| InFlight {
-            operation: duplicate(&request.operation),
-            ..*request
-        });
+        let in_flight = self
+            .in_flight
+            .iter()
+            .map(|request| InFlight { operation: duplicate(&request.operation), ..*request });
         Self {
             inodes: self.inodes.clone(),
             names: self.names.clone(),
@@ -603,29 +547,17 @@ fn duplicate(operation: &DiskOperation) -> DiskOperation {
         DiskOperation::ListDirectory { name } => {
             DiskOperation::ListDirectory { name: name.clone() }
         }
-        DiskOperation::Open { file, name, mode } => DiskOperation::Open {
-            file: *file,
-            name: name.clone(),
-            mode: *mode,
-        },
+        DiskOperation::Open { file, name, mode } => {
+            DiskOperation::Open { file: *file, name: name.clone(), mode: *mode }
+        }
         DiskOperation::Close { file } => DiskOperation::Close { file: *file },
-        DiskOperation::Read {
-            file,
-            offset,
-            len,
-            buffer,
-        } => DiskOperation::Read {
+        DiskOperation::Read { file, offset, len, buffer } => DiskOperation::Read {
             file: *file,
             offset: *offset,
             len: *len,
             buffer: duplicate_buffer(buffer),
         },
-        DiskOperation::Write {
-            file,
-            offset,
-            buffer,
-            durability,
-        } => DiskOperation::Write {
+        DiskOperation::Write { file, offset, buffer, durability } => DiskOperation::Write {
             file: *file,
             offset: *offset,
             buffer: duplicate_buffer(buffer),
@@ -635,10 +567,9 @@ fn duplicate(operation: &DiskOperation) -> DiskOperation {
         DiskOperation::SyncDirectory { name } => {
             DiskOperation::SyncDirectory { name: name.clone() }
         }
-        DiskOperation::Rename { from, to } => DiskOperation::Rename {
-            from: from.clone(),
-            to: to.clone(),
-        },
+        DiskOperation::Rename { from, to } => {
+            DiskOperation::Rename { from: from.clone(), to: to.clone() }
+        }
         DiskOperation::Remove { name } => DiskOperation::Remove { name: name.clone() },
     }
 }

@@ -84,8 +84,7 @@ impl Tree {
     fn prune(&mut self) {
         let whole = self.clone();
         self.directories.retain(|name| whole.has_directory(name));
-        self.files
-            .retain(|name, _| whole.has_directory(&name.parent()));
+        self.files.retain(|name, _| whole.has_directory(&name.parent()));
     }
 }
 
@@ -109,10 +108,7 @@ impl Names {
     }
 
     pub(super) fn files(&self) -> impl Iterator<Item = (&FileName, InodeId)> {
-        self.running
-            .files
-            .iter()
-            .map(|(name, inode)| (name, *inode))
+        self.running.files.iter().map(|(name, inode)| (name, *inode))
     }
 
     /// The files of a directory.
@@ -120,10 +116,7 @@ impl Names {
         self.require_directory(name)?;
         let inside = self.files().filter(|(file, _)| file.parent() == *name);
         let entry = |file: &FileName| {
-            file.as_str()
-                .rsplit_once('/')
-                .map_or(file.as_str(), |(_, last)| last)
-                .to_owned()
+            file.as_str().rsplit_once('/').map_or(file.as_str(), |(_, last)| last).to_owned()
         };
         Ok(inside.map(|(file, inode)| (entry(file), inode)).collect())
     }
@@ -215,29 +208,19 @@ impl Names {
             }
         }
         tree.prune();
-        Self {
-            running: tree.clone(),
-            durable: tree,
-            pending: Vec::new(),
-        }
+        Self { running: tree.clone(), durable: tree, pending: Vec::new() }
     }
 
     /// Whether some name, durable or not, may still lead to the file.
     pub(super) fn may_reach(&self) -> BTreeSet<InodeId> {
         let trees = [&self.running, &self.durable].into_iter();
         let named = trees.flat_map(|tree| tree.files.values().copied());
-        named
-            .chain(self.pending.iter().filter_map(|(_, change)| change.inode()))
-            .collect()
+        named.chain(self.pending.iter().filter_map(|(_, change)| change.inode())).collect()
     }
 
     fn require_directory(&self, name: &FileName) -> Result<(), DiskErrorKind> {
         let found = self.running.has_directory(name);
-        if found {
-            Ok(())
-        } else {
-            Err(DiskErrorKind::NotFound)
-        }
+        if found { Ok(()) } else { Err(DiskErrorKind::NotFound) }
     }
 
     fn change(&mut self, number: u64, change: Change) {

@@ -16,10 +16,7 @@ struct Core {
 
 impl Core {
     fn new(seed: u64) -> Self {
-        Self {
-            disk: SimulatedDisk::new(seed),
-            next: 0,
-        }
+        Self { disk: SimulatedDisk::new(seed), next: 0 }
     }
 
     fn on(disk: SimulatedDisk) -> Self {
@@ -36,21 +33,11 @@ impl Core {
 
     fn submit(&mut self, operation: DiskOperation) {
         self.next += 1;
-        self.disk.submit(
-            0,
-            DiskRequest {
-                id: RequestId(self.next),
-                operation,
-            },
-        );
+        self.disk.submit(0, DiskRequest { id: RequestId(self.next), operation });
     }
 
     fn run(&mut self, operation: DiskOperation) -> DiskCompletion {
-        assert_eq!(
-            self.disk.in_flight(),
-            0,
-            "the next completion shall be this request's"
-        );
+        assert_eq!(self.disk.in_flight(), 0, "the next completion shall be this request's");
         self.submit(operation);
         self.disk.complete_one().unwrap().1
     }
@@ -64,11 +51,7 @@ impl Core {
     }
 
     fn open(&mut self, name: &str, file: FileId, mode: OpenMode) -> DiskOutput {
-        self.done(DiskOperation::Open {
-            file,
-            name: FileName::new(name),
-            mode,
-        })
+        self.done(DiskOperation::Open { file, name: FileName::new(name), mode })
     }
 
     fn read(&mut self, offset: u64, len: usize) -> DiskCompletion {
@@ -90,12 +73,7 @@ fn write(block: u64, fills: &[u8], durability: Durability) -> DiskOperation {
     for (chunk, fill) in buffer.as_mut_slice().chunks_mut(BLOCK_SIZE).zip(fills) {
         chunk.fill(*fill);
     }
-    DiskOperation::Write {
-        file: LOG,
-        offset: block * BLOCK_SIZE as u64,
-        buffer,
-        durability,
-    }
+    DiskOperation::Write { file: LOG, offset: block * BLOCK_SIZE as u64, buffer, durability }
 }
 
 fn cached(block: u64, fills: &[u8]) -> DiskOperation {
@@ -111,32 +89,20 @@ fn sync() -> DiskOperation {
 }
 
 fn sync_directory(name: &str) -> DiskOperation {
-    DiskOperation::SyncDirectory {
-        name: FileName::new(name),
-    }
+    DiskOperation::SyncDirectory { name: FileName::new(name) }
 }
 
 fn rename(from: &str, to: &str) -> DiskOperation {
-    DiskOperation::Rename {
-        from: FileName::new(from),
-        to: FileName::new(to),
-    }
+    DiskOperation::Rename { from: FileName::new(from), to: FileName::new(to) }
 }
 
 /// First byte of each sector of a file.
 fn sectors(disk: &SimulatedDisk, name: &str) -> Vec<u8> {
-    disk.read_file(name)
-        .chunks(SECTOR_SIZE)
-        .map(|sector| sector[0])
-        .collect()
+    disk.read_file(name).chunks(SECTOR_SIZE).map(|sector| sector[0]).collect()
 }
 
 fn names(disk: &SimulatedDisk) -> String {
-    disk.files()
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect::<Vec<_>>()
-        .join(" ")
+    disk.files().into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ")
 }
 
 /// What `view` makes of each of `count` power losses.
@@ -145,9 +111,7 @@ fn crashes<T: Ord>(
     count: u64,
     view: impl Fn(&SimulatedDisk) -> T,
 ) -> BTreeSet<T> {
-    (0..count)
-        .map(|seed| view(&disk.crash(&mut Rng::with_seed(seed))))
-        .collect()
+    (0..count).map(|seed| view(&disk.crash(&mut Rng::with_seed(seed)))).collect()
 }
 
 #[test]
@@ -160,10 +124,7 @@ fn unsynced_write_is_lost_in_one_image_and_kept_in_another() {
     assert!(seen.contains(&vec![0; 8]) && seen.contains(&vec![7; 8]));
     assert!(seen.len() > 10, "only {} different images", seen.len());
     core.done(sync());
-    assert_eq!(
-        crashes(&core.disk, 50, |disk| sectors(disk, "log")).len(),
-        1
-    );
+    assert_eq!(crashes(&core.disk, 50, |disk| sectors(disk, "log")).len(), 1);
 }
 
 #[test]
@@ -184,36 +145,16 @@ fn durable_writes_that_do_more_than_overwrite_are_counted() {
     let mut core = Core::new(3);
     core.open("log", LOG, OpenMode::Create);
     core.done(durable(0, &[1]));
-    assert_eq!(
-        core.disk.durable_file("log"),
-        None,
-        "the name is not durable"
-    );
-    assert_eq!(
-        core.disk.statistics().expensive_durable_writes,
-        1,
-        "extends"
-    );
+    assert_eq!(core.disk.durable_file("log"), None, "the name is not durable");
+    assert_eq!(core.disk.statistics().expensive_durable_writes, 1, "extends");
     core.done(cached(2, &[0]));
     core.done(durable(2, &[2]));
-    assert_eq!(
-        core.disk.statistics().expensive_durable_writes,
-        2,
-        "never synced"
-    );
+    assert_eq!(core.disk.statistics().expensive_durable_writes, 2, "never synced");
     core.done(sync());
     core.done(durable(2, &[3]));
-    assert_eq!(
-        core.disk.statistics().expensive_durable_writes,
-        2,
-        "overwrites"
-    );
+    assert_eq!(core.disk.statistics().expensive_durable_writes, 2, "overwrites");
     core.done(durable(1, &[4]));
-    assert_eq!(
-        core.disk.statistics().expensive_durable_writes,
-        3,
-        "fills a hole"
-    );
+    assert_eq!(core.disk.statistics().expensive_durable_writes, 3, "fills a hole");
     core.done(sync_directory(""));
     assert_eq!(core.disk.durable_file("log").unwrap().len(), 3 * BLOCK_SIZE);
 }
@@ -255,10 +196,7 @@ fn two_writes_of_a_block_leave_old_first_or_second() {
     core.done(cached(0, &[2]));
     let images = core.disk.crash_images(4);
     assert_eq!(images.exhaustive_unit(), Some(CrashUnit::Block));
-    let listed: Vec<_> = images
-        .take(3)
-        .map(|disk| sectors(&disk, "log")[0])
-        .collect();
+    let listed: Vec<_> = images.take(3).map(|disk| sectors(&disk, "log")[0]).collect();
     assert_eq!(listed, [0, 1, 2]);
     // A newer durable write leaves no room for the older ones.
     core.done(durable(0, &[3]));
@@ -273,30 +211,12 @@ fn durable_write_in_the_middle_leaves_the_rest_of_an_older_one_pending() {
     core.done(durable(1, &[8, 9]));
     assert_eq!(core.disk.pending_items(), 2 * 8);
     let mut rng = Rng::with_seed(0);
-    let lost = CrashPlan {
-        contents: Survival::Nothing,
-        ..CrashPlan::draw(&mut rng)
-    };
+    let lost = CrashPlan { contents: Survival::Nothing, ..CrashPlan::draw(&mut rng) };
     let image = core.disk.crash_with(&mut rng, lost);
-    assert_eq!(
-        sectors(&image, "log")
-            .into_iter()
-            .step_by(8)
-            .collect::<Vec<_>>(),
-        [0, 8, 9, 0]
-    );
-    let kept = CrashPlan {
-        contents: Survival::All,
-        ..lost
-    };
+    assert_eq!(sectors(&image, "log").into_iter().step_by(8).collect::<Vec<_>>(), [0, 8, 9, 0]);
+    let kept = CrashPlan { contents: Survival::All, ..lost };
     let image = core.disk.crash_with(&mut rng, kept);
-    assert_eq!(
-        sectors(&image, "log")
-            .into_iter()
-            .step_by(8)
-            .collect::<Vec<_>>(),
-        [1, 8, 9, 4]
-    );
+    assert_eq!(sectors(&image, "log").into_iter().step_by(8).collect::<Vec<_>>(), [1, 8, 9, 4]);
 }
 
 #[test]
@@ -322,15 +242,9 @@ fn length_and_content_of_an_extension_are_lost_separately() {
         let sectors = sectors(disk, "log");
         (sectors.len(), sectors.last().copied())
     });
-    assert_eq!(
-        seen.into_iter().collect::<Vec<_>>(),
-        [(8, Some(0)), (16, Some(0)), (16, Some(7))]
-    );
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(8, Some(0)), (16, Some(0)), (16, Some(7))]);
     core.done(sync());
-    assert_eq!(
-        crashes(&core.disk, 50, |disk| sectors(disk, "log").len()),
-        [16].into()
-    );
+    assert_eq!(crashes(&core.disk, 50, |disk| sectors(disk, "log").len()), [16].into());
 }
 
 #[test]
@@ -339,10 +253,7 @@ fn synced_file_may_lose_its_name_until_the_directory_is_synced() {
     core.open("log", LOG, OpenMode::Create);
     core.done(cached(0, &[1]));
     core.done(sync());
-    assert_eq!(
-        crashes(&core.disk, 100, names),
-        ["".to_owned(), "log".to_owned()].into()
-    );
+    assert_eq!(crashes(&core.disk, 100, names), ["".to_owned(), "log".to_owned()].into());
     core.done(sync_directory(""));
     assert_eq!(crashes(&core.disk, 100, names), ["log".to_owned()].into());
 }
@@ -352,10 +263,7 @@ fn rename_may_vanish_until_the_directory_is_synced() {
     let mut core = Core::with_log(10, 1);
     core.done(rename("log", "moved"));
     assert_eq!(names(&core.disk), "moved");
-    assert_eq!(
-        crashes(&core.disk, 100, names),
-        ["log".to_owned(), "moved".to_owned()].into()
-    );
+    assert_eq!(crashes(&core.disk, 100, names), ["log".to_owned(), "moved".to_owned()].into());
     core.done(sync_directory(""));
     assert_eq!(crashes(&core.disk, 100, names), ["moved".to_owned()].into());
 }
@@ -368,14 +276,10 @@ fn rename_is_lost_with_the_creation_it_builds_on() {
     core.done(cached(0, &[7]));
     core.done(sync());
     core.done(rename("new", "manifest"));
-    core.done(DiskOperation::CreateDirectory {
-        name: FileName::new("shard"),
-    });
+    core.done(DiskOperation::CreateDirectory { name: FileName::new("shard") });
     let images = core.disk.crash_images(8);
     assert_eq!(images.exhaustive_unit(), Some(CrashUnit::Sector));
-    let images: Vec<_> = images
-        .map(|disk| (names(&disk), disk.read_file("manifest")[0]))
-        .collect();
+    let images: Vec<_> = images.map(|disk| (names(&disk), disk.read_file("manifest")[0])).collect();
     let expected = [
         ("manifest".to_owned(), b'o'),
         ("manifest new".to_owned(), b'o'),
@@ -388,22 +292,14 @@ fn rename_is_lost_with_the_creation_it_builds_on() {
 #[test]
 fn file_vanishes_with_a_directory_that_was_never_synced() {
     let mut core = Core::new(12);
-    core.done(DiskOperation::CreateDirectory {
-        name: FileName::new("shard"),
-    });
+    core.done(DiskOperation::CreateDirectory { name: FileName::new("shard") });
     core.open("shard/log", LOG, OpenMode::Create);
     core.done(sync_directory("shard"));
     assert_eq!(core.disk.durable_file("shard/log"), None);
-    assert_eq!(
-        crashes(&core.disk, 100, names),
-        ["".to_owned(), "shard/log".to_owned()].into()
-    );
+    assert_eq!(crashes(&core.disk, 100, names), ["".to_owned(), "shard/log".to_owned()].into());
     core.done(sync_directory(""));
     assert_eq!(core.disk.durable_file("shard/log"), Some(Vec::new()));
-    assert_eq!(
-        crashes(&core.disk, 100, names),
-        ["shard/log".to_owned()].into()
-    );
+    assert_eq!(crashes(&core.disk, 100, names), ["shard/log".to_owned()].into());
 }
 
 #[test]
@@ -414,24 +310,13 @@ fn name_order_is_kept_where_the_plan_says_so() {
         core.done(DiskOperation::Close { file: LOG });
     }
     let mut rng = Rng::with_seed(0);
-    let plan = CrashPlan {
-        names: Survival::Prefix,
-        ..CrashPlan::draw(&mut rng)
-    };
-    let prefixes: BTreeSet<_> = (0..100)
-        .map(|_| names(&core.disk.crash_with(&mut rng, plan)))
-        .collect();
-    assert_eq!(
-        prefixes.into_iter().collect::<Vec<_>>(),
-        ["", "a", "a b", "a b c"]
-    );
-    let plan = CrashPlan {
-        names: Survival::Percent(50),
-        ..plan
-    };
-    let subsets: BTreeSet<_> = (0..200)
-        .map(|_| names(&core.disk.crash_with(&mut rng, plan)))
-        .collect();
+    let plan = CrashPlan { names: Survival::Prefix, ..CrashPlan::draw(&mut rng) };
+    let prefixes: BTreeSet<_> =
+        (0..100).map(|_| names(&core.disk.crash_with(&mut rng, plan))).collect();
+    assert_eq!(prefixes.into_iter().collect::<Vec<_>>(), ["", "a", "a b", "a b c"]);
+    let plan = CrashPlan { names: Survival::Percent(50), ..plan };
+    let subsets: BTreeSet<_> =
+        (0..200).map(|_| names(&core.disk.crash_with(&mut rng, plan))).collect();
     assert_eq!(subsets.len(), 8);
 }
 
@@ -441,15 +326,9 @@ fn emptied_file_comes_back_whole_until_synced() {
     core.disk.plant_file("log", &[5; BLOCK_SIZE]);
     core.open("log", LOG, OpenMode::Create);
     assert_eq!(core.disk.files(), [("log".to_owned(), 0)]);
-    assert_eq!(
-        crashes(&core.disk, 50, |disk| disk.read_file("log").len()),
-        [0, BLOCK_SIZE].into()
-    );
+    assert_eq!(crashes(&core.disk, 50, |disk| disk.read_file("log").len()), [0, BLOCK_SIZE].into());
     core.done(sync());
-    assert_eq!(
-        crashes(&core.disk, 50, |disk| disk.read_file("log").len()),
-        [0].into()
-    );
+    assert_eq!(crashes(&core.disk, 50, |disk| disk.read_file("log").len()), [0].into());
 }
 
 #[test]
@@ -457,10 +336,7 @@ fn prefix_crash_keeps_a_prefix_of_sectors() {
     let mut core = Core::with_log(15, 2);
     core.submit(durable(0, &[7, 7]));
     let mut rng = Rng::with_seed(0);
-    let plan = CrashPlan {
-        contents: Survival::Prefix,
-        ..CrashPlan::draw(&mut rng)
-    };
+    let plan = CrashPlan { contents: Survival::Prefix, ..CrashPlan::draw(&mut rng) };
     let kept: BTreeSet<_> = (0..400)
         .map(|_| {
             let sectors = sectors(&core.disk.crash_with(&mut rng, plan), "log");
@@ -490,10 +366,7 @@ fn lost_sectors_hold_noise_and_exposed_blocks_stale_content_where_the_plan_says_
         images.collect::<BTreeSet<_>>()
     };
     assert_eq!(fills(&mut rng, plan), [0, 7, 9].into());
-    let noisy = CrashPlan {
-        lost: LostSector::SometimesGarbage,
-        ..plan
-    };
+    let noisy = CrashPlan { lost: LostSector::SometimesGarbage, ..plan };
     assert!(fills(&mut rng, noisy).len() > 20);
 }
 
@@ -507,11 +380,7 @@ fn process_kill_keeps_completed_writes_and_leaves_them_undurable() {
         let killed = core.disk.process_kill(&mut Rng::with_seed(seed));
         let sectors = sectors(&killed, "log");
         assert_eq!(sectors[0], 1);
-        assert!(
-            sectors
-                .chunks(8)
-                .all(|block| block.iter().all(|fill| *fill == block[0]))
-        );
+        assert!(sectors.chunks(8).all(|block| block.iter().all(|fill| *fill == block[0])));
         seen.insert(sectors[8..32].to_vec());
         assert_eq!(killed.durable_file("log").unwrap(), vec![0; 8 * BLOCK_SIZE]);
         assert!(crashes(&killed, 20, |disk| disk.read_file("log")).len() > 1);
@@ -523,8 +392,7 @@ fn process_kill_keeps_completed_writes_and_leaves_them_undurable() {
 fn failed_sync_leaves_its_writes_in_doubt_for_ever() {
     let mut core = Core::with_log(18, 2);
     core.done(cached(0, &[1]));
-    core.disk
-        .fail_nth(1, OperationKind::Sync, DiskErrorKind::Io, false);
+    core.disk.fail_nth(1, OperationKind::Sync, DiskErrorKind::Io, false);
     assert_eq!(core.error(sync()), DiskErrorKind::Io);
     core.done(cached(1, &[2]));
     core.done(sync());
@@ -539,16 +407,12 @@ fn failed_sync_leaves_its_writes_in_doubt_for_ever() {
 fn nth_request_fails_once_or_from_then_on() {
     for sticky in [false, true] {
         let mut core = Core::with_log(19, 2);
-        core.disk
-            .fail_nth(2, OperationKind::Write, DiskErrorKind::NoSpace, sticky);
+        core.disk.fail_nth(2, OperationKind::Write, DiskErrorKind::NoSpace, sticky);
         core.done(cached(0, &[1]));
         let completion = core.run(cached(0, &[2]));
         assert_eq!(
             completion.result.unwrap_err(),
-            DiskError {
-                kind: DiskErrorKind::NoSpace,
-                code: 28
-            }
+            DiskError { kind: DiskErrorKind::NoSpace, code: 28 }
         );
         assert_eq!(completion.buffer.unwrap().as_slice(), [2; BLOCK_SIZE]);
         assert_eq!(sectors(&core.disk, "log")[0], 1, "nothing was written");
@@ -564,14 +428,10 @@ fn failed_write_lands_in_part_and_no_sync_covers_it() {
     let mut seen = BTreeSet::new();
     for seed in 0..50 {
         let mut core = Core::with_log(seed, 3);
-        core.disk
-            .fail_nth(1, OperationKind::Write, DiskErrorKind::Io, false);
+        core.disk.fail_nth(1, OperationKind::Write, DiskErrorKind::Io, false);
         assert_eq!(core.error(durable(0, &[1, 1, 1])), DiskErrorKind::Io);
         core.done(sync());
-        assert_eq!(
-            core.disk.durable_file("log").unwrap(),
-            vec![0; 3 * BLOCK_SIZE]
-        );
+        assert_eq!(core.disk.durable_file("log").unwrap(), vec![0; 3 * BLOCK_SIZE]);
         seen.insert(sectors(&core.disk, "log"));
     }
     assert_eq!(seen.len(), 8);
@@ -584,21 +444,12 @@ fn unreadable_block_fails_until_overwritten() {
     let completion = core.read(0, 2 * BLOCK_SIZE);
     assert_eq!(completion.result.unwrap_err().kind, DiskErrorKind::Io);
     assert!(completion.buffer.unwrap().is_empty());
-    assert_eq!(
-        core.read(BLOCK_SIZE as u64, BLOCK_SIZE).result,
-        Ok(DiskOutput::Done)
-    );
+    assert_eq!(core.read(BLOCK_SIZE as u64, BLOCK_SIZE).result, Ok(DiskOutput::Done));
     let mut core = Core::on(core.disk.crash(&mut Rng::with_seed(0)));
     core.open("log", LOG, OpenMode::ReadWrite);
-    assert!(
-        core.read(0, BLOCK_SIZE).result.is_err(),
-        "a crash mends nothing"
-    );
+    assert!(core.read(0, BLOCK_SIZE).result.is_err(), "a crash mends nothing");
     core.done(cached(0, &[1]));
-    assert_eq!(
-        core.read(0, BLOCK_SIZE).buffer.unwrap().as_slice(),
-        [1; BLOCK_SIZE]
-    );
+    assert_eq!(core.read(0, BLOCK_SIZE).buffer.unwrap().as_slice(), [1; BLOCK_SIZE]);
 }
 
 #[test]
@@ -627,10 +478,7 @@ fn write_goes_astray_or_nowhere_and_reports_success() {
     core.done(durable(1, &[0]));
     let fills: Vec<_> = sectors(&core.disk, "log").into_iter().step_by(8).collect();
     assert_eq!(fills, [0, 0, 1]);
-    assert_eq!(
-        core.disk.durable_file("log").unwrap(),
-        core.disk.read_file("log")
-    );
+    assert_eq!(core.disk.durable_file("log").unwrap(), core.disk.read_file("log"));
     core.disk.lose_next_write();
     core.done(durable(3, &[2]));
     assert_eq!(core.disk.durable_file("log").unwrap().len(), 4 * BLOCK_SIZE);
@@ -641,10 +489,7 @@ fn full_disk_refuses_creations_and_extensions_only() {
     let mut core = Core::with_log(23, 2);
     core.disk.set_capacity(Some(3 * BLOCK_SIZE as u64));
     assert_eq!(core.error(cached(2, &[1, 1])), DiskErrorKind::NoSpace);
-    assert_eq!(
-        core.disk.files(),
-        [("log".to_owned(), 2 * BLOCK_SIZE as u64)]
-    );
+    assert_eq!(core.disk.files(), [("log".to_owned(), 2 * BLOCK_SIZE as u64)]);
     core.done(cached(2, &[1]));
     assert_eq!(core.error(cached(3, &[1])), DiskErrorKind::NoSpace);
     core.done(durable(0, &[1, 1, 1]));
@@ -655,14 +500,8 @@ fn full_disk_refuses_creations_and_extensions_only() {
     };
     assert_eq!(core.error(create("more")), DiskErrorKind::NoSpace);
     assert_eq!(names(&core.disk), "log");
-    core.done(DiskOperation::Remove {
-        name: FileName::new("log"),
-    });
-    assert_eq!(
-        core.error(create("more")),
-        DiskErrorKind::NoSpace,
-        "still open"
-    );
+    core.done(DiskOperation::Remove { name: FileName::new("log") });
+    assert_eq!(core.error(create("more")), DiskErrorKind::NoSpace, "still open");
     core.done(DiskOperation::Close { file: LOG });
     core.done(create("more"));
 }
@@ -673,12 +512,8 @@ fn extensions_in_flight_reserve_their_space() {
     core.disk.set_capacity(Some(2 * BLOCK_SIZE as u64));
     core.submit(cached(1, &[1]));
     core.submit(cached(2, &[1]));
-    let failed: Vec<_> = core
-        .disk
-        .complete_all()
-        .into_iter()
-        .map(|(_, done)| done.result.is_err())
-        .collect();
+    let failed: Vec<_> =
+        core.disk.complete_all().into_iter().map(|(_, done)| done.result.is_err()).collect();
     assert_eq!(failed.iter().filter(|failed| **failed).count(), 1);
 }
 
@@ -686,28 +521,10 @@ fn extensions_in_flight_reserve_their_space() {
 fn read_ends_with_the_file_and_returns_the_buffer() {
     let mut core = Core::new(25);
     core.disk.plant_file("log", &[3; 5000]);
-    assert_eq!(
-        core.open("log", LOG, OpenMode::Read),
-        DiskOutput::Opened { len: 5000 }
-    );
-    assert_eq!(
-        core.read(0, 4 * BLOCK_SIZE).buffer.unwrap().as_slice(),
-        [3; 5000]
-    );
-    assert_eq!(
-        core.read(BLOCK_SIZE as u64, BLOCK_SIZE)
-            .buffer
-            .unwrap()
-            .len(),
-        904
-    );
-    assert_eq!(
-        core.read(8 * BLOCK_SIZE as u64, BLOCK_SIZE)
-            .buffer
-            .unwrap()
-            .len(),
-        0
-    );
+    assert_eq!(core.open("log", LOG, OpenMode::Read), DiskOutput::Opened { len: 5000 });
+    assert_eq!(core.read(0, 4 * BLOCK_SIZE).buffer.unwrap().as_slice(), [3; 5000]);
+    assert_eq!(core.read(BLOCK_SIZE as u64, BLOCK_SIZE).buffer.unwrap().len(), 904);
+    assert_eq!(core.read(8 * BLOCK_SIZE as u64, BLOCK_SIZE).buffer.unwrap().len(), 0);
 }
 
 #[test]
@@ -716,21 +533,13 @@ fn listing_names_the_files_of_one_directory() {
     core.disk.plant_file("LOCK", b"");
     core.disk.plant_file("shard/a", b"12");
     core.disk.plant_file("shard/b", b"3");
-    let listed = core.done(DiskOperation::ListDirectory {
-        name: FileName::new("shard"),
-    });
-    let DiskOutput::Listed(mut listed) = listed else {
-        panic!("{listed:?}")
-    };
+    let listed = core.done(DiskOperation::ListDirectory { name: FileName::new("shard") });
+    let DiskOutput::Listed(mut listed) = listed else { panic!("{listed:?}") };
     listed.sort();
     assert_eq!(listed, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
-    let missing = DiskOperation::ListDirectory {
-        name: FileName::new("none"),
-    };
+    let missing = DiskOperation::ListDirectory { name: FileName::new("none") };
     assert_eq!(core.error(missing), DiskErrorKind::NotFound);
-    let missing = DiskOperation::Remove {
-        name: FileName::new("none"),
-    };
+    let missing = DiskOperation::Remove { name: FileName::new("none") };
     assert_eq!(core.error(missing), DiskErrorKind::NotFound);
     assert_eq!(core.error(rename("none", "some")), DiskErrorKind::NotFound);
 }
@@ -746,12 +555,7 @@ fn churn(core: &mut Core, requests: Range<u64>) -> Vec<RequestId> {
             _ => durable(index % 1000 + 8, &[fill]),
         });
         if core.disk.in_flight() >= 3 {
-            order.extend(
-                core.disk
-                    .complete_all()
-                    .into_iter()
-                    .map(|(_, done)| done.id),
-            );
+            order.extend(core.disk.complete_all().into_iter().map(|(_, done)| done.id));
         }
     }
     order
@@ -794,9 +598,7 @@ fn clones_do_not_touch_each_other() {
     assert_eq!(buffer.as_slice(), [2; BLOCK_SIZE]);
     twin.done(durable(0, &[9]));
     twin.disk.flip_byte("log", 3, 1);
-    twin.done(DiskOperation::Remove {
-        name: FileName::new("log"),
-    });
+    twin.done(DiskOperation::Remove { name: FileName::new("log") });
     assert_eq!(core.disk.hash(), before);
     core.disk.complete_all();
     assert_eq!(sectors(&core.disk, "log")[..9], [1, 1, 1, 1, 1, 1, 1, 1, 2]);
@@ -826,12 +628,7 @@ fn crash_at_every_request_of_a_segment() {
 /// Writes one block, syncs, renames; the shape of a manifest's replacement.
 async fn replace(port: wal::procedure::DiskPort) -> Result<(), DiskError> {
     let name = FileName::new("log");
-    port.call(DiskOperation::Open {
-        file: LOG,
-        name,
-        mode: OpenMode::Create,
-    })
-    .await?;
+    port.call(DiskOperation::Open { file: LOG, name, mode: OpenMode::Create }).await?;
     port.transfer(cached(0, &[1])).await?;
     port.call(sync()).await?;
     port.call(rename("log", "manifest")).await?;
@@ -842,25 +639,16 @@ async fn replace(port: wal::procedure::DiskPort) -> Result<(), DiskError> {
 #[test]
 fn procedure_runs_to_its_end_or_stops_after_any_request() {
     let mut disk = SimulatedDisk::new(30);
-    assert_eq!(
-        run_procedure(&mut disk, 3, &mut Procedure::new(replace)),
-        Ok(())
-    );
+    assert_eq!(run_procedure(&mut disk, 3, &mut Procedure::new(replace)), Ok(()));
     assert_eq!(disk.durable_file("manifest").unwrap(), [1; BLOCK_SIZE]);
     for stop in 0..=5 {
         let mut disk = SimulatedDisk::new(30);
         disk.plant_file("manifest", b"old");
         let done = run_procedure_until(&mut disk, 3, &mut Procedure::new(replace), stop);
-        assert_eq!(
-            (done.is_some(), disk.in_flight()),
-            (stop == 5, usize::from(stop < 5))
-        );
+        assert_eq!((done.is_some(), disk.in_flight()), (stop == 5, usize::from(stop < 5)));
         for image in disk.crash_images(4096) {
             let manifest = image.read_file("manifest");
-            assert!(
-                manifest == b"old" || manifest == [1; BLOCK_SIZE],
-                "after {stop} requests"
-            );
+            assert!(manifest == b"old" || manifest == [1; BLOCK_SIZE], "after {stop} requests");
             assert!(stop < 5 || manifest != b"old");
         }
     }
@@ -896,12 +684,7 @@ fn overlapping_writes_in_flight_are_a_bug() {
 #[should_panic(expected = "overlaps, without order")]
 fn reading_what_is_being_written_is_a_bug() {
     let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
-    let read = DiskOperation::Read {
-        file: LOG,
-        offset: 0,
-        len: BLOCK_SIZE,
-        buffer,
-    };
+    let read = DiskOperation::Read { file: LOG, offset: 0, len: BLOCK_SIZE, buffer };
     bug_of([cached(0, &[1]), read]);
 }
 
@@ -938,10 +721,5 @@ fn closing_with_requests_in_flight_is_a_bug() {
 #[test]
 #[should_panic(expected = "uses, without order, a name")]
 fn one_name_in_two_requests_is_a_bug() {
-    bug_of([
-        rename("log", "a"),
-        DiskOperation::Remove {
-            name: FileName::new("a"),
-        },
-    ]);
+    bug_of([rename("log", "a"), DiskOperation::Remove { name: FileName::new("a") }]);
 }

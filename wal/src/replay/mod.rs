@@ -8,9 +8,9 @@
 //! * above W it is a torn or rotten **tail**, which look alike: nothing acknowledged is known to be
 //!   missing, and valid frames behind it are kept.
 //!
-//! A single damaged byte is located by its checksum (see [`crate::checksum::single_byte_error`]), so
-//! that the key it belongs to is known to be damaged instead of merely missing. Larger damage inside
-//! a frame is salvaged record by record.
+//! A single damaged byte is located by its checksum (see [`crate::checksum::single_byte_error`]),
+//! so that the key it belongs to is known to be damaged instead of merely missing. Larger damage
+//! inside a frame is salvaged record by record.
 
 use crate::checksum::{self, Place};
 use crate::disk::{BLOCK_SIZE, DiskError, DiskOperation, FileId, IoBuffer};

@@ -128,7 +128,7 @@ impl ReceiveBuffers {
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the pointer is that of the ring's first entry, which is initialised.
         let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
-        // SAFETY: the tail is 2 aligned bytes that live as long as the ring; we are its only writer,
+        // SAFETY: the tail is 2 aligned bytes that live as long as the ring; we alone write it,
         // and the kernel reads it atomically.
         let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
         // Release: the kernel sees the entry before it sees the tail.

@@ -134,7 +134,7 @@ impl UringIo {
         let key = self.ops.insert(op);
         let op = self.ops.get_mut(key).expect("just inserted");
         let entry = op.entry(&self.disk.directory).user_data(key.to_bits());
-        // SAFETY: the module's invariant: the op owns what the entry names, and leaves its slot only
+        // SAFETY: the module's invariant: the op owns what the entry names and leaves its slot only
         // with its last completion.
         unsafe { self.ring.push(entry) };
         key

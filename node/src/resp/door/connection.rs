@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     pub(super) blocked: Blocked,
     pub(super) receiving: bool,
+    /// Whether the client has finished sending.
+    pub(super) ended: bool,
     /// Bytes handed to the driver and not yet taken by the peer's side.
     pub(super) sending: usize,
     pub(super) authenticated: bool,

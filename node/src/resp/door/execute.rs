@@ -401,7 +401,7 @@ impl Door {
         let mut keys: Vec<Key> = Vec::new();
         let mut cursor = 0;
         for key in keyspace.keys_from(Key(from)) {
-            // The cursor is the first 8 bytes of the next key, so keys that share them stay together.
+            // The cursor is the next key's first 8 bytes: keys that share them stay together.
             if keys.len() >= wanted && keys.last().is_some_and(|last| prefix(last) != prefix(&key))
             {
                 cursor = prefix(&key);

@@ -1,8 +1,8 @@
 //! The client door: connections, the flow of their bytes, and the execution of their commands.
 //!
-//! Sans-I/O: it is fed what the driver reports ([`Door::handle_accepted`], [`Door::handle_received`],
-//! [`Door::handle_sent`], [`Door::handle_closed`]) and what the stores report
-//! ([`Door::handle_event`]); [`Door::end_turn`] then hands out replies that may go, and
+//! Sans-I/O: it is fed what the driver reports ([`Door::handle_accepted`],
+//! [`Door::handle_received`], [`Door::handle_sent`], [`Door::handle_closed`]) and what the stores
+//! report ([`Door::handle_event`]); [`Door::end_turn`] then hands out replies that may go, and
 //! [`Door::poll_request`] yields what the driver is to do.
 //!
 //! Invariants:
@@ -144,6 +144,7 @@ impl Door {
             phase: Phase::Open,
             blocked: Blocked::No,
             receiving: false,
+            ended: false,
             sending: 0,
             authenticated,
             name: Vec::new(),
@@ -199,13 +200,15 @@ impl Door {
                 self.process(keyspace, id, &mut connection, &buffer);
                 Some(buffer)
             }
-            ended => {
-                // The client will send no more: answer what it has asked, then close.
-                match connection.is_blocked() || self.paused.contains(&id) {
-                    true if ended.is_ok() => connection.phase = Phase::Draining,
-                    _ => self.close(id, &mut connection),
-                }
-                ended.ok()
+            Ok(buffer) => {
+                // The client will send no more: what it has asked is still answered.
+                connection.ended = true;
+                self.process(keyspace, id, &mut connection, &[]);
+                Some(buffer)
+            }
+            Err(_) => {
+                self.close(id, &mut connection);
+                None
             }
         };
         self.go_on_receiving(id, &mut connection);
@@ -215,7 +218,8 @@ impl Door {
 
     fn go_on_receiving(&mut self, id: ConnectionId, connection: &mut Connection) {
         let room = connection.parser.buffered() < self.limits.input_bytes_max;
-        if connection.phase == Phase::Open && !connection.receiving && room {
+        let open = connection.phase == Phase::Open && !connection.ended;
+        if open && !connection.receiving && room {
             connection.receiving = true;
             self.requests.push_back(Request::Receive(id));
         }
@@ -232,7 +236,7 @@ impl Door {
         let mut parser =
             std::mem::replace(&mut connection.parser, Parser::new(self.parser_limits()));
         loop {
-            if connection.phase == Phase::Closing || connection.is_blocked() {
+            if connection.phase != Phase::Open || connection.is_blocked() {
                 break;
             }
             if connection.output_len() >= self.limits.output_pause_bytes {
@@ -240,7 +244,12 @@ impl Door {
                 break;
             }
             let outcome = match parser.next(&mut input) {
-                Parsed::Incomplete => break,
+                Parsed::Incomplete => {
+                    if connection.ended {
+                        connection.phase = Phase::Draining;
+                    }
+                    break;
+                }
                 Parsed::Command(arguments) => self.dispatch(keyspace, id, connection, &arguments),
                 Parsed::TooLarge(large) => self.refuse_large(id, connection, &large),
                 Parsed::Error(error) => {

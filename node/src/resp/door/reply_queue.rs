@@ -209,7 +209,8 @@ mod tests {
         assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(4))), b"+PONG\r\n");
         assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(4))), b"");
         assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(5))), b"+OK\r\n:1\r\n");
-        assert!(queue.is_empty() && queue.len() == 0);
+        assert!(queue.is_empty());
+        assert_eq!(queue.len, 0);
     }
 
     #[test]

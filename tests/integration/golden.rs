@@ -1,0 +1,207 @@
+//! Golden bytes: every structure on disk as `tests/data/golden/` has it, both ways.
+//!
+//! The files were made by an independent program from the tables in docs/FORMAT.md, not by the code
+//! under test. A line holds bytes in hexadecimal, `zeros N`, or `ramp N` (byte i is i mod 251); what
+//! follows a `#` is comment.
+
+use std::fs;
+use std::path::Path;
+
+use sha1::{Digest, Sha1};
+use wal::Lsn;
+use wal::checksum::{self, Place};
+use wal::disk::IoBuffer;
+use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
+use wal::manifest::{Manifest, Quarantine, SegmentEntry, Verdict};
+use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody, Version};
+use wal::segment::{Identity, SegmentHeader};
+
+const SEGMENT: u64 = 0x1f;
+const FRAME_OFFSET: u64 = 0x1000;
+const WALL_MS: u64 = 1_795_238_400_000;
+const USER_KEY: &[u8] = b"kadring";
+const VALUE: &[u8] = b"hello, log";
+
+fn golden(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/golden");
+    let text = fs::read_to_string(folder.join(name)).unwrap();
+    let mut bytes = Vec::new();
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if let Some(count) = line.strip_prefix("zeros ") {
+            bytes.resize(bytes.len() + count.parse::<usize>().unwrap(), 0);
+        } else if let Some(count) = line.strip_prefix("ramp ") {
+            bytes.extend(ramp(count.parse().unwrap()));
+        } else {
+            let words = line.split_whitespace();
+            bytes.extend(words.map(|word| u8::from_str_radix(word, 16).unwrap()));
+        }
+    }
+    bytes
+}
+
+fn ramp(count: usize) -> Vec<u8> {
+    (0..251).cycle().take(count).collect()
+}
+
+#[track_caller]
+fn check(name: &str, encoded: &[u8]) {
+    let golden = golden(name);
+    let differs = encoded.iter().zip(&golden).position(|(ours, theirs)| ours != theirs);
+    assert_eq!(differs, None, "{name}: first byte that differs");
+    assert_eq!(encoded.len(), golden.len(), "{name}: length");
+}
+
+fn identity() -> Identity {
+    Identity {
+        store: std::array::from_fn(|index| 0xa0 + u8::try_from(index).unwrap()),
+        node_id: std::array::from_fn(|index| 0x10 + u8::try_from(index).unwrap()),
+        shard: 3,
+        shard_count: 4,
+    }
+}
+
+fn place(offset: u64) -> Place {
+    Place { store: identity().store, segment: SEGMENT, offset }
+}
+
+fn first_place() -> Place {
+    place(FRAME_OFFSET + FRAME_HEADER_LEN as u64)
+}
+
+fn version(counter: u64) -> Version {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&((WALL_MS << 16) | counter).to_be_bytes());
+    bytes[8..].copy_from_slice(&identity().node_id[..8]);
+    Version(bytes)
+}
+
+fn put(value: &[u8], expiry_ms: u64) -> Record<'_> {
+    Record {
+        kind: RecordKind::Put,
+        namespace: Namespace::PLAIN,
+        key: Key(Sha1::digest(USER_KEY).into()),
+        user_key: USER_KEY,
+        version: version(1),
+        expiry_ms,
+        value,
+    }
+}
+
+fn bare(kind: RecordKind, counter: u64, expiry_ms: u64, value: &[u8]) -> Record<'_> {
+    Record { kind, user_key: &[], version: version(counter), ..put(value, expiry_ms) }
+}
+
+fn touch_body(offset: u32) -> TouchBody {
+    let (header_len, value_len) = (79, u32::try_from(VALUE.len()).unwrap());
+    TouchBody {
+        base: Location { segment: SEGMENT, offset, header_len, value_len },
+        user_key_crc: checksum::plain(USER_KEY),
+        base_lsn: Lsn(5),
+    }
+}
+
+/// Encodes the record, compares, and reads the golden bytes back.
+#[track_caller]
+fn check_record(name: &str, record: &Record<'_>, first_lsn: u64) {
+    let mut buffer = IoBuffer::with_capacity(record.encoded_len());
+    record.encode(&first_place(), Lsn(first_lsn), &mut buffer);
+    check(name, buffer.as_slice());
+
+    let bytes = golden(name);
+    let header = RecordHeader::decode(&bytes, &first_place()).unwrap();
+    assert_eq!(header.kind, record.kind);
+    assert_eq!(header.namespace, record.namespace);
+    assert_eq!(header.key, record.key);
+    assert_eq!(header.user_key, record.user_key);
+    assert_eq!(header.version, record.version);
+    assert_eq!(header.expiry_ms, record.expiry_ms);
+    assert_eq!(header.first_lsn, Lsn(first_lsn));
+    assert_eq!(header.value(&bytes).unwrap(), record.value);
+    assert_eq!(header.record_len(), bytes.len());
+}
+
+#[test]
+fn records_have_their_golden_bytes() {
+    check_record("record-put.hex", &put(VALUE, WALL_MS + 60_000), 5);
+    check_record("record-put-chunked.hex", &put(&ramp(8193), 0), 5);
+    check_record("record-tombstone.hex", &bare(RecordKind::Tombstone, 2, 0, &[]), 6);
+    let body = touch_body(0x2050);
+    let encoded = body.encode();
+    check_record("record-touch.hex", &bare(RecordKind::Touch, 3, WALL_MS + 120_000, &encoded), 7);
+    assert_eq!(TouchBody::decode(&encoded), Some(body));
+    let clear = Record { key: Key([0; 20]), ..bare(RecordKind::Clear, 4, 0, &[]) };
+    check_record("record-clear.hex", &clear, 8);
+}
+
+/// Encodes a frame of the records, compares, and reads the golden bytes back.
+#[track_caller]
+fn check_frame(name: &str, records: &[Record<'_>], first_lsn: u64, durable_lsn: u64) {
+    let record_count = u32::try_from(records.len()).unwrap();
+    let mut buffer = IoBuffer::zeroed(4096);
+    buffer.set_len(FRAME_HEADER_LEN);
+    for (record, lsn) in records.iter().zip(first_lsn..) {
+        let at = place(FRAME_OFFSET + buffer.len() as u64);
+        record.encode(&at, Lsn(lsn), &mut buffer);
+    }
+    let (first_lsn, durable_lsn) = (Lsn(first_lsn), Lsn(durable_lsn));
+    let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms: WALL_MS };
+    frame::finish(&mut buffer, &place(FRAME_OFFSET), &stamp);
+    check(name, buffer.as_slice());
+
+    let bytes = golden(name);
+    let (head, payload) = bytes.split_first_chunk().unwrap();
+    let header = FrameHeader::decode(head, &place(FRAME_OFFSET)).unwrap();
+    let payload_crc = FrameHeader::payload_checksum(&place(FRAME_OFFSET), payload);
+    let len = u32::try_from(bytes.len()).unwrap();
+    let expected =
+        FrameHeader { len, record_count, first_lsn, durable_lsn, wall_ms: WALL_MS, payload_crc };
+    assert_eq!(header, expected);
+    let mut at = FRAME_HEADER_LEN;
+    for record in records {
+        let found = RecordHeader::decode(&bytes[at..], &place(FRAME_OFFSET + at as u64)).unwrap();
+        assert_eq!((found.kind, found.version), (record.kind, record.version));
+        at += found.record_len();
+    }
+}
+
+#[test]
+fn frames_have_their_golden_bytes() {
+    let offset = u32::try_from(first_place().offset).unwrap();
+    let body = touch_body(offset).encode();
+    let touch = bare(RecordKind::Touch, 3, WALL_MS + 120_000, &body);
+    check_frame("frame.hex", &[put(VALUE, WALL_MS + 60_000), touch], 5, 4);
+    check_frame("frame-idle.hex", &[], 7, 6);
+}
+
+#[test]
+fn segment_header_has_its_golden_bytes() {
+    let header = SegmentHeader { identity: identity(), id: SEGMENT, len: 4 << 20 };
+    check("segment-header.hex", header.encode().as_slice());
+    assert_eq!(SegmentHeader::decode(&golden("segment-header.hex")), Ok(header));
+}
+
+#[test]
+fn manifest_has_its_golden_bytes() {
+    let range = |offset, len, first_lsn, last_lsn, verdict| {
+        let (first_lsn, last_lsn) = (Lsn(first_lsn), Lsn(last_lsn));
+        Quarantine { segment: SEGMENT, offset, len, first_lsn, last_lsn, verdict }
+    };
+    let manifest = Manifest {
+        identity: identity(),
+        sequence: 9,
+        next_segment: 0x21,
+        durable_lsn: Lsn(6),
+        segments: vec![
+            SegmentEntry { id: SEGMENT, len: 4 << 20, cut: Some(0x3000) },
+            SegmentEntry { id: 0x20, len: 8 << 20, cut: None },
+        ],
+        quarantine: vec![
+            range(0x2000, 4096, 7, 6, Verdict::TailUncertain),
+            range(0x3000, 8192, 2, 3, Verdict::Corruption),
+            range(0x5000, 4096, 4, 4, Verdict::Accepted),
+        ],
+    };
+    check("manifest.hex", manifest.encode().as_slice());
+    assert_eq!(Manifest::decode(&golden("manifest.hex")), Ok(manifest));
+}
