@@ -24,7 +24,8 @@
 
 use crate::checksum;
 use crate::disk::{
-    BLOCK_SIZE, DiskError, DiskOperation, Durability, FileId, FileName, IoBuffer, OpenMode,
+    BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, Durability, FileId, FileName, IoBuffer,
+    OpenMode,
 };
 use crate::frame::FORMAT_VERSION;
 use crate::procedure::DiskPort;
@@ -199,6 +200,11 @@ pub async fn prepare(
         port.call(DiskOperation::Open { file, name: temporary.clone(), mode: OpenMode::Create });
     opened.await?;
     let result = fill(&port, &header, file).await;
+    // A write of zeros is cut short where the space ends.
+    let result = result.map_err(|error| match error.kind {
+        DiskErrorKind::ShortWrite => DiskError { kind: DiskErrorKind::NoSpace, ..error },
+        _ => error,
+    });
     let result = match result {
         Ok(()) => port.call(DiskOperation::Rename { from: temporary.clone(), to: name }).await,
         Err(error) => Err(error),

@@ -13,6 +13,9 @@ use crate::cache::{CachedRecord, ReadCache};
 use crate::error::WriteError;
 use crate::index::{Index, Slot};
 
+/// On a full disk, this much of the active segment is kept for deletes and the like, in bytes.
+const FULL_DISK_RESERVE: u64 = 1 << 20;
+
 #[derive(Debug)]
 struct RecentValue {
     lsn: Lsn,
@@ -186,6 +189,13 @@ impl Store {
     }
 
     fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
+        let len = record.encoded_len() as u64;
+        if record.kind == RecordKind::Put
+            && self.supply.is_disk_full()
+            && self.log.room() < len + FULL_DISK_RESERVE
+        {
+            return Err(WriteError::DiskFull);
+        }
         match self.log.append(record) {
             Ok(appended) => {
                 self.idle_since_ns = None;

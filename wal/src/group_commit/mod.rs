@@ -7,8 +7,8 @@
 //! One frame fills at a time, at a place in the active segment that is fixed when it is opened, so
 //! a record's location is known at once. [`GroupCommit::submit`], called when a loop turn ends,
 //! closes it if fewer than `frames_in_flight_max` frames are under way; otherwise it goes on
-//! filling, and the next batch grows by itself. Frames are written beside each other and may complete in any
-//! order; a record counts as durable only when its frame and all before it have completed.
+//! filling, and the next batch grows by itself. Frames are written beside each other and may
+//! complete in any order; a record counts as durable only when its frame and all before it have completed.
 //!
 //! A failed write is final: the range is never written again, nothing after it becomes durable, and
 //! every later append is refused. What recovery finds of such records is of unknown outcome.
@@ -211,6 +211,17 @@ impl GroupCommit {
     #[must_use]
     pub fn active(&self) -> Option<(OpenSegment, u64)> {
         self.active
+    }
+
+    /// Bytes that still fit into the active segment and the spares, in the best case.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let active = self.active.map_or(0, |(segment, tail)| {
+            let filling = self.filling.as_ref().filter(|open| open.segment.id == segment.id);
+            let end = filling.map_or(tail, |open| open.offset + open.buffer.len() as u64);
+            segment.len.saturating_sub(end)
+        });
+        active + self.spares.iter().map(|spare| spare.len - SEGMENT_HEADER_LEN).sum::<u64>()
     }
 
     /// Segments waiting to become active.

@@ -30,8 +30,6 @@ mod execute;
 mod info;
 mod reply_queue;
 mod task;
-#[cfg(test)]
-mod tests;
 
 use connection::{Blocked, Connection, Phase, encode};
 use execute::{Caller, Outcome};

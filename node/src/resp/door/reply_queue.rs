@@ -15,7 +15,7 @@ const SHARED_VALUE_LEN_MIN: usize = 2048;
 const GATHERED_LEN_MAX: usize = 64 << 10;
 /// Parts of one send.
 const PARTS_MAX: usize = 64;
-/// Bytes of one send, about.
+/// Bytes of one send.
 const SEND_LEN_MAX: usize = 1 << 20;
 
 /// One or more replies that go out together.
@@ -86,6 +86,8 @@ pub(crate) enum Durable {
 #[derive(Debug, Default)]
 pub(crate) struct ReplyQueue {
     items: VecDeque<Item>,
+    /// Parts of replies that nothing holds back any more.
+    ready: VecDeque<Bytes>,
     head: u64,
     len: usize,
 }
@@ -97,7 +99,7 @@ impl ReplyQueue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.items.is_empty() && self.ready.is_empty()
     }
 
     /// Appends a reply that rests on `waits`; `write` fills it in.
@@ -146,34 +148,49 @@ impl ReplyQueue {
         (item.pending, item.reply) = (false, reply);
     }
 
-    /// Takes what may go out now, up to about a megabyte. `durable` tells how far a shard is.
+    /// Takes what may go out now, at most a megabyte: a client that takes anything at all is seen
+    /// to move. `durable` tells how far a shard is.
     pub(crate) fn take(&mut self, durable: impl Fn(ShardIndex) -> Durable) -> Vec<Bytes> {
-        let (mut parts, mut taken) = (Vec::new(), 0);
-        while taken < SEND_LEN_MAX && parts.len() < PARTS_MAX {
-            let Some(item) = self.items.front_mut().filter(|item| !item.pending) else { break };
-            let mut lost = false;
-            let mut held = false;
-            for wait in &item.reply.waits {
-                match durable(wait.shard) {
-                    Durable::UpTo(lsn) => held |= lsn < wait.lsn,
-                    Durable::FailedAfter(lsn) => lost |= lsn < wait.lsn,
+        let (mut parts, mut room) = (Vec::new(), SEND_LEN_MAX);
+        while room > 0 && parts.len() < PARTS_MAX {
+            let Some(mut part) = self.ready.pop_front() else {
+                if self.release(&durable) {
+                    continue;
                 }
-            }
-            if lost {
-                self.len -= item.reply.len();
-                item.reply = unknown_outcome(item.replies);
-                self.len += item.reply.len();
-            } else if held {
                 break;
+            };
+            if part.len() > room {
+                self.ready.push_front(part.split_off(room));
             }
-            let Some(Item { reply, .. }) = self.items.pop_front() else { break };
-            self.head += 1;
-            taken += reply.len();
-            parts.extend(reply.parts);
-            parts.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
+            room -= part.len();
+            parts.push(part);
         }
-        self.len -= taken;
+        self.len -= SEND_LEN_MAX - room;
         parts
+    }
+
+    /// Moves the first reply to the parts that may go, if it may.
+    fn release(&mut self, durable: &impl Fn(ShardIndex) -> Durable) -> bool {
+        let Some(item) = self.items.front_mut().filter(|item| !item.pending) else { return false };
+        let (mut lost, mut held) = (false, false);
+        for wait in &item.reply.waits {
+            match durable(wait.shard) {
+                Durable::UpTo(lsn) => held |= lsn < wait.lsn,
+                Durable::FailedAfter(lsn) => lost |= lsn < wait.lsn,
+            }
+        }
+        if lost {
+            self.len -= item.reply.len();
+            item.reply = unknown_outcome(item.replies);
+            self.len += item.reply.len();
+        } else if held {
+            return false;
+        }
+        let Some(Item { reply, .. }) = self.items.pop_front() else { return false };
+        self.head += 1;
+        self.ready.extend(reply.parts);
+        self.ready.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
+        true
     }
 }
 
@@ -235,6 +252,21 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap();
         assert_eq!(text.matches("-UNKNOWN").count(), 2);
         assert!(!text.contains("+OK"));
+    }
+
+    #[test]
+    fn huge_value_goes_out_in_pieces() {
+        let mut queue = ReplyQueue::default();
+        let value = Bytes::from(vec![b'v'; 3 * SEND_LEN_MAX]);
+        queue.push(Protocol::Resp2, None, |reply| reply.value(value));
+        let mut whole = Vec::new();
+        while !queue.is_empty() {
+            let piece = sent(&mut queue, Durable::UpTo(Lsn(0)));
+            assert!((1..=SEND_LEN_MAX).contains(&piece.len()));
+            whole.extend(piece);
+        }
+        assert_eq!(whole.len(), "$3145728\r\n\r\n".len() + 3 * SEND_LEN_MAX);
+        assert_eq!(queue.len(), 0);
     }
 
     #[test]
