@@ -27,6 +27,9 @@ pub struct CheckReport {
     pub suspect: bool,
     /// Damage found, file by file.
     pub damage: Vec<DamagedFile>,
+    /// Bad ranges that a write cut short by a crash explains; nothing acknowledged is known to be
+    /// lost there, and the next start gives them up.
+    pub uncertain: Vec<DamagedFile>,
     /// Ranges given up by earlier recoveries because nothing acknowledged was known to be there;
     /// no damage.
     pub tails_cut: u64,
@@ -90,6 +93,7 @@ fn report(directory: &FileName, loaded: &Loaded, now_ms: u64) -> CheckReport {
         keys_damaged,
         suspect: loaded.settlement.is_suspect(),
         damage,
+        uncertain: loaded.uncertain.clone(),
         tails_cut: tails.count() as u64,
         accepted: 0,
     }
@@ -119,7 +123,7 @@ async fn accept(port: &DiskPort, directory: &FileName, loaded: &Loaded) -> Resul
     }
     let name = manifest::file_name(directory, loaded.older_copy);
     let save = manifest::save(port.clone(), files, loaded.older_copy, manifest);
-    save.await.map_err(|source| failed("writing", &name, source))?;
+    save.await.map_err(|error| failed("writing", &name, error.source))?;
     let sync = DiskOperation::SyncDirectory { name: directory.clone() };
     port.call(sync).await.map_err(|source| failed("syncing", directory, source))?;
     Ok(accepted)

@@ -66,6 +66,9 @@ pub struct RecoveryReport {
     pub tail_uncertain_bytes: u64,
     /// Damage found, file by file.
     pub damage: Vec<DamagedFile>,
+    /// Bad ranges that a write cut short by the crash explains; nothing acknowledged is known to
+    /// be lost there.
+    pub uncertain: Vec<DamagedFile>,
 }
 
 /// An open store and what opening it found.
@@ -257,6 +260,7 @@ pub(crate) struct Loaded {
     pub(crate) newest: Newest,
     pub(crate) unfinished: Vec<FileName>,
     pub(crate) damage: Vec<DamagedFile>,
+    pub(crate) uncertain: Vec<DamagedFile>,
     pub(crate) next_file: u32,
 }
 
@@ -296,7 +300,13 @@ pub(crate) async fn load(
     let only: Vec<SegmentScan> = scans.iter().map(|(_, _, scan)| scan.clone()).collect();
     let settlement = replay::settle(&only, &manifest.quarantine, manifest.durable_lsn);
     settlement.salvaged.iter().for_each(|record| newest.take(*record));
+    newest.void_lost_touches(&settlement.quarantine);
     damage.extend(settlement.findings.iter().map(|finding| in_file(directory, finding)));
+    let uncertain = settlement.uncertain.iter().map(|f| in_file(directory, f)).collect();
+    if created {
+        // Nothing was ever stored: the first start did not get far.
+        damage.clear();
+    }
     let (copies_present, older_copy) = (found.copies.map(|c| c != Copy::Absent), {
         match found.copies {
             [Copy::Valid(first), Copy::Valid(second)] => usize::from(second < first),
@@ -314,6 +324,7 @@ pub(crate) async fn load(
         newest,
         unfinished: found.unfinished,
         damage,
+        uncertain,
         next_file,
     })
 }
@@ -418,15 +429,44 @@ impl Scans<'_> {
 /// The newest record of each key, while a log is read in no particular order.
 #[derive(Debug, Default)]
 pub(crate) struct Newest {
-    keys: BTreeMap<Key, NewestRecord>,
-    clear: Option<(Version, Lsn)>,
+    keys: BTreeMap<Key, NewestRecords>,
+    clear: Option<Order>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct NewestRecord {
-    /// `None` is a tombstone.
-    slot: Option<Slot>,
-    order: (Version, Lsn),
+type Order = (Version, Lsn);
+
+/// A key's newest put or tombstone, and the newest touch of each value that it has had since.
+#[derive(Clone, Debug, Default)]
+struct NewestRecords {
+    /// A slot of `None` is a tombstone.
+    base: Option<(Order, Option<Slot>)>,
+    touches: Vec<(Order, Slot)>,
+}
+
+impl NewestRecords {
+    fn newest(&self) -> Option<(Order, Option<Slot>)> {
+        let touches = self.touches.iter().map(|(order, slot)| (*order, Some(*slot)));
+        touches.chain(self.base).max_by_key(|(order, _)| *order)
+    }
+
+    fn take_base(&mut self, order: Order, slot: Option<Slot>) {
+        if self.base.is_none_or(|(newest, _)| newest < order) {
+            self.base = Some((order, slot));
+            self.touches.retain(|(touch, _)| *touch > order);
+        }
+    }
+
+    fn take_touch(&mut self, order: Order, slot: Slot) {
+        if self.base.is_some_and(|(newest, _)| newest > order) {
+            return;
+        }
+        let same = self.touches.iter_mut().find(|(_, known)| known.value_lsn == slot.value_lsn);
+        match same {
+            Some(known) if known.0 < order => *known = (order, slot),
+            Some(_) => {}
+            None => self.touches.push((order, slot)),
+        }
+    }
 }
 
 impl Newest {
@@ -445,41 +485,58 @@ impl Newest {
             user_key_crc: record.user_key_crc,
             damaged: record.damaged,
         };
-        let slot = match record.kind {
-            RecordKind::Clear => {
-                self.clear = self.clear.max(Some(order));
-                return;
-            }
-            RecordKind::Tombstone => None,
-            RecordKind::Put => Some(slot),
+        if record.kind == RecordKind::Clear {
+            self.clear = self.clear.max(Some(order));
+            return;
+        }
+        let newest = self.keys.entry(record.key).or_default();
+        match record.kind {
+            RecordKind::Clear => {}
+            RecordKind::Tombstone => newest.take_base(order, None),
+            RecordKind::Put => newest.take_base(order, Some(slot)),
             RecordKind::Touch => {
                 if let Some(body) = record.touch {
                     slot.location = body.base;
                     slot.value_lsn = body.base_lsn;
                     slot.user_key_crc = body.user_key_crc;
                 }
-                Some(slot)
+                newest.take_touch(order, slot);
             }
+        }
+    }
+
+    /// Forgets touches of values that were lost before they were acknowledged; the key then has
+    /// what it had before.
+    pub(crate) fn void_lost_touches(&mut self, quarantine: &[Quarantine]) {
+        let lost = |lsn: Lsn| {
+            quarantine.iter().any(|range| {
+                range.verdict == Verdict::TailUncertain
+                    && (range.first_lsn..=range.last_lsn).contains(&lsn)
+            })
         };
-        let known = self.keys.get(&record.key).is_some_and(|newest| newest.order >= order);
-        if !known {
-            self.keys.insert(record.key, NewestRecord { slot, order });
+        for newest in self.keys.values_mut().filter(|newest| !newest.touches.is_empty()) {
+            let base = newest.base.and_then(|(_, slot)| slot).map(|slot| slot.value_lsn);
+            newest.touches.retain(|(_, touch)| {
+                base == Some(touch.value_lsn) || !lost(touch.value_lsn)
+            });
         }
     }
 
     /// The live keys at `now_ms`, in key order.
     pub(crate) fn live(&self, now_ms: u64) -> impl Iterator<Item = (Key, Slot)> {
-        self.keys.iter().filter_map(move |(key, newest)| {
-            let slot = newest.slot.filter(|slot| !slot.is_expired(now_ms))?;
-            let cleared = self.clear.is_some_and(|clear| newest.order <= clear);
+        self.keys.iter().filter_map(move |(key, records)| {
+            let (order, slot) = records.newest()?;
+            let slot = slot.filter(|slot| !slot.is_expired(now_ms))?;
+            let cleared = self.clear.is_some_and(|clear| order <= clear);
             (!cleared).then_some((*key, slot))
         })
     }
 
     /// The highest version seen.
     pub(crate) fn version_max(&self) -> Version {
-        let keys = self.keys.values().map(|newest| newest.order.0);
-        keys.chain(self.clear.map(|(version, _)| version)).max().unwrap_or_default()
+        let keys = self.keys.values().filter_map(NewestRecords::newest);
+        keys.map(|((version, _), _)| version)
+            .chain(self.clear.map(|(version, _)| version)).max().unwrap_or_default()
     }
 }
 
@@ -539,6 +596,7 @@ fn report(loaded: &Loaded, now_ms: u64) -> RecoveryReport {
         suspect: loaded.settlement.is_suspect(),
         tail_uncertain_bytes: loaded.settlement.tail_uncertain_bytes,
         damage: loaded.damage.clone(),
+        uncertain: loaded.uncertain.clone(),
     }
 }
 
@@ -578,11 +636,13 @@ impl Settle<'_> {
                 dropped.push(*segment);
             }
         }
+        if loaded.created {
+            // From the first segment on there is a manifest: a crash before cannot look like loss.
+            self.save(loaded, &manifest).await?;
+            manifest.sequence += 1;
+        }
         let first = self.first_segment(&mut manifest, FileId(loaded.next_file)).await?;
-        let save =
-            manifest::save(self.port.clone(), MANIFEST_FILES, loaded.older_copy, manifest.clone());
-        let name = manifest::file_name(self.directory, loaded.older_copy);
-        save.await.map_err(|e| disk_error("writing", &name, e))?;
+        self.save(loaded, &manifest).await?;
         for segment in dropped {
             let name = segment::file_name(self.directory, segment.id);
             let close = DiskOperation::Close { file: segment.file };
@@ -593,6 +653,13 @@ impl Settle<'_> {
         Ok((manifest, kept, first))
     }
 
+    async fn save(&self, loaded: &Loaded, manifest: &Manifest) -> Result<(), OpenError> {
+        let older = loaded.older_copy;
+        let save = manifest::save(self.port.clone(), MANIFEST_FILES, older, manifest.clone());
+        let name = manifest::file_name(self.directory, older);
+        save.await.map_err(|e| disk_error("writing", &name, e.source))
+    }
+
     async fn open_manifests(&self, loaded: &Loaded) -> Result<(), OpenError> {
         for (copy, file) in MANIFEST_FILES.into_iter().enumerate() {
             let name = manifest::file_name(self.directory, copy);
@@ -600,11 +667,13 @@ impl Settle<'_> {
             let mode = if present { OpenMode::ReadWrite } else { OpenMode::Create };
             let open = DiskOperation::Open { file, name: name.clone(), mode };
             self.port.call(open).await.map_err(|e| disk_error("opening", &name, e))?;
+            // What was read may still be cached only, after a kill: it must be durable before the
+            // other copy is overwritten.
+            let sync = DiskOperation::Sync { file };
+            self.port.call(sync).await.map_err(|e| disk_error("syncing", &name, e))?;
         }
-        if loaded.copies_present != [true; 2] {
-            let sync = DiskOperation::SyncDirectory { name: self.directory.clone() };
-            self.port.call(sync).await.map_err(|e| disk_error("syncing", self.directory, e))?;
-        }
+        let sync = DiskOperation::SyncDirectory { name: self.directory.clone() };
+        self.port.call(sync).await.map_err(|e| disk_error("syncing", self.directory, e))?;
         Ok(())
     }
 

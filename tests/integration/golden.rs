@@ -1,8 +1,8 @@
 //! Golden bytes: every structure on disk as `tests/data/golden/` has it, both ways.
 //!
-//! The files were made by an independent program from the tables in docs/FORMAT.md, not by the code
-//! under test. A line holds bytes in hexadecimal, `zeros N`, or `ramp N` (byte i is i mod 251); what
-//! follows a `#` is comment.
+//! The files were made by an independent program from the tables in docs/FORMAT.md, not by the
+//! code under test. A line holds bytes in hexadecimal, `zeros N`, or `ramp N` (byte i is i mod
+//! 251); what follows a `#` is comment.
 
 use std::fs;
 use std::path::Path;

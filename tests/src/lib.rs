@@ -7,4 +7,5 @@ pub mod disk;
 pub mod ledger;
 pub mod node_process;
 pub mod resp_client;
+pub mod store_world;
 pub mod workload;

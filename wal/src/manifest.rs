@@ -286,24 +286,36 @@ impl Fields<'_> {
     }
 }
 
+/// Why a manifest was not saved: the disk failed at one copy, which may be bad now; the other one
+/// is whole, and must not be the first to be overwritten next time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("manifest-{copy} cannot be written: {source}")]
+pub struct SaveError {
+    /// The copy that was being written.
+    pub copy: usize,
+    /// What the disk said.
+    pub source: DiskError,
+}
+
 /// Overwrites both copies, `older` first, syncing each before the next is touched; the manifest
 /// counts from the first sync on.
 ///
 /// # Errors
-/// The disk's. After an error the copy that was being written may be bad, the other one is whole.
+/// [`SaveError`].
 pub async fn save(
     port: DiskPort,
     copies: [FileId; 2],
     older: usize,
     manifest: Manifest,
-) -> Result<(), DiskError> {
+) -> Result<(), SaveError> {
     let mut buffer = manifest.encode();
     for copy in [older, 1 - older] {
         let file = copies[copy];
+        let failed = |source| SaveError { copy, source };
         let durability = Durability::Cached;
         let write = DiskOperation::Write { file, offset: 0, buffer, durability };
-        buffer = port.transfer(write).await?;
-        port.call(DiskOperation::Sync { file }).await?;
+        buffer = port.transfer(write).await.map_err(failed)?;
+        port.call(DiskOperation::Sync { file }).await.map_err(failed)?;
     }
     Ok(())
 }

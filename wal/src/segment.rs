@@ -176,7 +176,7 @@ pub fn is_unfinished(name: &str) -> bool {
 /// If no segment can hold such a frame; values are limited far below.
 #[must_use]
 pub fn next_len(last: u64, bytes_max: u64, frame_len: u64) -> u64 {
-    let grown = last.saturating_mul(2).clamp(SEGMENT_BYTES_MIN, bytes_max.max(SEGMENT_BYTES_MIN));
+    let grown = last.saturating_mul(2).clamp(SEGMENT_BYTES_MIN.min(bytes_max), bytes_max);
     let needed = (frame_len + SEGMENT_HEADER_LEN).next_power_of_two();
     let len = grown.max(needed);
     assert!(len <= SEGMENT_BYTES_MAX, "a frame of {frame_len} bytes fits no segment");
@@ -220,26 +220,30 @@ pub async fn prepare(
 }
 
 async fn fill(port: &DiskPort, header: &SegmentHeader, file: FileId) -> Result<(), DiskError> {
+    let piece_len = usize::try_from(header.len).unwrap_or(usize::MAX).min(ZERO_PIECE_LEN);
     let mut offset = SEGMENT_HEADER_LEN;
     let first = write(port, file, 0, header.encode());
     let mut pending = vec![first];
     let mut spare = Vec::new();
-    while offset < header.len {
+    let mut result = Ok(());
+    while offset < header.len && result.is_ok() {
         let left = usize::try_from(header.len - offset).unwrap_or(usize::MAX);
-        let len = left.min(ZERO_PIECE_LEN);
-        let mut buffer = spare.pop().unwrap_or_else(|| IoBuffer::zeroed(ZERO_PIECE_LEN));
+        let len = left.min(piece_len);
+        let mut buffer = spare.pop().unwrap_or_else(|| IoBuffer::zeroed(piece_len));
         buffer.set_len(len);
         pending.push(write(port, file, offset, buffer));
         offset += len as u64;
         if pending.len() > 2 {
             let completion = pending.remove(0).await;
-            completion.result?;
-            spare.extend(completion.buffer.filter(|buffer| buffer.capacity() == ZERO_PIECE_LEN));
+            result = completion.result.map(|_| ());
+            spare.extend(completion.buffer.filter(|buffer| buffer.capacity() >= piece_len));
         }
     }
+    // Also after a failure: the file cannot be closed while a write of it is under way.
     for ticket in pending {
-        ticket.await.result?;
+        result = result.and(ticket.await.result.map(|_| ()));
     }
+    result?;
     port.call(DiskOperation::Sync { file }).await?;
     Ok(())
 }
@@ -287,6 +291,7 @@ mod tests {
         assert_eq!(next_len(0, max, 4096), SEGMENT_BYTES_MIN);
         assert_eq!(next_len(SEGMENT_BYTES_MIN, max, 4096), 2 * SEGMENT_BYTES_MIN);
         assert_eq!(next_len(max, max, 4096), max);
+        assert_eq!(next_len(0, 64 << 10, 4096), 64 << 10);
         assert_eq!(next_len(0, max, 33 << 20), 64 << 20);
     }
 }

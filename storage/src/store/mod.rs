@@ -335,6 +335,10 @@ impl Store {
             };
             if let Some(slot) = self.index.remove(&key) {
                 self.cache.remove(&slot.location);
+                if slot.lsn > self.log.durable_lsn() {
+                    // Without this record an older value would be back, so its absence rests on it.
+                    self.unsettled.note_removal(slot.lsn, key);
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use wal::checksum::{self, Place};
 use wal::disk::{BLOCK_SIZE, DiskCompletion, DiskOperation, IoBuffer, RequestId};
-use wal::record::{Key, Location, RecordHeader, Version};
+use wal::record::{Key, Location, RecordHeader, RecordKind, Version};
 use wal::segment;
 
 use super::{Entry, Event, Get, KeyRef, ReadId, Source, Store, UserKey, Value};
@@ -130,7 +130,8 @@ impl Store {
 
     pub(super) fn live_slot(&self, key: &KeyRef<'_>) -> Option<Slot> {
         let slot = self.index.get(&key.id)?;
-        let same = slot.user_key_crc == checksum::plain(key.user_key);
+        // A damaged touch has lost the user key; its key id must still answer an error, not nil.
+        let same = slot.damaged || slot.user_key_crc == checksum::plain(key.user_key);
         (same && !slot.is_expired(self.now.clock_ms)).then_some(*slot)
     }
 
@@ -234,7 +235,7 @@ impl Store {
         let start = read.location.offset as usize % BLOCK_SIZE;
         let bytes = buffer.as_slice().get(start..).unwrap_or_default();
         let header = RecordHeader::decode(bytes, &place).map_err(|_| ReadError::Damaged)?;
-        if header.key != read.key {
+        if header.key != read.key || header.kind != RecordKind::Put {
             return Err(ReadError::Damaged);
         }
         let user_key = Bytes::copy_from_slice(header.user_key);

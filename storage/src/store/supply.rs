@@ -2,7 +2,7 @@
 
 use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskRequest, FileId, FileName};
 use wal::group_commit::OpenSegment;
-use wal::manifest::{self, Manifest, SegmentEntry};
+use wal::manifest::{self, Manifest, SaveError, SegmentEntry};
 use wal::procedure::Procedure;
 use wal::segment::{self, SegmentHeader};
 
@@ -12,18 +12,26 @@ use crate::recovery::MANIFEST_FILES;
 /// After a full disk or another error, preparing is tried again this many nanoseconds later.
 const RETRY_AFTER_NS: u64 = 1_000_000_000;
 
-type Preparing = Procedure<Result<(OpenSegment, Manifest), DiskError>>;
+type Prepared = Result<(OpenSegment, Manifest), PrepareError>;
+
+#[derive(Clone, Copy)]
+enum PrepareError {
+    Segment(DiskError),
+    Manifest(SaveError),
+}
 
 /// Makes the log's next segment.
 pub(super) struct SegmentSupply {
     directory: FileName,
     manifest: Manifest,
+    /// The manifest copy to overwrite first: after a failure the other one is the whole one.
+    older_copy: usize,
     segment_bytes: u64,
     next_file: FileId,
     last_len: u64,
     /// A frame of this size waits for a segment; 0 if none does.
     wanted_frame_len: u64,
-    preparing: Option<Preparing>,
+    preparing: Option<Procedure<Prepared>>,
     prepared: Option<OpenSegment>,
     failure: Option<Failure>,
     refusal: bool,
@@ -46,6 +54,7 @@ impl SegmentSupply {
         Self {
             directory,
             manifest,
+            older_copy: 0,
             segment_bytes,
             next_file,
             last_len,
@@ -112,7 +121,7 @@ impl SegmentSupply {
         }
     }
 
-    fn finish(&mut self, now: Now, result: Result<(OpenSegment, Manifest), DiskError>) {
+    fn finish(&mut self, now: Now, result: Prepared) {
         match result {
             Ok((segment, manifest)) => {
                 if self.wanted_frame_len + segment::SEGMENT_HEADER_LEN <= segment.len {
@@ -124,6 +133,13 @@ impl SegmentSupply {
                 self.failure = None;
             }
             Err(error) => {
+                let error = match error {
+                    PrepareError::Segment(error) => error,
+                    PrepareError::Manifest(SaveError { copy, source }) => {
+                        self.older_copy = copy;
+                        source
+                    }
+                };
                 let retry_at_ns = now.monotonic_ns.saturating_add(RETRY_AFTER_NS);
                 self.failure = Some(Failure { error, retry_at_ns });
                 self.refusal = true;
@@ -144,11 +160,13 @@ impl SegmentSupply {
         let directory = self.directory.clone();
         manifest.next_segment = id + 1;
         manifest.sequence += 1;
-        let older = usize::from(manifest.sequence % 2 == 1);
+        let older = self.older_copy;
         manifest.segments.push(SegmentEntry { id, len, cut: None });
         self.preparing = Some(Procedure::new(move |port| async move {
-            segment::prepare(port.clone(), directory, header, file).await?;
-            manifest::save(port, MANIFEST_FILES, older, manifest.clone()).await?;
+            let prepared = segment::prepare(port.clone(), directory, header, file);
+            prepared.await.map_err(PrepareError::Segment)?;
+            let saved = manifest::save(port, MANIFEST_FILES, older, manifest.clone());
+            saved.await.map_err(PrepareError::Manifest)?;
             Ok((OpenSegment { id, file, len }, manifest))
         }));
     }

@@ -46,7 +46,7 @@ impl Unsettled {
         self.removed.get(key).copied().unwrap_or(Lsn::ZERO).max(self.cleared)
     }
 
-    fn note_removal(&mut self, lsn: Lsn, key: Key) {
+    pub(super) fn note_removal(&mut self, lsn: Lsn, key: Key) {
         self.removed.insert(key, lsn);
         self.removals.push_back((lsn, key));
     }

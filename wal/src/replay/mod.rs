@@ -128,7 +128,7 @@ struct BadRange {
     after: Option<Lsn>,
 }
 
-/// A frame whose payload is damaged in more than one byte, and what could be saved of it.
+/// A frame with damaged records, and what could be saved of it.
 #[derive(Clone, Debug)]
 struct SalvagedFrame {
     offset: u64,
@@ -315,7 +315,12 @@ impl Scanner {
             FrameReading::Whole(records) => records.into_iter().for_each(visit),
             FrameReading::ByteDamaged { records, position, damage } => {
                 self.find(offset + position as u64, 1, damage);
-                records.into_iter().for_each(visit);
+                if damage == Damage::RecordByte {
+                    // A torn write may differ in one byte too: the watermark tells them apart.
+                    self.scan.salvaged.push(SalvagedFrame { offset, header, records, lost: 0 });
+                } else {
+                    records.into_iter().for_each(visit);
+                }
             }
             FrameReading::Salvaged { records, lost } => {
                 let damaged = records.iter().filter(|record| record.damaged).count();
@@ -536,6 +541,8 @@ pub struct Settlement {
     pub salvaged: Vec<ReplayedRecord>,
     /// Damage found, over all segments.
     pub findings: Vec<Finding>,
+    /// Bad ranges above the watermark: torn or rotten, nothing acknowledged is known to be lost.
+    pub uncertain: Vec<Finding>,
 }
 
 impl Settlement {
@@ -560,12 +567,31 @@ pub fn settle(scans: &[SegmentScan], known: &[Quarantine], durable_lsn: Lsn) -> 
         quarantine: known.to_vec(),
         tail_uncertain_bytes: 0,
         salvaged: Vec::new(),
-        findings: scans.iter().flat_map(|scan| &scan.findings).copied().collect(),
+        findings: Vec::new(),
+        uncertain: Vec::new(),
     };
     settle_gaps(&mut settlement, scans, &intervals);
     settle_salvaged(&mut settlement, scans);
     settle_empty_ranges(&mut settlement, scans);
+    let findings = scans.iter().flat_map(|scan| &scan.findings).copied();
+    let (uncertain, damage) = findings.partition(|finding| is_uncertain(&settlement, finding));
+    (settlement.uncertain, settlement.findings) = (uncertain, damage);
     settlement
+}
+
+/// Whether a finding is explained by a write that was never acknowledged.
+fn is_uncertain(settlement: &Settlement, finding: &Finding) -> bool {
+    let holds = |range: &&Quarantine| {
+        range.segment == finding.segment
+            && (range.offset..range.offset + range.len.max(1)).contains(&finding.offset)
+    };
+    match settlement.quarantine.iter().find(holds) {
+        Some(range) => range.verdict == Verdict::TailUncertain,
+        None => matches!(
+            finding.damage,
+            Damage::NoFrame | Damage::Stray | Damage::Frame { records: 0, .. }
+        ),
+    }
 }
 
 fn merged<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Vec<Interval> {
@@ -600,12 +626,13 @@ fn settle_gaps(settlement: &mut Settlement, scans: &[SegmentScan], intervals: &[
     if expected <= settlement.watermark {
         gaps.push((expected, settlement.watermark, previous.copied()));
     }
+    let mut known: Vec<(Lsn, Lsn)> =
+        settlement.quarantine.iter().map(|range| (range.first_lsn, range.last_lsn)).collect();
+    known.sort_unstable();
+    let gaps = gaps.into_iter().flat_map(|(first, last, previous)| {
+        unexplained(first, last, &known).into_iter().map(move |(f, l)| (f, l, previous))
+    });
     for (first_lsn, last_lsn, previous) in gaps {
-        let covers =
-            |range: &Quarantine| range.first_lsn <= first_lsn && last_lsn <= range.last_lsn;
-        if settlement.quarantine.iter().any(covers) {
-            continue;
-        }
         let found = scans.iter().find_map(|scan| {
             let holds = |bad: &&BadRange| {
                 bad.after.is_none_or(|after| after < first_lsn)
@@ -619,6 +646,28 @@ fn settle_gaps(settlement: &mut Settlement, scans: &[SegmentScan], intervals: &[
         let verdict = if lost { Verdict::Corruption } else { Verdict::TailUncertain };
         give_up(settlement, Quarantine { segment, offset, len, first_lsn, last_lsn, verdict });
     }
+}
+
+/// The parts of `first..=last` that no range of `known`, sorted, covers.
+fn unexplained(first: Lsn, last: Lsn, known: &[(Lsn, Lsn)]) -> Vec<(Lsn, Lsn)> {
+    let mut parts = Vec::new();
+    let mut next = first;
+    for (known_first, known_last) in known {
+        if next > last || *known_first > last {
+            break;
+        }
+        if known_last < known_first {
+            continue;
+        }
+        if *known_first > next {
+            parts.push((next, known_first.before()));
+        }
+        next = next.max(known_last.next());
+    }
+    if next <= last {
+        parts.push((next, last));
+    }
+    parts
 }
 
 fn settle_salvaged(settlement: &mut Settlement, scans: &[SegmentScan]) {
