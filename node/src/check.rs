@@ -3,14 +3,16 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use storage::CheckReport;
+use storage::{CheckReport, DamagedFile};
 use wal::segment::Identity;
 
 use crate::cli::{Finding, Report};
 use crate::event_loop::run_procedure;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::{DiskOwner, Io};
-use crate::node::{DirectoryError, explain_open, open_directory, shard_directory};
+use crate::node::{
+    DirectoryError, all_shard_directories, explain_open, open_directory, shard_directory,
+};
 
 /// What to check.
 #[derive(Clone, Debug)]
@@ -40,12 +42,12 @@ pub fn run(options: &CheckOptions) -> Result<Report, CheckError> {
     let directory = open_directory(&options.data_dir, false)?;
     let driver = PreadOptions { handle_signals: false, ..PreadOptions::default() };
     let mut io = PreadIo::new(directory, driver).map_err(failed)?;
-    let procedure = storage::identify(shard_directory(0));
+    let procedure = storage::identify(all_shard_directories());
     let (found, _) = run_procedure(&mut io, DiskOwner(0), procedure).map_err(failed)?;
     let found = found.map_err(|error| explain_open(&options.data_dir, error))?;
     let mut report = Report::default();
     // A directory without a store is sound: there is nothing in it.
-    let Some(identity) = found else { return Ok(report) };
+    let Some((_, identity)) = found else { return Ok(report) };
     for shard in 0..identity.shard_count {
         let identity = Identity { shard, ..identity };
         let found = check_shard(&mut io, &options.data_dir, identity, options.repair)?;
@@ -75,11 +77,16 @@ fn add(report: &mut Report, found: CheckReport) {
     report.files_count += found.segments + 2;
     report.bytes_count += found.bytes;
     report.records_count += found.records;
-    report.findings.extend(found.damage.into_iter().map(|damage| Finding {
+    report.findings.extend(found.damage.into_iter().map(finding));
+    report.notes.extend(found.uncertain.into_iter().map(finding));
+}
+
+fn finding(damage: DamagedFile) -> Finding {
+    Finding {
         file: PathBuf::from(damage.file.as_str()),
         offset: damage.offset,
         len: damage.len,
         reason: damage.reason,
         is_repaired: damage.accepted,
-    }));
+    }
 }

@@ -132,6 +132,14 @@ impl Keyspace {
         (lsn > store.durable_lsn()).then_some(Wait { shard: address.shard, lsn })
     }
 
+    /// What an answer about all keys has looked at, as far as it is not durable yet.
+    pub fn observed_all(&self) -> impl Iterator<Item = Wait> {
+        self.stores().filter_map(|(shard, store)| {
+            let lsn = store.last_lsn();
+            (lsn > store.durable_lsn()).then_some(Wait { shard, lsn })
+        })
+    }
+
     /// Walks the live keys of all shards from `from` on, in key order.
     pub fn keys_from(&self, from: Key) -> impl Iterator<Item = Key> {
         let mut walks: Vec<_> =

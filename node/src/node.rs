@@ -204,6 +204,12 @@ pub(crate) fn shard_directory(shard: ShardIndex) -> FileName {
     FileName::new(format!("shard-{shard:02}"))
 }
 
+/// The directories that the shards of any store have.
+#[must_use]
+pub(crate) fn all_shard_directories() -> Vec<FileName> {
+    (0..SHARDS_MAX).map(shard_directory).collect()
+}
+
 fn serve<I: Io>(
     mut io: I,
     config: &Config,
@@ -273,25 +279,27 @@ struct Shards<'a, I: Io> {
 }
 
 impl<I: Io> Shards<'_, I> {
-    /// Opens all shards, or makes them: shard 0 last, because it is the one that says that the
-    /// store is there.
+    /// Opens all shards, or makes them: shard 0 last, because a store is there once that is.
     fn open(&mut self) -> Result<Vec<Opened>, RunError> {
         let known = self.identify()?;
-        let identity = known.unwrap_or_else(|| self.draw_identity());
+        let identity = known.map_or_else(|| self.draw_identity(), |(_, identity)| identity);
         if let Some(asked) = self.config.shards.filter(|asked| *asked != identity.shard_count) {
             let (path, stored) = (self.config.data_dir.clone(), identity.shard_count);
             return Err(RunError::ShardCount { path, stored, asked });
         }
-        let mut opened = Vec::new();
+        let mut opened: Vec<Opened> = Vec::new();
+        // Without shard 0, but with records, it is shard 0 that was lost.
+        let mut must_exist = known.is_some_and(|(shard, _)| shard == 0);
         for shard in (0..identity.shard_count).rev() {
-            opened.push(self.open_shard(Identity { shard, ..identity }, known.is_some())?);
+            opened.push(self.open_shard(Identity { shard, ..identity }, must_exist)?);
+            must_exist |= opened.last().is_some_and(|shard| shard.report.records > 0);
         }
         opened.reverse();
         Ok(opened)
     }
 
-    fn identify(&mut self) -> Result<Option<Identity>, RunError> {
-        let procedure = storage::identify(shard_directory(0));
+    fn identify(&mut self) -> Result<Option<(ShardIndex, Identity)>, RunError> {
+        let procedure = storage::identify(all_shard_directories());
         let (found, terminated) =
             run_procedure(self.io, DiskOwner(0), procedure).map_err(RunError::driver)?;
         self.terminated |= terminated;
@@ -344,7 +352,11 @@ fn log_report(shard: ShardIndex, report: &RecoveryReport) {
     }
     if report.tail_uncertain_bytes > 0 {
         let bytes = report.tail_uncertain_bytes;
-        tracing::warn!(shard, bytes, "torn tail given up: writes that were never acknowledged");
+        tracing::warn!(
+            shard,
+            bytes,
+            "torn or damaged tail given up; no acknowledged write is known to have been in it"
+        );
     }
     let (records, keys, segments) = (report.records, report.keys, report.segments);
     tracing::info!(shard, segments, records, keys, "shard recovered");

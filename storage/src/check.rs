@@ -3,10 +3,10 @@
 use wal::disk::{DiskOperation, FileId, FileName, OpenMode};
 use wal::manifest::{self, Manifest, Verdict};
 use wal::procedure::{DiskPort, Procedure};
-use wal::segment::Identity;
+use wal::segment::{self, Identity};
 
 use crate::error::OpenError;
-use crate::recovery::{DamagedFile, Loaded, MANIFEST_FILES, load};
+use crate::recovery::{DamagedFile, Loaded, MANIFEST_FILES, bounded, load};
 
 /// What a check of one shard found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,57 +33,62 @@ pub struct CheckReport {
     /// Ranges given up by earlier recoveries because nothing acknowledged was known to be there;
     /// no damage.
     pub tails_cut: u64,
-    /// Losses that were accepted by this run.
-    pub accepted: u64,
+    /// Losses that were accepted by earlier runs.
+    pub losses_accepted: u64,
 }
 
-/// Reads all of the shard in `directory`. With `accept_loss`, lost records are accepted: the shard
-/// is no longer suspect, and unknown keys answer nil again.
+/// Reads all of the shard in `directory`. With `repair`, a damaged manifest copy is written again
+/// and lost records are accepted: the shard is no longer suspect, and unknown keys answer nil again.
 #[must_use]
 pub fn check(
     directory: FileName,
     identity: Identity,
     now_ms: u64,
-    accept_loss: bool,
+    repair: bool,
 ) -> Procedure<Result<CheckReport, OpenError>> {
     Procedure::new(move |port| async move {
         let loaded = load(&port, &directory, identity, OpenMode::Read).await?;
-        let mut report = report(&directory, &loaded, now_ms);
-        if accept_loss && report.suspect {
-            report.accepted = accept(&port, &directory, &loaded).await?;
+        let mendable = loaded.settlement.is_suspect() || !loaded.are_manifests_sound();
+        let repairs = repair && mendable && !loaded.created;
+        if repairs {
+            accept(&port, &directory, &loaded).await?;
         }
-        Ok(report)
+        Ok(report(&directory, &loaded, now_ms, repairs))
     })
 }
 
-fn report(directory: &FileName, loaded: &Loaded, now_ms: u64) -> CheckReport {
+fn report(directory: &FileName, loaded: &Loaded, now_ms: u64, repaired: bool) -> CheckReport {
     let live = loaded.newest.live(now_ms.max(loaded.settlement.wall_ms));
     let (keys, keys_damaged) = live
         .fold((0, 0), |(keys, damaged), (_, slot)| (keys + 1, damaged + u64::from(slot.damaged)));
-    let mut damage = loaded.damage.clone();
-    for range in &loaded.settlement.quarantine {
+    let ranges = &loaded.settlement.quarantine;
+    let of = |verdict| ranges.iter().filter(move |range| range.verdict == verdict);
+    // What lies in a range that the operator has given up is no news.
+    let is_accepted = |found: &DamagedFile| {
+        of(Verdict::Accepted).any(|range| {
+            segment::file_name(directory, range.segment) == found.file
+                && (range.offset..range.offset + range.len.max(1)).contains(&found.offset)
+        })
+    };
+    let mut damage: Vec<DamagedFile> =
+        loaded.damage.iter().filter(|found| !is_accepted(found)).cloned().collect();
+    for found in &mut damage {
+        let is_manifest = (0..2).any(|copy| manifest::file_name(directory, copy) == found.file);
+        found.accepted = repaired && is_manifest;
+    }
+    damage.extend(of(Verdict::Corruption).map(|range| {
         let missing = (range.last_lsn.0 + 1).saturating_sub(range.first_lsn.0);
-        let reason = match range.verdict {
-            Verdict::TailUncertain => continue,
-            Verdict::Accepted => format!("records lost here: {missing} at most; accepted"),
-            Verdict::Corruption if missing == 0 => {
-                "acknowledged records may be lost with this file".to_owned()
-            }
-            Verdict::Corruption => format!(
+        let reason = if missing == 0 {
+            "acknowledged records may be lost with this file".to_owned()
+        } else {
+            format!(
                 "acknowledged records lost: {missing} at most, of LSN {} to {}",
                 range.first_lsn, range.last_lsn
-            ),
+            )
         };
-        let file = wal::segment::file_name(directory, range.segment);
-        damage.push(DamagedFile {
-            file,
-            offset: range.offset,
-            len: range.len,
-            reason,
-            accepted: range.verdict == Verdict::Accepted,
-        });
-    }
-    let tails = loaded.settlement.quarantine.iter().filter(|r| r.verdict == Verdict::TailUncertain);
+        let file = segment::file_name(directory, range.segment);
+        DamagedFile { file, offset: range.offset, len: range.len, reason, accepted: repaired }
+    }));
     CheckReport {
         segments: loaded.scans.len() as u64,
         bytes: loaded.scans.iter().map(|(segment, _, _)| segment.len).sum(),
@@ -91,25 +96,23 @@ fn report(directory: &FileName, loaded: &Loaded, now_ms: u64) -> CheckReport {
         records: loaded.scans.iter().map(|(_, _, scan)| scan.record_count).sum(),
         keys,
         keys_damaged,
-        suspect: loaded.settlement.is_suspect(),
+        suspect: loaded.settlement.is_suspect() && !repaired,
         damage,
         uncertain: loaded.uncertain.clone(),
-        tails_cut: tails.count() as u64,
-        accepted: 0,
+        tails_cut: of(Verdict::TailUncertain).count() as u64,
+        losses_accepted: of(Verdict::Accepted).count() as u64,
     }
 }
 
 /// Rewrites the manifest with every loss marked as accepted.
-async fn accept(port: &DiskPort, directory: &FileName, loaded: &Loaded) -> Result<u64, OpenError> {
+async fn accept(port: &DiskPort, directory: &FileName, loaded: &Loaded) -> Result<(), OpenError> {
     let mut manifest: Manifest = loaded.manifest.clone();
     manifest.sequence += 1;
-    manifest.quarantine = loaded.settlement.quarantine.clone();
+    manifest.quarantine = bounded(loaded.settlement.quarantine.clone());
     manifest.durable_lsn = loaded.settlement.last_lsn;
-    let mut accepted = 0;
     for range in &mut manifest.quarantine {
         if range.verdict == Verdict::Corruption {
             range.verdict = Verdict::Accepted;
-            accepted += 1;
         }
     }
     manifest.segments = loaded.scans.iter().map(|(_, entry, _)| *entry).collect();
@@ -126,7 +129,7 @@ async fn accept(port: &DiskPort, directory: &FileName, loaded: &Loaded) -> Resul
     save.await.map_err(|error| failed("writing", &name, error.source))?;
     let sync = DiskOperation::SyncDirectory { name: directory.clone() };
     port.call(sync).await.map_err(|source| failed("syncing", directory, source))?;
-    Ok(accepted)
+    Ok(())
 }
 
 fn failed(action: &'static str, file: &FileName, source: wal::disk::DiskError) -> OpenError {

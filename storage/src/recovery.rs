@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use wal::Lsn;
 use wal::disk::{BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, DiskOutput};
 use wal::disk::{FileId, FileName, IoBuffer, OpenMode};
-use wal::frame::FORMAT_VERSION;
+use wal::frame::{FORMAT_VERSION, FrameHeader};
 use wal::group_commit::OpenSegment;
 use wal::manifest::{self, Manifest, ManifestError, Quarantine, SegmentEntry, Verdict};
 use wal::procedure::{DiskPort, Procedure};
@@ -89,18 +89,56 @@ pub fn open(options: StoreOptions, now_ms: u64) -> Procedure<Result<Opened, Open
     Procedure::new(move |port| async move { recover(port, options, now_ms).await })
 }
 
-/// Reads who a data directory belongs to from shard 0, without changing anything. `None` if there
-/// is no store yet.
+/// Reads who a store belongs to from its shards' directories, without changing anything: from the
+/// first shard that says so. Tells which one that was; `None` if there is no store yet.
+///
+/// A shard whose manifests and segment headers are all damaged is still known by its frames.
 #[must_use]
-pub fn identify(directory: FileName) -> Procedure<Result<Option<Identity>, OpenError>> {
+pub fn identify(
+    directories: Vec<FileName>,
+) -> Procedure<Result<Option<(u16, Identity)>, OpenError>> {
     Procedure::new(move |port| async move {
-        let root = list(&port, &directory).await;
-        if matches!(&root, Err(OpenError::Disk { source, .. }) if is_absent(source)) {
-            return Ok(None);
+        let (mut present, mut from_frames) = (0, None);
+        for (shard, directory) in (0u16..).zip(&directories) {
+            let files = match list(&port, directory).await {
+                Err(OpenError::Disk { source, .. }) if is_absent(&source) => continue,
+                other => other?,
+            };
+            present = shard + 1;
+            let found = read_directory(&port, directory, files).await?;
+            let identity = found.manifest.map(|manifest| manifest.identity).or(found.rebuilt);
+            if let Some(identity) = identity {
+                return Ok(Some((shard, Identity { shard: 0, ..identity })));
+            }
+            if from_frames.is_none() {
+                let store = store_of_frames(&port, directory, &found.segments).await;
+                from_frames = store.map(|store| (shard, store));
+            }
         }
-        let found = read_directory(&port, &directory, root?).await?;
-        Ok(found.manifest.map(|manifest| manifest.identity).or(found.rebuilt))
+        Ok(from_frames.map(|(shard, store)| {
+            // The id goes with the headers that are lost; the node will be a new one to others.
+            let node_id = std::array::from_fn(|index| store[index % store.len()]);
+            (shard, Identity { store, node_id, shard: 0, shard_count: present })
+        }))
     })
+}
+
+/// Takes the store's uuid from the first frame of any segment.
+async fn store_of_frames(
+    port: &DiskPort,
+    directory: &FileName,
+    segments: &BTreeMap<u64, u64>,
+) -> Option<[u8; 16]> {
+    for id in segments.keys() {
+        let name = segment::file_name(directory, *id);
+        let len = 2 * BLOCK_SIZE as u64;
+        let blocks = read_whole(port, FileId(FIRST_SEGMENT_FILE), &name, len).await.ok()?;
+        let header = blocks.as_slice().get(BLOCK_SIZE..).and_then(|block| block.first_chunk());
+        if let Some(store) = header.and_then(|header| FrameHeader::store_of(header, *id)) {
+            return Some(store);
+        }
+    }
+    None
 }
 
 fn is_absent(error: &DiskError) -> bool {
@@ -255,6 +293,7 @@ pub(crate) struct Loaded {
     /// Which manifest copy to overwrite first.
     pub(crate) older_copy: usize,
     pub(crate) copies_present: [bool; 2],
+    copies_sound: bool,
     pub(crate) scans: Vec<(OpenSegment, SegmentEntry, SegmentScan)>,
     pub(crate) settlement: Settlement,
     pub(crate) newest: Newest,
@@ -262,6 +301,13 @@ pub(crate) struct Loaded {
     pub(crate) damage: Vec<DamagedFile>,
     pub(crate) uncertain: Vec<DamagedFile>,
     pub(crate) next_file: u32,
+}
+
+impl Loaded {
+    /// Whether both manifest copies are there and valid.
+    pub(crate) fn are_manifests_sound(&self) -> bool {
+        self.copies_sound
+    }
 }
 
 /// Reads a shard: manifests, segments, records. Changes nothing.
@@ -319,6 +365,7 @@ pub(crate) async fn load(
         created,
         older_copy,
         copies_present,
+        copies_sound: matches!(found.copies, [Copy::Valid(_), Copy::Valid(_)]),
         scans,
         settlement,
         newest,
@@ -516,9 +563,9 @@ impl Newest {
         };
         for newest in self.keys.values_mut().filter(|newest| !newest.touches.is_empty()) {
             let base = newest.base.and_then(|(_, slot)| slot).map(|slot| slot.value_lsn);
-            newest.touches.retain(|(_, touch)| {
-                base == Some(touch.value_lsn) || !lost(touch.value_lsn)
-            });
+            newest
+                .touches
+                .retain(|(_, touch)| base == Some(touch.value_lsn) || !lost(touch.value_lsn));
         }
     }
 
@@ -536,7 +583,9 @@ impl Newest {
     pub(crate) fn version_max(&self) -> Version {
         let keys = self.keys.values().filter_map(NewestRecords::newest);
         keys.map(|((version, _), _)| version)
-            .chain(self.clear.map(|(version, _)| version)).max().unwrap_or_default()
+            .chain(self.clear.map(|(version, _)| version))
+            .max()
+            .unwrap_or_default()
     }
 }
 
@@ -628,7 +677,8 @@ impl Settle<'_> {
         manifest.segments.clear();
         for (segment, entry, scan) in &loaded.scans {
             let quarantined = manifest.quarantine.iter().any(|range| range.segment == segment.id);
-            if scan.record_count > 0 || quarantined {
+            // Whatever is not blank is kept, even if nothing can be made of it.
+            if scan.record_count > 0 || quarantined || !scan.findings.is_empty() {
                 let cut = entry.cut.or(Some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
                 kept.push(*segment);
@@ -703,7 +753,7 @@ impl Settle<'_> {
 
 /// Joins the oldest torn tails beyond what the manifest keeps apart. They lie beyond cuts, where
 /// nothing is read any more; only the record numbers they explain still matter.
-fn bounded(mut ranges: Vec<Quarantine>) -> Vec<Quarantine> {
+pub(crate) fn bounded(mut ranges: Vec<Quarantine>) -> Vec<Quarantine> {
     while ranges.len() > manifest::QUARANTINE_COUNT_MAX {
         let second = ranges.remove(1);
         let first = &mut ranges[0];

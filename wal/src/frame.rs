@@ -154,6 +154,14 @@ impl FrameHeader {
         Self::decode(&repaired, place).ok().map(|header| (header, position))
     }
 
+    /// Which store the first frame of segment `segment` belongs to, if these bytes are its header.
+    #[must_use]
+    pub fn store_of(bytes: &[u8; FRAME_HEADER_LEN], segment: u64) -> Option<[u8; 16]> {
+        let store = field(bytes, 8);
+        let place = Place { store, segment, offset: BLOCK_SIZE as u64 };
+        Self::decode(bytes, &place).ok().map(|_| store)
+    }
+
     /// Checksum of a frame's payload: all its bytes after the header.
     #[must_use]
     pub fn payload_checksum(place: &Place, payload: &[u8]) -> u32 {

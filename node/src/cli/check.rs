@@ -40,6 +40,8 @@ impl CheckFlags {
 pub struct Report {
     /// Everything that is wrong, in order of file and offset.
     pub findings: Vec<Finding>,
+    /// Ranges that a write in flight may have left behind: no damage is known from them.
+    pub notes: Vec<Finding>,
     /// Files read.
     pub files_count: u64,
     /// Bytes read.
@@ -122,11 +124,12 @@ fn inspect(options: &CheckOptions) -> Result<Report, CheckError> {
 
 /// One line per finding, then one line of totals.
 fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    for finding in &report.findings {
+    let notes = report.notes.iter().map(|note| ("note: ", note));
+    for (kind, finding) in report.findings.iter().map(|finding| ("", finding)).chain(notes) {
         let repaired = if finding.is_repaired { " (repaired)" } else { "" };
         writeln!(
             out,
-            "{} offset={} len={}: {}{repaired}",
+            "{kind}{} offset={} len={}: {}{repaired}",
             finding.file.display(),
             finding.offset,
             finding.len,

@@ -287,6 +287,12 @@ impl Store {
         self.log.durable_lsn()
     }
 
+    /// The newest record, durable or not.
+    #[must_use]
+    pub fn last_lsn(&self) -> Lsn {
+        self.log.last_lsn()
+    }
+
     /// Why the shard is read-only, if it is.
     #[must_use]
     pub fn failure(&self) -> Option<DiskError> {

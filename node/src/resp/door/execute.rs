@@ -139,7 +139,13 @@ impl Door {
                 let value = Bytes::copy_from_slice(value);
                 self.change(keyspace, caller, key, Change::Append { value })
             }
-            Command::DbSize => caller.integer(None, count(keyspace.len())),
+            Command::DbSize => {
+                let mut reply = Reply::new(caller.connection.protocol);
+                keyspace.observed_all().for_each(|wait| reply.wait(Some(wait)));
+                reply.writer().integer(count(keyspace.len()));
+                caller.connection.replies.push_reply(reply);
+                Outcome::Done
+            }
             Command::Keys { pattern } => {
                 let pattern = Bytes::copy_from_slice(pattern);
                 let listing = Listing::Keys { next: Some(Key([0; 20])), pattern };

@@ -287,6 +287,9 @@ impl Tasks {
         keys: Vec<Key>,
     ) {
         let id = self.add(to, None, Kind::Listing { listing, names: Vec::new() });
+        if let Some(task) = self.tasks.get_mut(&id) {
+            keyspace.observed_all().for_each(|wait| task.reply.wait(Some(wait)));
+        }
         self.name_keys(keyspace, id, keys);
         self.walk_on(keyspace, id);
     }
