@@ -359,7 +359,8 @@ impl<'a> Generator<'a> {
             }
             for event in &events {
                 let index = event.data.u64() as usize;
-                if event.flags.contains(epoll::EventFlags::OUT) {
+                let flags = event.flags;
+                if flags.contains(epoll::EventFlags::OUT) {
                     self.send(index)?;
                 }
                 if !self.receive(index)? {

@@ -232,6 +232,12 @@ async fn read_manifest(
     let reason = match decoded {
         Ok(Ok(manifest)) => {
             found.copies[copy] = Copy::Valid(manifest.sequence);
+            let encoded = manifest.encode();
+            let used = bytes.as_ref().ok().and_then(|all| all.as_slice().get(..encoded.len()));
+            if used != Some(encoded.as_slice()) {
+                let (file, reason) = (name.clone(), "stray bytes after the manifest".to_owned());
+                found.damage.push(DamagedFile { file, offset: 0, len, reason, accepted: false });
+            }
             let newer = |known: &Manifest| known.sequence < manifest.sequence;
             if found.manifest.as_ref().is_none_or(newer) {
                 found.manifest = Some(manifest);

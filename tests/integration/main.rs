@@ -12,6 +12,7 @@
 )]
 
 mod bad_input;
+mod byte_flips;
 mod clients;
 mod crash_loop;
 mod file_tree;
@@ -19,6 +20,7 @@ mod golden;
 mod redis_differential;
 mod resp;
 mod startup;
+mod store_crash;
 mod tidy;
 
 use std::io::{self, Write};

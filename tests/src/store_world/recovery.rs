@@ -113,8 +113,21 @@ fn read_all(
     Ok(states)
 }
 
+/// Carries out the store's requests until there is none; returns what it has told meanwhile.
+pub fn settle(disk: &mut SimulatedDisk, store: &mut Store) -> Vec<Event> {
+    let mut events = Vec::new();
+    loop {
+        while let Some(request) = store.poll_request() {
+            disk.submit(OWNER, request);
+        }
+        events.extend(std::iter::from_fn(|| store.poll_event()));
+        let Some(completion) = disk.complete_one_of(OWNER) else { return events };
+        store.handle_disk(completion);
+    }
+}
+
 /// Carries out the one read under way.
-pub(super) fn finish_read(
+fn finish_read(
     disk: &mut SimulatedDisk,
     store: &mut Store,
 ) -> Result<Option<storage::Value>, storage::ReadError> {

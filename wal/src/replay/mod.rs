@@ -200,8 +200,8 @@ pub async fn scan_segment(
 
 struct Gap {
     start: u64,
-    /// End of its last block that is not blank.
-    soiled: Option<u64>,
+    /// Start of its first and end of its last block that are not blank.
+    soiled: Option<(u64, u64)>,
 }
 
 struct Scanner {
@@ -274,7 +274,8 @@ impl Scanner {
         let gap = self.gap.get_or_insert(Gap { start: offset, soiled: None });
         let end = offset + BLOCK_SIZE as u64;
         if !blank {
-            gap.soiled = Some(end);
+            let first = gap.soiled.map_or(offset, |(first, _)| first);
+            gap.soiled = Some((first, end));
         }
         BLOCK_SIZE as u64
     }
@@ -282,17 +283,16 @@ impl Scanner {
     /// Ends a stretch without frames: before a frame, or (`next` is `None`) at the end.
     fn close_gap(&mut self, next: Option<(u64, Lsn)>) {
         let Some(gap) = self.gap.take() else { return };
-        let end = match (next, gap.soiled) {
-            (Some((offset, _)), _) => offset,
-            (None, Some(soiled)) => soiled,
+        let (found, end, damage) = match (next, gap.soiled) {
+            (Some((offset, _)), _) => (gap.start, offset, Damage::NoFrame),
+            (None, Some((first, end))) => (first, end, Damage::Stray),
             (None, None) => return,
         };
         let len = end - gap.start;
         let after = self.scan.intervals.last().map(|interval| interval.last);
         let before = next.map(|(_, lsn)| lsn);
         self.scan.bad.push(BadRange { offset: gap.start, len, before, after });
-        let damage = if next.is_some() { Damage::NoFrame } else { Damage::Stray };
-        self.scan.findings.push(Finding { segment: self.scan.id, offset: gap.start, len, damage });
+        self.find(found, end - found, damage);
     }
 
     async fn take_frame(
@@ -638,7 +638,13 @@ fn settle_gaps(settlement: &mut Settlement, scans: &[SegmentScan], intervals: &[
                 bad.after.is_none_or(|after| after < first_lsn)
                     && bad.before.is_none_or(|before| last_lsn < before)
             };
-            scan.bad.iter().find(holds).map(|bad| (scan.id, bad.offset, bad.len))
+            // A range explains one gap; another gap is of a frame that left no trace.
+            let known = &settlement.quarantine;
+            let is_new = |bad: &&BadRange| {
+                !known.iter().any(|range| (range.segment, range.offset) == (scan.id, bad.offset))
+            };
+            let bad = scan.bad.iter().find(|bad| holds(bad) && is_new(bad));
+            bad.map(|bad| (scan.id, bad.offset, bad.len))
         });
         let nowhere = || previous.map_or((0, 0, 0), |interval| (interval.segment, interval.end, 0));
         let (segment, offset, len) = found.unwrap_or_else(nowhere);
