@@ -425,7 +425,7 @@ fn print(workload: &Workload, servers: &[Server], summaries: &[Summary]) {
 
 fn build() -> Result<PathBuf, Box<dyn Error>> {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["build", "--quiet", "--release", "--bin", "kadring"]);
+    command.args(["build", "--quiet", "--release", "--package", "kadring", "--bin", "kadring"]);
     let status = command.current_dir(env!("CARGO_MANIFEST_DIR")).status()?;
     if !status.success() {
         return Err("cargo build --release --bin kadring failed".into());

@@ -7,7 +7,7 @@
 //!
 //! One thread drives the log over the driver, as a shard does, with closed-loop writers: each
 //! appends a record, waits until it is durable, appends the next. The *raw* rows write frames of
-//! the size the log had on average, as many at a time, through the same driver without the log;
+//! the size the log had on average in the repeat before, and as many at a time, through the same driver without the log;
 //! their rate counts as many appends per write as the log had in a frame. Segments are written full
 //! of zeros before, and used again under new ids when they are full, as a long-lived log would.
 
@@ -33,9 +33,7 @@ use wal::disk::{
     BLOCK_SIZE, DiskCompletion, DiskOperation, DiskRequest, Durability, FileId, FileName, IoBuffer,
     RequestId,
 };
-use wal::group_commit::{
-    AppendError, GroupCommit, GroupCommitCounters, GroupCommitLimits, OpenSegment,
-};
+use wal::group_commit::{AppendError, GroupCommit, GroupCommitLimits, OpenSegment};
 use wal::procedure::Procedure;
 use wal::record::{Key, Namespace, Record, RecordKind, Version};
 use wal::segment::{self, Identity, SEGMENT_HEADER_LEN, SegmentHeader};
@@ -126,6 +124,8 @@ struct Appender<'a, I> {
     idle: usize,
     waiting: VecDeque<(Lsn, Instant)>,
     latencies: Latencies,
+    under_way: usize,
+    wrote: Wrote,
 }
 
 impl<'a, I: Io> Appender<'a, I> {
@@ -138,6 +138,8 @@ impl<'a, I: Io> Appender<'a, I> {
             idle: workload.writers,
             waiting: VecDeque::new(),
             latencies: Latencies::default(),
+            under_way: 0,
+            wrote: Wrote::default(),
         }
     }
 
@@ -170,9 +172,12 @@ impl<'a, I: Io> Appender<'a, I> {
         self.log.submit(wall_ms);
         while let Some(write) = self.log.poll_write() {
             self.rig.submit(write.number, write.operation);
+            self.under_way += 1;
+            self.wrote.depths += self.under_way as u64;
         }
-        let log = &mut self.log;
+        let Self { log, under_way, .. } = self;
         self.rig.wait(|completion| {
+            *under_way -= 1;
             let result = completion.result.map(drop);
             log.handle_written(completion.id.0, result, completion.buffer);
         });
@@ -196,27 +201,28 @@ impl<'a, I: Io> Appender<'a, I> {
     }
 
     /// Measures once, and tells what the log wrote meanwhile.
-    fn measure(mut self, plan: &Plan) -> (Sample, GroupCommitCounters) {
+    fn measure(mut self, plan: &Plan) -> (Sample, Wrote) {
         self.run_until(Instant::now() + plan.warm_up);
         self.latencies.clear();
+        self.wrote = Wrote::default();
         let before = self.log.counters();
         let durable = self.log.durable_lsn();
         let measuring = Measuring::start(cpu_of_self());
         self.run_until(Instant::now() + plan.duration);
         let appends = self.log.durable_lsn().0 - durable.0;
-        let after = self.log.counters();
         let latencies = std::mem::take(&mut self.latencies);
         let sample = measuring.finish(cpu_of_self(), appends, latencies);
+        let after = self.log.counters();
+        let wrote = Wrote {
+            frames: after.frames - before.frames,
+            frame_bytes: after.frame_bytes - before.frame_bytes,
+            records: after.records - before.records,
+            ..self.wrote
+        };
         while !self.waiting.is_empty() {
             self.turn();
         }
-        let written = GroupCommitCounters {
-            frames: after.frames - before.frames,
-            frames_idle: 0,
-            frame_bytes: after.frame_bytes - before.frame_bytes,
-            records: after.records - before.records,
-        };
-        (sample, written)
+        (sample, wrote)
     }
 }
 
@@ -285,61 +291,63 @@ impl<'a, I: Io> Raw<'a, I> {
     }
 }
 
-/// What the log wrote on one driver over all repeats.
+/// What the log wrote in one repeat.
 #[derive(Clone, Copy, Debug, Default)]
-struct Written {
-    total: GroupCommitCounters,
-    last: GroupCommitCounters,
+struct Wrote {
+    frames: u64,
+    frame_bytes: u64,
+    records: u64,
+    /// Frames under way whenever one was sent, itself included, summed up.
+    depths: u64,
 }
 
-impl Written {
-    fn add(&mut self, counters: GroupCommitCounters) {
-        self.last = counters;
-        self.total.frames += counters.frames;
-        self.total.frame_bytes += counters.frame_bytes;
-        self.total.records += counters.records;
+impl Wrote {
+    fn per_frame(&self, sum: u64) -> f64 {
+        sum as f64 / self.frames.max(1) as f64
     }
 
-    fn records_per_frame(counters: &GroupCommitCounters) -> f64 {
-        counters.records as f64 / counters.frames.max(1) as f64
+    fn records_per_frame(&self) -> f64 {
+        self.per_frame(self.records)
     }
 
-    fn frame_len(counters: &GroupCommitCounters) -> usize {
-        let blocks = counters.frame_bytes as f64 / counters.frames.max(1) as f64;
-        ((blocks / BLOCK_SIZE as f64).round().max(1.0) as usize) * BLOCK_SIZE
+    fn depth(&self) -> f64 {
+        self.per_frame(self.depths)
+    }
+
+    fn frame_len(&self) -> usize {
+        let blocks = self.per_frame(self.frame_bytes) / BLOCK_SIZE as f64;
+        (blocks.round().max(1.0) as usize) * BLOCK_SIZE
     }
 }
 
 /// Runs one turn of a driver: through the log, or without it as the log's last turn was.
 fn run_one<I: Io>(
     rig: &mut Rig<I>,
-    written: &mut Written,
+    wrote: &mut Wrote,
     plan: &Plan,
     workload: Workload,
     raw: bool,
 ) -> Sample {
     if raw {
-        let frame_len = Written::frame_len(&written.last);
-        let depth = workload.writers.min(GroupCommitLimits::default().frames_in_flight_max);
-        let per_write = Written::records_per_frame(&written.last);
-        return Raw::new(rig, frame_len, depth).measure(plan, per_write);
+        let depth = wrote.depth().round().max(1.0) as usize;
+        return Raw::new(rig, wrote.frame_len(), depth).measure(plan, wrote.records_per_frame());
     }
     let (sample, counters) = Appender::new(rig, workload).measure(plan);
-    written.add(counters);
+    *wrote = counters;
     sample
 }
 
-fn print(workload: Workload, summaries: &[Summary], written: &[Written; 2]) {
+fn print(workload: Workload, summaries: &[Summary], wrote: &[Wrote; 2]) {
     println!("\n{} B, {} writers", workload.value_len, workload.writers);
-    let extra = ["rec/frame", "dev/user B"];
+    let extra = ["rec/frame", "depth", "dev/user B"];
     TABLE.row("", SUMMARY_COLUMNS.into_iter().chain(extra));
     for (index, name) in ["uring", "pread", "uring raw", "pread raw"].into_iter().enumerate() {
         let mut cells = summaries[index].cells().to_vec();
-        if let Some(written) = written.get(index) {
-            let user_bytes = written.total.records * (workload.value_len + USER_KEY.len()) as u64;
-            let device = written.total.frame_bytes as f64 / user_bytes as f64;
-            cells.push(format!("{:.1}", Written::records_per_frame(&written.total)));
-            cells.push(format!("{device:.2}"));
+        if let Some(wrote) = wrote.get(index) {
+            let user_bytes = wrote.records * (workload.value_len + USER_KEY.len()) as u64;
+            let device = wrote.frame_bytes as f64 / user_bytes as f64;
+            let (records, depth) = (wrote.records_per_frame(), wrote.depth());
+            cells.extend([records, depth, device].map(|figure| format!("{figure:.2}")));
         }
         TABLE.row(name, cells.iter().map(String::as_str));
     }
@@ -382,17 +390,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     for value_len in VALUE_LENS {
         for writers in WRITERS {
             let workload = Workload { value_len, writers };
-            let mut written = [Written::default(); 2];
+            let mut wrote = [Wrote::default(); 2];
             let summaries = interleave(4, plan.repeats, |index| {
                 let (driver, raw) = (index % 2, index >= 2);
-                let written = &mut written[driver];
+                let wrote = &mut wrote[driver];
                 if driver == 0 {
-                    run_one(&mut uring, written, &plan, workload, raw)
+                    run_one(&mut uring, wrote, &plan, workload, raw)
                 } else {
-                    run_one(&mut pread, written, &plan, workload, raw)
+                    run_one(&mut pread, wrote, &plan, workload, raw)
                 }
             });
-            print(workload, &summaries, &written);
+            print(workload, &summaries, &wrote);
         }
     }
     Ok(())

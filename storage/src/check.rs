@@ -38,7 +38,7 @@ pub struct CheckReport {
 }
 
 /// Reads all of the shard in `directory`. With `repair`, a damaged manifest copy is written again
-/// and lost records are accepted: the shard is no longer suspect, and unknown keys answer nil again.
+/// and lost records are accepted: the shard is no longer suspect, unknown keys answer nil again.
 #[must_use]
 pub fn check(
     directory: FileName,

@@ -21,6 +21,7 @@ mod redis_differential;
 mod resp;
 mod startup;
 mod store_crash;
+mod store_suite;
 mod tidy;
 
 use std::io::{self, Write};

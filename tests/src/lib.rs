@@ -7,5 +7,6 @@ pub mod disk;
 pub mod ledger;
 pub mod node_process;
 pub mod resp_client;
+pub mod simulated_io;
 pub mod store_world;
 pub mod workload;

@@ -126,7 +126,9 @@ struct StoreWorld {
     wall_ms: u64,
     monotonic_ns: u64,
     now: Now,
-    /// Whether requests may fail: then some refusals are in order.
+    /// Whether requests may fail: then some refusals are in order. Such a generation ends with a
+    /// power loss, not a kill: the simulated disk would keep a failed write readable although no
+    /// sync can save it any more, as a page cache does; the store reads the device itself.
     faulty: bool,
     /// Whether a command was refused as busy, and no event has told that it may be repeated.
     waiting: bool,
@@ -200,7 +202,7 @@ impl StoreWorld {
         self.faked.clear();
         self.waiting = false;
         let mut rng = self.rng.fork();
-        self.disk = if rng.u8(..3) == 0 {
+        self.disk = if rng.u8(..3) == 0 && !self.faulty {
             self.disk.process_kill(&mut rng)
         } else {
             let plan = draw_plan(&mut rng);
@@ -450,7 +452,7 @@ impl StoreWorld {
         }
         self.summary.crashes += 1;
         let mut rng = self.crash_rng.fork();
-        let killed = rng.u8(..8) == 0;
+        let killed = rng.u8(..8) == 0 && !self.faulty;
         let mut image = if killed {
             self.disk.process_kill(&mut rng)
         } else {

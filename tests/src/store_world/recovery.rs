@@ -45,10 +45,16 @@ pub fn recover(
     wall_ms: u64,
     model: &Model,
 ) -> Result<Recovered, String> {
+    let mut before = disk.clone();
     let mut opening = storage::open(options.clone(), wall_ms);
     let opened = run_procedure(disk, OWNER, &mut opening);
     let opened = opened.map_err(|error| format!("refused to open: {error}"))?;
-    inspect(disk, opened, wall_ms, model)
+    inspect(disk, opened, wall_ms, model).map_err(|error| {
+        let mut checking =
+            storage::check(options.directory.clone(), options.identity, wall_ms, false);
+        let check = run_procedure(&mut before, OWNER, &mut checking);
+        format!("{error}\na check says {check:#?}")
+    })
 }
 
 /// Checks what opening a store after a crash has reported, and reads every key of the model.

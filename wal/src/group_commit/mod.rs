@@ -8,7 +8,8 @@
 //! a record's location is known at once. [`GroupCommit::submit`], called when a loop turn ends,
 //! closes it if fewer than `frames_in_flight_max` frames are under way; otherwise it goes on
 //! filling, and the next batch grows by itself. Frames are written beside each other and may
-//! complete in any order; a record counts as durable only when its frame and all before it have completed.
+//! complete in any order; a record counts as durable only when its frame and all before it have
+//! completed.
 //!
 //! A failed write is final: the range is never written again, nothing after it becomes durable, and
 //! every later append is refused. What recovery finds of such records is of unknown outcome.

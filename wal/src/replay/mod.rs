@@ -315,12 +315,8 @@ impl Scanner {
             FrameReading::Whole(records) => records.into_iter().for_each(visit),
             FrameReading::ByteDamaged { records, position, damage } => {
                 self.find(offset + position as u64, 1, damage);
-                if damage == Damage::RecordByte {
-                    // A torn write may differ in one byte too: the watermark tells them apart.
-                    self.scan.salvaged.push(SalvagedFrame { offset, header, records, lost: 0 });
-                } else {
-                    records.into_iter().for_each(visit);
-                }
+                // A torn write may look the same: the watermark tells them apart.
+                self.scan.salvaged.push(SalvagedFrame { offset, header, records, lost: 0 });
             }
             FrameReading::Salvaged { records, lost } => {
                 let damaged = records.iter().filter(|record| record.damaged).count();

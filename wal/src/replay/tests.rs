@@ -130,9 +130,12 @@ fn every_single_byte_flip_keeps_all_records_known() {
     for position in BLOCK_SIZE..image.tail {
         let mut damaged = Image { bytes: image.bytes.clone(), ..image };
         damaged.bytes[position] ^= 0x21;
-        let (scan, records) = damaged.scan();
-        assert_eq!(lsns(&records), [1, 2, 3, 4], "flip at {position}");
+        let (scan, mut records) = damaged.scan();
         let settled = settle(&[scan], &[], Lsn::ZERO);
+        // A frame with a damaged record is held back until the watermark is known.
+        records.extend(&settled.salvaged);
+        records.sort_by_key(|record| record.first_lsn);
+        assert_eq!(lsns(&records), [1, 2, 3, 4], "flip at {position}");
         assert_eq!(settled.findings.len(), 1, "flip at {position}");
         let finding = settled.findings[0];
         assert_eq!((finding.offset, finding.len), (position as u64, 1));
@@ -239,6 +242,55 @@ fn stray_bytes_after_the_end_are_reported_and_harmless() {
     let (scan, records) = image.scan();
     assert_eq!(records.len(), 4);
     let settled = settle(&[scan], &[], Lsn::ZERO);
-    assert_eq!(settled.findings[0].damage, Damage::Stray);
+    assert_eq!(settled.uncertain[0].damage, Damage::Stray);
+    assert_eq!(settled.uncertain[0].offset, (at - at % BLOCK_SIZE) as u64);
+    assert!(settled.findings.is_empty());
     assert!(!settled.is_suspect());
+}
+
+#[test]
+fn one_damaged_byte_above_the_watermark_is_a_torn_tail() {
+    let mut image = Image::new();
+    image.frame(0, &[b"one"]);
+    let torn = image.frame(1, &[b"two"]);
+    image.bytes[torn + FRAME_HEADER_LEN + RECORD_HEADER_LEN + 8] ^= 1;
+    let (scan, records) = image.scan();
+    assert_eq!(lsns(&records), [1]);
+    let settled = settle(&[scan], &[], Lsn::ZERO);
+    assert!(settled.salvaged.is_empty() && settled.findings.is_empty() && !settled.is_suspect());
+    assert_eq!(settled.uncertain.len(), 1);
+    assert_eq!(settled.tail_uncertain_bytes, BLOCK_SIZE as u64);
+}
+
+#[test]
+fn torn_frames_side_by_side_stay_torn_in_later_recoveries() {
+    let mut image = Image::new();
+    image.frame(0, &[b"one"]);
+    for _ in 0..2 {
+        let torn = image.frame(1, &[b"two", &[7; 9000]]);
+        image.bytes[torn + BLOCK_SIZE..torn + 2 * BLOCK_SIZE].fill(0);
+    }
+    image.frame(1, &[b"six"]);
+    let (scan, _) = image.scan();
+    let settled = settle(&[scan], &[], Lsn::ZERO);
+    assert_eq!(settled.quarantine.len(), 2);
+    let (scan, records) = image.scan_with(&settled.quarantine, None);
+    assert_eq!(lsns(&records), [1, 6]);
+    assert!(!settle(&[scan], &settled.quarantine, settled.last_lsn).is_suspect());
+}
+
+#[test]
+fn gap_without_a_trace_is_remembered_beside_one_with() {
+    let mut image = Image::new();
+    image.frame(0, &[b"one"]);
+    image.next_lsn += 1;
+    image.frame(1, &[b"three"]);
+    image.next_lsn += 1;
+    image.frame(1, &[b"five"]);
+    image.bytes[image.tail + 8] = 1;
+    let (scan, _) = image.scan();
+    let settled = settle(&[scan], &[], Lsn::ZERO);
+    let (scan, _) = image.scan_with(&settled.quarantine, None);
+    let again = settle(&[scan], &settled.quarantine, settled.last_lsn);
+    assert!(!again.is_suspect(), "{:?}", again.quarantine);
 }
