@@ -7,9 +7,10 @@
 //!
 //! One thread drives the log over the driver, as a shard does, with closed-loop writers: each
 //! appends a record, waits until it is durable, appends the next. The *raw* rows write frames of
-//! the size the log had on average in the repeat before, and as many at a time, through the same driver without the log;
-//! their rate counts as many appends per write as the log had in a frame. Segments are written full
-//! of zeros before, and used again under new ids when they are full, as a long-lived log would.
+//! the size the log had on average in the same repeat, and as many at a time (*depth*), through the
+//! same driver without the log; their rate counts as many appends per write as the log had in a
+//! frame. Segments are written full of zeros before, and used again under new ids when they are
+//! full, as a long-lived log would.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]

@@ -5,10 +5,13 @@ use kadring_tests::store_world::{PlantedBug, Trial, run};
 
 const SEEDS: u64 = 40;
 
-/// Seeds that have failed before; each line of the file says why.
-fn saved_seeds() -> impl Iterator<Item = u64> {
+/// Seeds that have failed before, each with its commands per generation.
+fn saved_seeds() -> impl Iterator<Item = (u64, u32)> {
     let lines = include_str!("../seeds.txt").lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_whitespace().next().map(|seed| seed.parse().unwrap()))
+    lines.map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next().unwrap().parse().unwrap(), words.next().unwrap().parse().unwrap())
+    })
 }
 
 /// Says which seed was running when something panics.
@@ -23,8 +26,12 @@ impl Drop for Running {
 }
 
 fn check(seed: u64) -> u64 {
+    check_trial(seed, Trial::default())
+}
+
+fn check_trial(seed: u64, trial: Trial) -> u64 {
     let _running = Running(seed);
-    let summary = run(seed, Trial::default()).unwrap_or_else(|error| panic!("{error}"));
+    let summary = run(seed, trial).unwrap_or_else(|error| panic!("{error}"));
     assert!(summary.crashes > summary.requests, "{summary:?}");
     summary.trace
 }
@@ -38,8 +45,8 @@ fn acknowledged_writes_survive_a_crash_at_every_disk_request() {
 
 #[test]
 fn seeds_that_failed_once_pass() {
-    for seed in saved_seeds() {
-        check(seed);
+    for (seed, operations_max) in saved_seeds() {
+        check_trial(seed, Trial { operations_max, ..Trial::default() });
     }
 }
 

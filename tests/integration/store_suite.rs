@@ -316,9 +316,8 @@ fn random_commands_agree_with_a_map_over_restarts<I: Driver>() {
 
 fn large_values_have_segments_of_their_own_size<I: Driver>() {
     let Some(mut rig) = Rig::<I>::new(256 << 10, 0) else { return };
-    let value = |len: usize, seed: u8| -> Vec<u8> {
-        (0..len).map(|at| (at % 251) as u8 ^ seed).collect()
-    };
+    let value =
+        |len: usize, seed: u8| -> Vec<u8> { (0..len).map(|at| (at % 251) as u8 ^ seed).collect() };
     let sizes = [300 << 10, 8_192, 8_193, 2 << 20, 0, 5 << 20];
     for (index, len) in sizes.into_iter().enumerate() {
         rig.put(&format!("large {index}"), &value(len, index as u8), 0);
@@ -346,7 +345,9 @@ fn concurrent_reads_of_one_key_share_one_disk_read<I: Driver>() {
     let mut lens = Vec::new();
     for event in rig.settle() {
         if let Event::Read { result: Ok(Some((user_key, value))), .. } = event {
-            assert!(value.value.iter().all(|byte| *byte == if user_key == "shared" { 7 } else { 8 }));
+            assert!(
+                value.value.iter().all(|byte| *byte == if user_key == "shared" { 7 } else { 8 })
+            );
             lens.push(value.value.len());
         }
     }

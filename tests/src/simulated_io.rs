@@ -4,9 +4,7 @@
 
 use std::io;
 
-use kadring::io::{
-    Completion, DiskOwner, Io, Monotonic, ReceiveBuffer, Request, WallClock,
-};
+use kadring::io::{Completion, DiskOwner, Io, Monotonic, ReceiveBuffer, Request, WallClock};
 
 use crate::disk::SimulatedDisk;
 

@@ -97,8 +97,9 @@ pub fn run(seed: u64, trial: Trial) -> Result<Summary, String> {
     world.live().map_err(|error| {
         format!(
             "{error}\n{:?}\nSEED={seed}\n\
-             repeat: cargo run --release -p kadring-tests --bin sim -- store --seeds 1 --from {seed}",
-            world.options
+             repeat: cargo run --release -p kadring-tests --bin sim -- store --seeds 1 --from {seed} \
+             --operations {}",
+            world.options, trial.operations_max
         )
     })
 }
@@ -467,9 +468,9 @@ impl StoreWorld {
             wall_ms: self.now.clock_ms,
         };
         let request = self.disk.request_count();
-        crash.check(image, &mut rng, !killed).map_err(|error| {
-            format!("at request {request}, killed: {killed}: {error}")
-        })
+        crash
+            .check(image, &mut rng, !killed)
+            .map_err(|error| format!("at request {request}, killed: {killed}: {error}"))
     }
 
     fn command(&mut self) -> Result<(), String> {
@@ -619,7 +620,7 @@ impl StoreWorld {
     fn entry(&mut self, key: usize) -> Result<(), String> {
         let (_, state) = self.newest(key);
         self.check_observed(key)?;
-        let entry = self.store_mut_ref().entry(&self.model.keys()[key].borrowed());
+        let entry = self.store().entry(&self.model.keys()[key].borrowed());
         let entry = entry.map_err(|error| format!("key {key} has no entry: {error}"))?;
         let found = entry.map(|entry| (entry.value_len, entry.version, entry.expiry_ms));
         let wanted = match &state {
@@ -634,7 +635,7 @@ impl StoreWorld {
         Ok(())
     }
 
-    fn store_mut_ref(&self) -> &Store {
+    fn store(&self) -> &Store {
         self.store.as_ref().expect("a generation has a store")
     }
 
@@ -668,12 +669,7 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
     let bytes = |value: u64| usize::try_from(value).expect("sizes here are small");
     StoreOptions {
         directory: FileName::new("shard-00"),
-        identity: Identity {
-            store: [rng.u8(1..); 16],
-            node_id: [7; 20],
-            shard: 0,
-            shard_count: 1,
-        },
+        identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
         must_exist: false,
         segment_bytes: pick(rng, &[64 << 10, 128 << 10, 256 << 10]),
         cache_bytes: bytes(pick(rng, &[0, 4 << 10, 64 << 10, 16 << 20])),

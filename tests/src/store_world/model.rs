@@ -133,7 +133,8 @@ impl Model {
             let allowed = &history[acknowledged.saturating_sub(1)..];
             if !allowed.iter().any(|step| step.state.seen_at(now_ms) == *found) {
                 let list = |steps: &[Step]| {
-                    let step = |step: &Step| format!("  LSN {}: {}\n", step.lsn, step.state.brief());
+                    let step =
+                        |step: &Step| format!("  LSN {}: {}\n", step.lsn, step.state.brief());
                     steps.iter().map(step).collect::<String>()
                 };
                 return Err(format!(

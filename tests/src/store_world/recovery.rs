@@ -5,9 +5,7 @@ use storage::{Event, Get, Now, Opened, RecoveryReport, Store, StoreOptions};
 use wal::Lsn;
 
 use super::model::{KeyState, Model};
-use crate::disk::{
-    CrashPlan, LostSector, SimulatedDisk, run_procedure, run_procedure_until,
-};
+use crate::disk::{CrashPlan, LostSector, SimulatedDisk, run_procedure, run_procedure_until};
 
 /// The core that owns the store's requests.
 pub(super) const OWNER: u16 = 0;
