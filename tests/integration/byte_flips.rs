@@ -214,8 +214,11 @@ fn read(
     }
 }
 
+/// Offset and length in bytes.
+type Extent = (u64, u64);
+
 /// Where the frames of a segment start, and where its records' headers lie.
-fn layout(name: &str, bytes: &[u8]) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+fn layout(name: &str, bytes: &[u8]) -> (Vec<Extent>, Vec<Extent>) {
     let file = name.rsplit('/').next().unwrap();
     let segment = segment::parse_file_name(file).unwrap();
     let (mut frames, mut records) = (Vec::new(), Vec::new());
@@ -260,9 +263,13 @@ fn positions(rested: &Rested) -> Vec<(String, u64)> {
             chosen.extend((start..start + len).map(at));
         }
         let end = frames.last().map_or(4096, |(start, len)| start + len);
-        chosen.extend((0..150).filter_map(|_| (end > 4096).then(|| at(rng.u64(4096..end)))));
+        if end > 4096 {
+            chosen.extend((0..150).map(|_| at(rng.u64(4096..end))));
+        }
         let len = bytes.len() as u64;
-        chosen.extend((0..10).filter_map(|_| (end < len).then(|| at(rng.u64(end..len)))));
+        if end < len {
+            chosen.extend((0..10).map(|_| at(rng.u64(end..len))));
+        }
     }
     chosen.into_iter().collect()
 }

@@ -272,7 +272,11 @@ fn readers_of_one_key_share_a_disk_read() {
     assert_eq!(played.held.iter().filter(|held| is_read(&held.operation)).count(), 1);
     played.end_all(is_read);
     let events = played.events();
-    let whole = |event: &&Event| matches!(event, Event::Read { result: Ok(Some((_, found))), .. } if found.value == b"one"[..]);
+    let is_one = |found: &(Bytes, Value)| found.1.value == b"one"[..];
+    let whole = |event: &&Event| match event {
+        Event::Read { result: Ok(Some(found)), .. } => is_one(found),
+        _ => false,
+    };
     assert_eq!(events.iter().filter(whole).count(), 3);
     assert_eq!(played.store.status().disk_reads, 1);
 }

@@ -97,8 +97,8 @@ pub fn run(seed: u64, trial: Trial) -> Result<Summary, String> {
     world.live().map_err(|error| {
         format!(
             "{error}\n{:?}\nSEED={seed}\n\
-             repeat: cargo run --release -p kadring-tests --bin sim -- store --seeds 1 --from {seed} \
-             --operations {}",
+             repeat: cargo run --release -p kadring-tests --bin sim -- \
+             store --seeds 1 --from {seed} --operations {}",
             world.options, trial.operations_max
         )
     })
