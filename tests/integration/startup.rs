@@ -301,3 +301,22 @@ fn check_command_finds_a_clean_directory_clean_and_a_missing_one_unusable() {
     let output = run_to_end(&["check", "--data-dir", &missing], &[]).unwrap();
     assert_eq!(output.status.code(), Some(EXIT_DATA_DIRECTORY));
 }
+
+#[test]
+fn store_without_a_sound_manifest_or_segment_header_keeps_its_values() {
+    let TestNode { node, directory: _directory } = TestNode::start(Driver::ALL[0]);
+    let options = node.options_on_same_port();
+    let mut client = RespClient::connect(node.address()).unwrap();
+    (0..50).for_each(|key| drop(client.call_line(&format!("SET k{key} v")).unwrap()));
+    assert_eq!(node.terminate().unwrap().0.code(), Some(0));
+    for (path, mut content) in contents(&options.data_dir) {
+        content[0] ^= 0xff;
+        fs::write(path, content).unwrap();
+    }
+    let node = NodeProcess::start(options).unwrap();
+    let mut client = RespClient::connect(node.address()).unwrap();
+    for key in 0..50 {
+        let reply = client.call_line(&format!("GET k{key}")).unwrap();
+        assert_eq!(reply.bytes(), Some(&b"v"[..]), "k{key}");
+    }
+}

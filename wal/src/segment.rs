@@ -256,6 +256,8 @@ fn write(port: &DiskPort, file: FileId, offset: u64, buffer: IoBuffer) -> crate:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{DiskCompletion, DiskOutput, DiskRequest};
+    use crate::procedure::Procedure;
 
     fn header() -> SegmentHeader {
         let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 3, shard_count: 4 };
@@ -293,5 +295,33 @@ mod tests {
         assert_eq!(next_len(max, max, 4096), max);
         assert_eq!(next_len(0, 64 << 10, 4096), 64 << 10);
         assert_eq!(next_len(0, max, 33 << 20), 64 << 20);
+    }
+
+    #[test]
+    fn zeros_cut_short_by_a_full_disk_are_no_space() {
+        let directory = FileName::new("shard-00");
+        let mut procedure =
+            Procedure::new(
+                |port| async move { prepare(port, directory, header(), FileId(2)).await },
+            );
+        let (mut writes, mut removed) = (0, false);
+        let result = loop {
+            if let Some(result) = procedure.take_output() {
+                break result;
+            }
+            let DiskRequest { id, operation } = procedure.poll_request().expect("it waits");
+            removed |= matches!(operation, DiskOperation::Remove { .. });
+            let (result, buffer) = match operation {
+                DiskOperation::Write { buffer, .. } => {
+                    writes += 1;
+                    let short = DiskError { kind: DiskErrorKind::ShortWrite, code: 0 };
+                    (if writes == 3 { Err(short) } else { Ok(DiskOutput::Done) }, Some(buffer))
+                }
+                _ => (Ok(DiskOutput::Done), None),
+            };
+            procedure.handle_disk(DiskCompletion { id, result, buffer });
+        };
+        assert_eq!(result.map_err(|error| error.kind), Err(DiskErrorKind::NoSpace));
+        assert!(removed, "the unfinished file keeps its space");
     }
 }
