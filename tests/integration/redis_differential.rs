@@ -245,6 +245,16 @@ fn random_command(rng: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     words
 }
 
+/// Whether the command may let a key expire while the test runs: from then on replies depend on
+/// which of the two servers was asked later, and Redis counts expired keys until it collects them.
+fn expires_within_the_test(words: &[Vec<u8>]) -> bool {
+    let has = |wanted: &[&str]| {
+        let same = |word: &Vec<u8>| wanted.iter().any(|w| word.eq_ignore_ascii_case(w.as_bytes()));
+        words.iter().any(same)
+    };
+    has(&["EX", "PX", "EXPIRE", "PEXPIRE"]) && has(&["1", "1000"])
+}
+
 #[test]
 fn random_commands_get_the_replies_of_redis() {
     let Some(redis) = RedisServer::start() else {
@@ -259,6 +269,9 @@ fn random_commands_get_the_replies_of_redis() {
         let mut rng = fastrand::Rng::with_seed(seed);
         for _ in 0..RANDOM_COMMANDS {
             let words = random_command(&mut rng);
+            if expires_within_the_test(&words) {
+                continue;
+            }
             pair.compare_words(&words.iter().map(Vec::as_slice).collect::<Vec<_>>());
         }
         check_differences(&pair.differences);
