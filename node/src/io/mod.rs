@@ -23,6 +23,7 @@ use wal::disk::{DiskCompletion, DiskRequest};
 mod clock;
 pub mod directory;
 mod disk_error;
+mod mapping;
 pub mod pread;
 pub mod process;
 mod signals;

@@ -13,13 +13,14 @@ use std::rc::Rc;
 use bytes::Bytes;
 use io_uring::types::{Fd, FsyncFlags, Timespec};
 use io_uring::{opcode, squeue};
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::ReadWriteFlags;
 use rustix::net::{SendFlags, SocketFlags};
 use wal::disk::{Durability, FileId, IoBuffer, OpenMode, RequestId};
 
 use super::buffers::GROUP;
 use crate::io::directory::{DataDirectory, directory_flags};
+use crate::io::mapping::{Mapping, Populate};
 use crate::io::slots::SlotKey;
 use crate::io::sockets::RECEIVE_BUFFER_BYTES;
 use crate::io::{ConnectionId, DiskOwner};
@@ -80,6 +81,9 @@ pub(super) enum Step {
     CreateDirectory { path: CString },
     Rename { from: CString, to: CString },
     Remove { path: CString },
+    Link { from: CString, to: CString },
+    RemoveDirectory { path: CString },
+    Populate { mapping: Mapping, next: Populate },
 }
 
 /// An open file and its place among the ring's registered files, if it has one.
@@ -183,6 +187,19 @@ impl Step {
                 opcode::RenameAt::new(root, from.as_ptr(), root, to.as_ptr()).build()
             }
             Self::Remove { path } => opcode::UnlinkAt::new(root, path.as_ptr()).build(),
+            Self::Link { from, to } => {
+                opcode::LinkAt::new(root, from.as_ptr(), root, to.as_ptr()).build()
+            }
+            Self::RemoveDirectory { path } => {
+                let flags = AtFlags::REMOVEDIR.bits().cast_signed();
+                opcode::UnlinkAt::new(root, path.as_ptr()).flags(flags).build()
+            }
+            // The kernel does this on a thread of its own, so the loop does not wait for the disk.
+            Self::Populate { mapping, next } => {
+                let len = i64::try_from(next.len).expect("a part of a mapping is small");
+                let address = mapping.start().wrapping_add(next.offset);
+                opcode::Madvise::new(address.cast_const().cast(), len, next.advice).build()
+            }
         }
     }
 }

@@ -70,7 +70,7 @@ fn switched_off() -> Option<ProbeError> {
 }
 
 /// The operations without which the driver cannot work.
-const OPERATIONS: [(u8, &str); 13] = [
+const OPERATIONS: [(u8, &str); 15] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Write::CODE, "WRITE"),
     (opcode::Fsync::CODE, "FSYNC"),
@@ -79,6 +79,8 @@ const OPERATIONS: [(u8, &str); 13] = [
     (opcode::RenameAt::CODE, "RENAMEAT"),
     (opcode::UnlinkAt::CODE, "UNLINKAT"),
     (opcode::MkDirAt::CODE, "MKDIRAT"),
+    (opcode::LinkAt::CODE, "LINKAT"),
+    (opcode::Madvise::CODE, "MADVISE"),
     (opcode::AcceptMulti::CODE, "ACCEPT"),
     (opcode::Recv::CODE, "RECV"),
     (opcode::SendMsg::CODE, "SENDMSG"),
