@@ -28,6 +28,8 @@ on_both_drivers![
     mapping_is_private_and_outlives_its_file,
     mapping_more_than_there_is_fails,
     mapping_takes_place_beside_other_work,
+    buffers_of_the_driver_are_read_and_written,
+    buffers_of_the_driver_outlive_it,
 ];
 
 const FILE: FileId = FileId(1);
@@ -408,4 +410,67 @@ fn mapping_takes_place_beside_other_work<D: Driver>() {
     }
     rig.poll();
     drop(rig);
+}
+
+/// Sizes from one block to more than a source has in one piece, several at a time.
+fn buffers_of_the_driver_are_read_and_written<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let source = rig.io.buffers();
+    rig.must(open(FILE, "file", OpenMode::Create));
+    let counts = [1, 2, 3, 17, 256, 1024, 2000];
+    let mut writes = Vec::new();
+    let mut start = 0;
+    for (index, count) in counts.into_iter().enumerate() {
+        let mut buffer = source.take(count * BLOCK_SIZE);
+        assert!(buffer.is_empty());
+        buffer.set_len(count * BLOCK_SIZE);
+        buffer.as_mut_slice().fill(index as u8 + 1);
+        let durability = [Durability::Durable, Durability::Cached][index % 2];
+        writes.push(rig.start(write(FILE, start * BLOCK_SIZE, buffer, durability)));
+        start += count;
+    }
+    for (id, count) in writes.into_iter().zip(counts) {
+        let completion = rig.finish(id);
+        assert_eq!(completion.result, Ok(DiskOutput::Done));
+        assert_eq!(completion.buffer.unwrap().len(), count * BLOCK_SIZE);
+    }
+    rig.must(DiskOperation::Sync { file: FILE });
+    let mut start = 0;
+    for (index, count) in counts.into_iter().enumerate() {
+        let len = count * BLOCK_SIZE;
+        let (offset, buffer) = ((start * BLOCK_SIZE) as u64, source.take(len));
+        let completion = rig.disk(DiskOperation::Read { file: FILE, offset, len, buffer });
+        let buffer = completion.buffer.unwrap();
+        assert_eq!(buffer.len(), len);
+        assert!(buffer.as_slice().iter().all(|byte| *byte == index as u8 + 1), "{count}");
+        start += count;
+    }
+    // Past the end: what came before stays out of sight.
+    let (offset, buffer) = (((start - 1) * BLOCK_SIZE) as u64, source.take(4 * BLOCK_SIZE));
+    let len = 4 * BLOCK_SIZE;
+    let completion = rig.disk(DiskOperation::Read { file: FILE, offset, len, buffer });
+    assert_eq!(completion.buffer.unwrap().len(), BLOCK_SIZE);
+}
+
+fn buffers_of_the_driver_outlive_it<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let source = rig.io.buffers();
+    make_file(&mut rig, "file", 4);
+    rig.must(open(FILE, "file", OpenMode::ReadWrite));
+    let len = 4 * BLOCK_SIZE;
+    let read = |buffer| DiskOperation::Read { file: FILE, offset: 0, len, buffer };
+    let kept = rig.disk(read(source.take(len))).buffer.unwrap();
+    for _ in 0..32 {
+        // Dropped while the kernel may still be writing to them.
+        rig.start(read(source.take(len)));
+    }
+    drop(rig);
+    assert_eq!(kept.as_slice(), blocks(4, |i| i as u8).as_slice());
+    let mut later = source.take(len);
+    later.pad_to(len);
+    assert_eq!(kept.as_slice(), blocks(4, |i| i as u8).as_slice());
 }

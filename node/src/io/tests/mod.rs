@@ -37,7 +37,9 @@ trait Driver: Io + Sized {
 
 impl Driver for UringIo {
     fn open(directory: DataDirectory, handle_signals: bool) -> Option<Self> {
-        ring_or_excuse(directory, UringOptions { handle_signals, ..UringOptions::default() })
+        let buffer_bytes = 8 << 20;
+        let options = UringOptions { handle_signals, buffer_bytes, ..UringOptions::default() };
+        ring_or_excuse(directory, options)
     }
 
     fn things_held(&self) -> usize {

@@ -32,11 +32,19 @@ pub(super) struct Disk {
     /// Closed by their owners while requests on them were under way.
     retired: Vec<Rc<OpenFile>>,
     table_free: Vec<u32>,
+    /// Reads and writes on registered memory so far.
+    pub(super) operations_registered: u64,
 }
 
 impl Disk {
     pub(super) fn new(directory: DataDirectory) -> Self {
-        Self { directory, files: HashMap::new(), retired: Vec::new(), table_free: Vec::new() }
+        Self {
+            directory,
+            files: HashMap::new(),
+            retired: Vec::new(),
+            table_free: Vec::new(),
+            operations_registered: 0,
+        }
     }
 }
 

@@ -70,9 +70,11 @@ fn switched_off() -> Option<ProbeError> {
 }
 
 /// The operations without which the driver cannot work.
-const OPERATIONS: [(u8, &str); 15] = [
+const OPERATIONS: [(u8, &str); 17] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Write::CODE, "WRITE"),
+    (opcode::ReadFixed::CODE, "READ_FIXED"),
+    (opcode::WriteFixed::CODE, "WRITE_FIXED"),
     (opcode::Fsync::CODE, "FSYNC"),
     (opcode::OpenAt::CODE, "OPENAT"),
     (opcode::Close::CODE, "CLOSE"),
