@@ -267,7 +267,8 @@ impl Worker {
                 drop(file);
                 Ok(())
             }
-            Work::Sync { file } => repeat(|| rustix::fs::fsync(&file)),
+            // Content, and the length where it has changed; not the times of the file.
+            Work::Sync { file } => repeat(|| rustix::fs::fdatasync(&file)),
             Work::CreateDirectory { name } => repeat(|| directory.create_directory(&name)),
             Work::SyncDirectory { name } => repeat(|| directory.sync_directory(&name)),
             Work::Rename { from, to } => repeat(|| directory.rename(&from, &to)),
