@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_types, reason = "plain sockets are the other end of what is tested")]
 
+mod device;
 mod directory;
 mod disk;
 mod network;
