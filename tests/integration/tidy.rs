@@ -7,7 +7,7 @@ const LINES_MAX: usize = 800;
 const COLUMNS_MAX: usize = 100;
 const FILE_NAMES_BANNED: [&str; 7] =
     ["util", "common", "helpers", "misc", "types", "manager", "service"];
-const UNSAFE_FOLDER: &str = "node/src/io/uring";
+const UNSAFE_FOLDER: &str = "node/src/io";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

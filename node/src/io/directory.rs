@@ -220,6 +220,16 @@ impl DataDirectory {
         fs::unlinkat(&self.root, relative(name), AtFlags::empty())
     }
 
+    /// Gives a file a second name. Blocks.
+    pub(crate) fn link(&self, from: &FileName, to: &FileName) -> Result<(), Errno> {
+        fs::linkat(&self.root, relative(from), &self.root, relative(to), AtFlags::empty())
+    }
+
+    /// Removes an empty directory. Blocks.
+    pub(crate) fn remove_directory(&self, name: &FileName) -> Result<(), Errno> {
+        fs::unlinkat(&self.root, relative(name), AtFlags::REMOVEDIR)
+    }
+
     fn open_directory(&self, name: &FileName) -> Result<OwnedFd, Errno> {
         openat(&self.root, relative(name), directory_flags(), Mode::empty())
     }

@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_types, reason = "plain sockets are the other end of what is tested")]
 
+mod device;
 mod directory;
 mod disk;
 mod network;
@@ -37,7 +38,9 @@ trait Driver: Io + Sized {
 
 impl Driver for UringIo {
     fn open(directory: DataDirectory, handle_signals: bool) -> Option<Self> {
-        ring_or_excuse(directory, UringOptions { handle_signals, ..UringOptions::default() })
+        let buffer_bytes = 8 << 20;
+        let options = UringOptions { handle_signals, buffer_bytes, ..UringOptions::default() };
+        ring_or_excuse(directory, options)
     }
 
     fn things_held(&self) -> usize {
@@ -57,7 +60,7 @@ impl Driver for PreadIo {
     }
 }
 
-fn ring_or_excuse(directory: DataDirectory, options: UringOptions) -> Option<UringIo> {
+pub(super) fn ring_or_excuse(directory: DataDirectory, options: UringOptions) -> Option<UringIo> {
     match UringIo::new(directory, options) {
         Ok(driver) => Some(driver),
         Err(
@@ -86,10 +89,10 @@ macro_rules! on_both_drivers {
 use on_both_drivers;
 
 /// A directory of its own for a test, removed at its end.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::below(std::env::temp_dir())
     }
 
@@ -102,7 +105,7 @@ impl Scratch {
         Self(path)
     }
 
-    fn open(&self) -> DataDirectory {
+    pub(super) fn open(&self) -> DataDirectory {
         let options = DirectoryOptions { create: true, lock_wait: Duration::ZERO };
         DataDirectory::open(&self.0.join("data"), options).unwrap()
     }
