@@ -1,0 +1,129 @@
+//! What only the driver on a runtime can get wrong: turns that end too early or never block, and
+//! the lock that the runtime's ring is to keep.
+
+use std::io::{Read, Write};
+
+use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
+use wal::disk::{BLOCK_SIZE, DiskOperation, Durability, FileId, FileName, IoBuffer, OpenMode};
+
+use super::{Driver, Rig, Scratch};
+use crate::io::sockets::RECEIVE_BUFFERS;
+use crate::io::tokio_uring::TokioUringIo;
+use crate::io::{Completion, Io, Monotonic, Request};
+
+fn rig() -> Option<Rig<TokioUringIo>> {
+    Rig::new()
+}
+
+/// The registered file outlives the process by the ring's last request, and the lock with it.
+#[test]
+fn lock_is_registered_in_the_ring_of_the_runtime() {
+    let scratches = [Scratch::new(), Scratch::new()];
+    let drivers: Vec<_> =
+        scratches.iter().filter_map(|s| TokioUringIo::open(s.open(), false)).collect();
+    for driver in &drivers {
+        assert!(driver.keeps_lock_in_ring());
+    }
+}
+
+/// Nothing but a poll follows the submission, and that must hand all of it to the kernel; the tasks
+/// are more than the runtime runs at a go.
+#[test]
+fn poll_starts_all_that_was_submitted() {
+    const CONNECTIONS: u32 = 200;
+    let Some(mut rig) = rig() else { return };
+    let address = rig.listen();
+    let mut clients: Vec<_> = (0..CONNECTIONS).map(|_| rig.connect(address)).collect();
+    for (index, (connection, _)) in clients.iter().enumerate() {
+        let part = Bytes::from((index as u32).to_be_bytes().to_vec());
+        rig.io.submit(Request::Send(*connection, vec![part]));
+    }
+    rig.poll();
+    for (index, (_, client)) in clients.iter_mut().enumerate() {
+        let mut answer = [0; 4];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(u32::from_be_bytes(answer), index as u32);
+    }
+}
+
+/// Completions that are there already must not keep what was submitted from starting.
+#[test]
+fn wait_with_completions_at_hand_starts_what_was_submitted() {
+    let Some(mut rig) = rig() else { return };
+    let address = rig.listen();
+    let (connection, mut client) = rig.connect(address);
+    rig.io.submit(Request::Send(connection, vec![Bytes::from_static(b"x")]));
+    rig.io.submit(Request::Listen(address));
+    let mut done = Vec::new();
+    rig.io.wait(None, &mut done).unwrap();
+    assert!(matches!(done[0], Completion::Listening(Err(_))), "{done:?}");
+    client.read_exact(&mut [0; 1]).unwrap();
+}
+
+#[test]
+fn idle_driver_uses_no_processor() {
+    let Some(mut rig) = rig() else { return };
+    let address = rig.listen();
+    let (connection, _client) = rig.connect(address);
+    rig.io.submit(Request::Receive(connection));
+    rig.poll();
+    let used = || {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Monotonic(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    };
+    let before = used();
+    let deadline = rig.io.now().0.plus_millis(500);
+    let mut done = Vec::new();
+    rig.io.wait(Some(deadline), &mut done).unwrap();
+    assert!(done.is_empty(), "{done:?}");
+    assert!(rig.io.now().0 >= deadline);
+    assert!(used() < before.plus_millis(50), "the loop spins");
+}
+
+/// More writes at once than the submission queue and the completion queue hold.
+#[test]
+fn more_requests_than_the_queues_hold_complete() {
+    let Some(mut rig) = rig() else { return };
+    let file = FileId(0);
+    let name = FileName::new("file");
+    rig.must(DiskOperation::Open { file, name, mode: OpenMode::Create });
+    let writes: Vec<_> = (0..5000_u64)
+        .map(|index| {
+            let mut buffer = IoBuffer::zeroed(BLOCK_SIZE);
+            buffer.as_mut_slice().fill(index as u8);
+            let offset = index % 100 * BLOCK_SIZE as u64;
+            let durability = Durability::Cached;
+            rig.start(DiskOperation::Write { file, offset, buffer, durability })
+        })
+        .collect();
+    for id in writes {
+        rig.finish(id).result.unwrap();
+    }
+    assert_eq!(rig.io.tasks_running(), 0);
+}
+
+/// All buffers lent: receives wait until one is released, or their connection is closed.
+#[test]
+fn receives_wait_while_all_buffers_are_lent() {
+    let Some(mut rig) = rig() else { return };
+    let address = rig.listen();
+    let (connection, mut client) = rig.connect(address);
+    let (waiting, mut late) = rig.connect(address);
+    let mut lent = Vec::new();
+    for _ in 0..RECEIVE_BUFFERS {
+        client.write_all(b"x").unwrap();
+        rig.io.submit(Request::Receive(connection));
+        lent.push(rig.expect(|completion| match completion {
+            Completion::Received { result, .. } => Ok(result.unwrap()),
+            other => Err(other),
+        }));
+    }
+    late.write_all(b"late").unwrap();
+    rig.io.submit(Request::Receive(waiting));
+    for _ in 0..3 {
+        assert_eq!(rig.poll(), 0, "there is no buffer to receive into");
+    }
+    rig.io.release(lent.pop().unwrap());
+    assert_eq!(rig.received(waiting).unwrap(), b"late");
+}
