@@ -12,7 +12,10 @@
 //! * a write with [`Durability::Durable`] completes after the bytes are on stable storage, for
 //!   ranges that were written and synced before (an overwrite);
 //! * [`DiskOperation::Sync`] covers the writes that completed before it was submitted, and the
-//!   file's length; [`DiskOperation::SyncDirectory`] covers creations, renames and removals in it.
+//!   file's length; [`DiskOperation::SyncDirectory`] covers creations, links, renames and removals
+//!   in it;
+//! * memory that a [`DiskOperation::Map`] yields has been read whole and stays readable: an
+//!   unreadable sector fails the operation, never a later look at the memory.
 
 use std::fmt;
 
@@ -159,10 +162,34 @@ pub enum DiskOperation {
         /// Its name from now on.
         to: FileName,
     },
-    /// Removes a file.
+    /// Removes a file. Its content stays while it is open, mapped or linked by another name.
     Remove {
         /// Which one.
         name: FileName,
+    },
+    /// Gives a file a second name (a hard link), in the same directory or another. A name that is
+    /// taken is an error; nothing is replaced.
+    Link {
+        /// The name it has.
+        from: FileName,
+        /// The name it gets too; durable once its directory is synced.
+        to: FileName,
+    },
+    /// Removes an empty directory; one that is not empty is an error.
+    RemoveDirectory {
+        /// Which one.
+        name: FileName,
+    },
+    /// Yields the first `len` bytes of a file as memory, in the completion's buffer.
+    ///
+    /// The memory is the core's own: changing it does not change the file. It outlives the open
+    /// file and all of the file's names. Nobody may change the file while it lives. A file of less
+    /// than `len` bytes is an error.
+    Map {
+        /// Which file.
+        file: FileId,
+        /// How much of it, in bytes; a multiple of [`BLOCK_SIZE`], not 0.
+        len: usize,
     },
 }
 
@@ -221,32 +248,83 @@ pub struct DiskCompletion {
     pub id: RequestId,
     /// How it ended.
     pub result: Result<DiskOutput, DiskError>,
-    /// The request's buffer, if it had one.
+    /// The request's buffer, if it had one, or the memory that a [`DiskOperation::Map`] made.
     pub buffer: Option<IoBuffer>,
 }
 
-/// An owned, block-aligned buffer with room for a whole number of blocks.
+/// Memory that an [`IoBuffer`] owns but the heap does not: part of a driver's arena, or a mapped
+/// file. Dropping it returns it to where it came from.
+///
+/// Both methods yield the same bytes at the same address, every time, for as long as the value
+/// lives: drivers hand that address to the kernel. It is a multiple of [`BLOCK_SIZE`], and so is
+/// the length, which is not 0.
+pub trait BufferMemory: AsRef<[u8]> + AsMut<[u8]> + Send + Sync {}
+
+/// Where buffers come from.
+pub trait BufferSource: fmt::Debug {
+    /// Yields an empty buffer with room for at least `bytes`. Never fails: a source that has run
+    /// out turns to the heap.
+    ///
+    /// The room may hold what a former user left there; see [`IoBuffer::set_len`].
+    fn take(&self, bytes: usize) -> IoBuffer;
+}
+
+/// The heap as a source of buffers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeapBuffers;
+
+impl BufferSource for HeapBuffers {
+    fn take(&self, bytes: usize) -> IoBuffer {
+        IoBuffer::with_capacity(bytes)
+    }
+}
+
+enum Memory {
+    /// On the heap; the block-aligned room begins at `start`.
+    Heap {
+        storage: Vec<u8>,
+        start: usize,
+    },
+    Owned(Box<dyn BufferMemory>),
+}
+
+/// An owned, block-aligned buffer with room for a whole number of blocks, on the heap or in memory
+/// that belongs to someone else until the buffer is dropped.
 ///
 /// Its memory never moves while it lives, so a driver may hand its address to the kernel.
 pub struct IoBuffer {
-    storage: Vec<u8>,
-    start: usize,
+    memory: Memory,
     capacity: usize,
     len: usize,
 }
 
 impl IoBuffer {
-    /// Makes an empty buffer with room for `bytes`, rounded up to whole blocks (at least one).
+    /// Makes an empty buffer on the heap with room for `bytes`, rounded up to whole blocks (at
+    /// least one).
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         let capacity = bytes.max(1).next_multiple_of(BLOCK_SIZE);
         let storage = vec![0; capacity + BLOCK_SIZE];
         let start = storage.as_ptr().align_offset(BLOCK_SIZE);
         assert!(start < BLOCK_SIZE, "a byte pointer can always be aligned");
-        Self { storage, start, capacity, len: 0 }
+        Self { memory: Memory::Heap { storage, start }, capacity, len: 0 }
     }
 
-    /// Makes a buffer of `len` zero bytes, rounded up to whole blocks.
+    /// Makes an empty buffer whose room is all of `memory`.
+    ///
+    /// # Panics
+    /// If the memory is empty, not aligned or not made of whole blocks.
+    #[must_use]
+    pub fn from_memory(memory: Box<dyn BufferMemory>) -> Self {
+        let bytes = (*memory).as_ref();
+        let capacity = bytes.len();
+        let whole = capacity > 0 && capacity.is_multiple_of(BLOCK_SIZE);
+        let aligned = bytes.as_ptr().align_offset(BLOCK_SIZE) == 0;
+        assert!(whole && aligned, "{capacity} bytes of memory are not made of whole blocks");
+        Self { memory: Memory::Owned(memory), capacity, len: 0 }
+    }
+
+    /// Makes a buffer of `len` zero bytes on the heap, rounded up to whole blocks.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
         let mut buffer = Self::with_capacity(len);
@@ -275,22 +353,38 @@ impl IoBuffer {
     /// The valid bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &self.storage[self.start..self.start + self.len]
+        &self.room()[..self.len]
     }
 
     /// The valid bytes, to change.
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start..self.start + self.len]
+        let len = self.len;
+        &mut self.spare_mut()[..len]
     }
 
     /// All of the room, valid or not (never uninitialised), for a driver to read into.
     #[must_use]
     pub fn spare_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start..self.start + self.capacity]
+        match &mut self.memory {
+            Memory::Heap { storage, start } => &mut storage[*start..*start + self.capacity],
+            Memory::Owned(memory) => (**memory).as_mut(),
+        }
+    }
+
+    /// All of the room, to look at; what lies past the valid bytes means nothing.
+    fn room(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Heap { storage, start } => &storage[*start..*start + self.capacity],
+            Memory::Owned(memory) => (**memory).as_ref(),
+        }
     }
 
     /// Declares the first `len` bytes valid.
+    ///
+    /// Bytes that nobody has written since the buffer was taken are zeros on the heap, but another
+    /// user's leftovers in memory from a [`BufferSource`]: pad what goes to the disk with
+    /// [`IoBuffer::pad_to`].
     ///
     /// # Panics
     /// If `len` exceeds the capacity.
@@ -306,12 +400,29 @@ impl IoBuffer {
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
         assert!(end <= self.capacity, "{end} bytes in a buffer of {}", self.capacity);
-        let at = self.start + self.len;
-        self.storage[at..at + bytes.len()].copy_from_slice(bytes);
+        let at = self.len;
+        self.spare_mut()[at..end].copy_from_slice(bytes);
         self.len = end;
     }
 
-    /// Moves the valid bytes into a buffer with room for at least `bytes`.
+    /// Appends zero bytes until `len` bytes are valid.
+    ///
+    /// # Panics
+    /// If `len` exceeds the capacity or is less than what is valid already.
+    pub fn pad_to(&mut self, len: usize) {
+        assert!(
+            self.len <= len && len <= self.capacity,
+            "{len} bytes in a buffer with {} of {}",
+            self.len,
+            self.capacity
+        );
+        let at = self.len;
+        self.spare_mut()[at..len].fill(0);
+        self.len = len;
+    }
+
+    /// Moves the valid bytes into a buffer with room for at least `bytes`, on the heap if this one
+    /// is too small.
     #[must_use]
     pub fn grown(self, bytes: usize) -> Self {
         if bytes <= self.capacity {
@@ -357,6 +468,76 @@ mod tests {
         let buffer = buffer.grown(3 * BLOCK_SIZE);
         assert_eq!(buffer.as_slice(), b"abc");
         assert_eq!(buffer.capacity(), 3 * BLOCK_SIZE);
+    }
+
+    /// Memory with leftovers in it, which counts how often it was given back.
+    struct Lease {
+        storage: Vec<u8>,
+        start: usize,
+        returned: std::sync::Arc<std::sync::atomic::AtomicU32>,
+    }
+
+    impl Lease {
+        fn new(blocks: usize) -> Self {
+            let storage = vec![0xee; (blocks + 1) * BLOCK_SIZE];
+            let start = storage.as_ptr().align_offset(BLOCK_SIZE);
+            Self { storage, start, returned: std::sync::Arc::default() }
+        }
+
+        fn len(&self) -> usize {
+            self.storage.len() - BLOCK_SIZE
+        }
+    }
+
+    impl AsRef<[u8]> for Lease {
+        fn as_ref(&self) -> &[u8] {
+            &self.storage[self.start..self.start + self.len()]
+        }
+    }
+
+    impl AsMut<[u8]> for Lease {
+        fn as_mut(&mut self) -> &mut [u8] {
+            let len = self.len();
+            &mut self.storage[self.start..self.start + len]
+        }
+    }
+
+    impl BufferMemory for Lease {}
+
+    impl Drop for Lease {
+        fn drop(&mut self) {
+            self.returned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn leased_memory_is_used_in_place_and_given_back() {
+        let lease = Lease::new(2);
+        let address = lease.as_ref().as_ptr();
+        let returned = std::sync::Arc::clone(&lease.returned);
+        let mut buffer = IoBuffer::from_memory(Box::new(lease));
+        assert!(buffer.is_empty());
+        assert_eq!(buffer.capacity(), 2 * BLOCK_SIZE);
+        buffer.extend_from_slice(b"abc");
+        assert_eq!(buffer.as_slice(), b"abc");
+        assert_eq!(buffer.as_slice().as_ptr(), address);
+        assert_eq!(buffer.spare_mut().len(), 2 * BLOCK_SIZE);
+        buffer.pad_to(BLOCK_SIZE);
+        assert!(buffer.as_slice()[3..].iter().all(|byte| *byte == 0), "leftovers are covered");
+        let count = || returned.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(count(), 0);
+        let buffer = buffer.grown(3 * BLOCK_SIZE);
+        assert_eq!(count(), 1, "the larger one is on the heap");
+        assert_eq!(&buffer.as_slice()[..3], b"abc");
+        assert_eq!(buffer.len(), BLOCK_SIZE);
+    }
+
+    #[test]
+    #[should_panic(expected = "not made of whole blocks")]
+    fn leased_memory_must_be_aligned() {
+        let mut lease = Lease::new(2);
+        lease.start += 8;
+        let _ = IoBuffer::from_memory(Box::new(lease));
     }
 
     #[test]

@@ -17,13 +17,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::rc::Rc;
 
 use bytes::Bytes;
-use wal::disk::{DiskCompletion, DiskRequest};
+use wal::disk::{BufferSource, DiskCompletion, DiskRequest, HeapBuffers};
 
 mod clock;
 pub mod directory;
 mod disk_error;
+mod mapping;
 pub mod pread;
 pub mod process;
 mod signals;
@@ -173,4 +175,32 @@ pub trait Io {
 
     /// Names the driver, as `--io` and INFO do.
     fn name(&self) -> &'static str;
+
+    /// Where the cores on this thread get their disk buffers: memory the driver likes best.
+    /// The buffers, and the source itself, may outlive the driver.
+    fn buffers(&self) -> Rc<dyn BufferSource> {
+        Rc::new(HeapBuffers)
+    }
+
+    /// How the source of buffers has been used; all zero, where it is the heap.
+    fn buffer_statistics(&self) -> BufferStatistics {
+        BufferStatistics::default()
+    }
+}
+
+/// What became of the buffers that [`Io::buffers`] has given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BufferStatistics {
+    /// Bytes the driver keeps for buffers.
+    pub arena_bytes: u64,
+    /// Bytes of them that nobody uses now.
+    pub arena_bytes_free: u64,
+    /// Whether the kernel knows them in advance, and so does not pin them for each operation.
+    pub registered: bool,
+    /// Buffers that came from there.
+    pub taken: u64,
+    /// Buffers that came from the heap, because the arena had no room for them.
+    pub fallen_back: u64,
+    /// Disk reads and writes on registered memory.
+    pub operations: u64,
 }

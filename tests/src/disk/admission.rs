@@ -40,6 +40,12 @@ impl SimulatedDisk {
                 self.admit_range(open.inode, *offset, buffer.len(), Access::Write);
                 Some(open.inode)
             }
+            DiskOperation::Map { file, len } => {
+                let open = self.open_file(owner, *file);
+                assert!(*len > 0, "{file:?} of core {owner} is mapped over no bytes");
+                self.admit_range(open.inode, 0, *len, Access::Read);
+                Some(open.inode)
+            }
             _ => None,
         }
     }
@@ -86,7 +92,7 @@ impl SimulatedDisk {
         let Some((name, second)) = names_of(operation) else {
             return;
         };
-        if let Some(to) = second {
+        if let (DiskOperation::Rename { .. }, Some(to)) = (operation, second) {
             assert_eq!(name.parent(), to.parent(), "renaming between directories is not modelled");
         }
         for other in &self.in_flight {
@@ -124,6 +130,7 @@ fn file_of(operation: &DiskOperation) -> Option<FileId> {
         | DiskOperation::Close { file }
         | DiskOperation::Read { file, .. }
         | DiskOperation::Write { file, .. }
+        | DiskOperation::Map { file, .. }
         | DiskOperation::Sync { file } => Some(*file),
         _ => None,
     }
@@ -132,6 +139,7 @@ fn file_of(operation: &DiskOperation) -> Option<FileId> {
 fn range_of(operation: &DiskOperation) -> Option<(Access, u64, usize)> {
     match operation {
         DiskOperation::Read { offset, len, .. } => Some((Access::Read, *offset, *len)),
+        DiskOperation::Map { len, .. } => Some((Access::Read, 0, *len)),
         DiskOperation::Write { offset, buffer, .. } => Some((Access::Write, *offset, buffer.len())),
         _ => None,
     }
@@ -142,8 +150,11 @@ fn names_of(operation: &DiskOperation) -> Option<(&FileName, Option<&FileName>)>
     match operation {
         DiskOperation::CreateDirectory { name }
         | DiskOperation::Open { name, .. }
+        | DiskOperation::RemoveDirectory { name }
         | DiskOperation::Remove { name } => Some((name, None)),
-        DiskOperation::Rename { from, to } => Some((from, Some(to))),
+        DiskOperation::Rename { from, to } | DiskOperation::Link { from, to } => {
+            Some((from, Some(to)))
+        }
         _ => None,
     }
 }

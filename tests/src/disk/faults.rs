@@ -33,6 +33,12 @@ pub enum OperationKind {
     Rename,
     /// Removing.
     Remove,
+    /// Giving a file a second name.
+    Link,
+    /// Removing a directory.
+    RemoveDirectory,
+    /// Mapping a file.
+    Map,
 }
 
 impl OperationKind {
@@ -48,6 +54,9 @@ impl OperationKind {
             DiskOperation::SyncDirectory { .. } => Self::SyncDirectory,
             DiskOperation::Rename { .. } => Self::Rename,
             DiskOperation::Remove { .. } => Self::Remove,
+            DiskOperation::Link { .. } => Self::Link,
+            DiskOperation::RemoveDirectory { .. } => Self::RemoveDirectory,
+            DiskOperation::Map { .. } => Self::Map,
         }
     }
 }

@@ -268,14 +268,21 @@ impl SimulatedDisk {
 
     fn complete_at(&mut self, index: usize) -> (u16, DiskCompletion) {
         let mut request = self.in_flight.remove(index);
-        let result = self.carry_out(&mut request);
+        let mut mapped = None;
+        let result = match request.operation {
+            DiskOperation::Map { len, .. } => self.map(&request, len).map(|buffer| {
+                mapped = Some(buffer);
+                DiskOutput::Done
+            }),
+            _ => self.carry_out(&mut request),
+        };
         self.statistics.failures += u64::from(result.is_err());
         let result = result.map_err(|kind| DiskError { kind, code: code_of(kind) });
         let buffer = match request.operation {
             DiskOperation::Read { buffer, .. } | DiskOperation::Write { buffer, .. } => {
                 Some(buffer)
             }
-            _ => None,
+            _ => mapped,
         };
         (request.owner, DiskCompletion { id: request.id, result, buffer })
     }
@@ -333,13 +340,31 @@ impl SimulatedDisk {
                 return Ok(DiskOutput::Opened { len: self.inodes[&inode].len() });
             }
             DiskOperation::CreateDirectory { .. }
+            | DiskOperation::RemoveDirectory { .. }
             | DiskOperation::Rename { .. }
+            | DiskOperation::Link { .. }
             | DiskOperation::Remove { .. } => {
                 failure?;
                 self.change_names(number, &request.operation)?;
             }
+            DiskOperation::Map { .. } => unreachable!("mappings are made apart"),
         }
         Ok(DiskOutput::Done)
+    }
+
+    /// Copies what a mapping would show: content that nobody changes as long as it is mapped.
+    fn map(&mut self, request: &InFlight, len: usize) -> Result<IoBuffer, DiskErrorKind> {
+        self.next_number();
+        if let Some(Fault::Fail(error)) = request.fault {
+            return Err(error);
+        }
+        let inode = &self.inodes[&request.inode.expect("a mapping has an open file")];
+        if inode.len() < len as u64 {
+            return Err(DiskErrorKind::Io);
+        }
+        let mut buffer = IoBuffer::zeroed(len);
+        inode.read(0, buffer.as_mut_slice()).ok_or(DiskErrorKind::Io)?;
+        Ok(buffer)
     }
 
     fn write(&mut self, number: u64, request: &InFlight) -> Result<(), DiskErrorKind> {
@@ -401,6 +426,8 @@ impl SimulatedDisk {
             DiskOperation::CreateDirectory { name } => self.names.make_directory(number, name)?,
             DiskOperation::Rename { from, to } => self.names.rename(number, from, to)?,
             DiskOperation::Remove { name } => self.names.remove(number, name)?,
+            DiskOperation::Link { from, to } => self.names.link(number, from, to)?,
+            DiskOperation::RemoveDirectory { name } => self.names.remove_directory(number, name)?,
             DiskOperation::Open { name, mode, .. } => {
                 let found = self.names.inode(name);
                 if *mode != OpenMode::Create {
@@ -571,6 +598,13 @@ fn duplicate(operation: &DiskOperation) -> DiskOperation {
             DiskOperation::Rename { from: from.clone(), to: to.clone() }
         }
         DiskOperation::Remove { name } => DiskOperation::Remove { name: name.clone() },
+        DiskOperation::Link { from, to } => {
+            DiskOperation::Link { from: from.clone(), to: to.clone() }
+        }
+        DiskOperation::RemoveDirectory { name } => {
+            DiskOperation::RemoveDirectory { name: name.clone() }
+        }
+        DiskOperation::Map { file, len } => DiskOperation::Map { file: *file, len: *len },
     }
 }
 

@@ -17,6 +17,7 @@ enum Change {
     Create(FileName, InodeId),
     Rename(FileName, FileName, InodeId),
     Remove(FileName, InodeId),
+    RemoveDirectory(FileName),
 }
 
 impl Change {
@@ -26,13 +27,14 @@ impl Change {
             Self::MakeDirectory(name)
             | Self::Create(name, _)
             | Self::Rename(name, ..)
-            | Self::Remove(name, _) => name.parent(),
+            | Self::Remove(name, _)
+            | Self::RemoveDirectory(name) => name.parent(),
         }
     }
 
     fn inode(&self) -> Option<InodeId> {
         match self {
-            Self::MakeDirectory(_) => None,
+            Self::MakeDirectory(_) | Self::RemoveDirectory(_) => None,
             Self::Create(_, inode) | Self::Rename(_, _, inode) | Self::Remove(_, inode) => {
                 Some(*inode)
             }
@@ -54,6 +56,7 @@ impl Tree {
             Change::Create(name, _) => !self.files.contains_key(name),
             Change::Rename(from, _, inode) => self.files.get(from) == Some(inode),
             Change::Remove(name, inode) => self.files.get(name) == Some(inode),
+            Change::RemoveDirectory(name) => self.is_empty_directory(name),
         }
     }
 
@@ -72,7 +75,17 @@ impl Tree {
             Change::Remove(name, _) => {
                 self.files.remove(name);
             }
+            Change::RemoveDirectory(name) => {
+                // What was removed from it before, and not synced, goes with it.
+                self.directories.remove(name);
+                self.prune();
+            }
         }
+    }
+
+    fn is_empty_directory(&self, name: &FileName) -> bool {
+        let mut names = self.files.keys().chain(&self.directories);
+        self.directories.contains(name) && names.all(|inside| inside.parent() != *name)
     }
 
     fn has_directory(&self, name: &FileName) -> bool {
@@ -152,7 +165,8 @@ impl Names {
         to: &FileName,
     ) -> Result<(), DiskErrorKind> {
         let inode = self.inode(from).ok_or(DiskErrorKind::NotFound)?;
-        if from != to {
+        // Two names of one file are left as they are, as rename(2) says.
+        if self.inode(to) != Some(inode) {
             self.change(number, Change::Rename(from.clone(), to.clone(), inode));
         }
         Ok(())
@@ -164,16 +178,63 @@ impl Names {
         Ok(())
     }
 
+    /// Gives a file a second name.
+    pub(super) fn link(
+        &mut self,
+        number: u64,
+        from: &FileName,
+        to: &FileName,
+    ) -> Result<(), DiskErrorKind> {
+        let inode = self.inode(from).ok_or(DiskErrorKind::NotFound)?;
+        self.require_directory(&to.parent())?;
+        if self.inode(to).is_some() || self.running.has_directory(to) {
+            return Err(DiskErrorKind::Io);
+        }
+        self.change(number, Change::Create(to.clone(), inode));
+        Ok(())
+    }
+
+    pub(super) fn remove_directory(
+        &mut self,
+        number: u64,
+        name: &FileName,
+    ) -> Result<(), DiskErrorKind> {
+        if self.inode(name).is_some() {
+            return Err(DiskErrorKind::Io);
+        }
+        self.require_directory(name)?;
+        if !self.running.is_empty_directory(name) {
+            return Err(DiskErrorKind::Io);
+        }
+        self.change(number, Change::RemoveDirectory(name.clone()));
+        Ok(())
+    }
+
     /// Makes durable what happened in directory `name` before `covers`.
     pub(super) fn sync(&mut self, name: &FileName, covers: u64) -> Result<(), DiskErrorKind> {
         self.require_directory(name)?;
         let durable = &mut self.durable;
+        let mut removed = Vec::new();
         self.pending.retain(|(number, change)| {
             let covered = *number < covers && change.directory() == *name;
             if covered {
                 durable.apply(change);
+                if let Change::RemoveDirectory(directory) = change {
+                    removed.push((directory.clone(), *number));
+                }
             }
             !covered
+        });
+        // A directory made later under that name does not inherit what was pending in it.
+        self.pending.retain(|(number, change)| {
+            let inside = |directory: &FileName| {
+                let mut above = change.directory();
+                while !above.as_str().is_empty() && above != *directory {
+                    above = above.parent();
+                }
+                above == *directory
+            };
+            !removed.iter().any(|(directory, end)| number < end && inside(directory))
         });
         Ok(())
     }

@@ -723,3 +723,67 @@ fn closing_with_requests_in_flight_is_a_bug() {
 fn one_name_in_two_requests_is_a_bug() {
     bug_of([rename("log", "a"), DiskOperation::Remove { name: FileName::new("a") }]);
 }
+
+fn link(from: &str, to: &str) -> DiskOperation {
+    DiskOperation::Link { from: FileName::new(from), to: FileName::new(to) }
+}
+
+#[test]
+fn link_is_a_second_name_that_the_directory_sync_makes_durable() {
+    let mut core = Core::with_log(1, 1);
+    let name = FileName::new("copy");
+    core.done(DiskOperation::CreateDirectory { name });
+    core.done(sync_directory(""));
+    assert_eq!(core.error(link("missing", "copy/log")), DiskErrorKind::NotFound);
+    assert_eq!(core.error(link("log", "missing/log")), DiskErrorKind::NotFound);
+    core.done(link("log", "copy/log"));
+    assert_eq!(core.error(link("log", "copy/log")), DiskErrorKind::Io);
+    let seen: BTreeSet<String> = core.images(64).iter().map(names).collect();
+    assert_eq!(seen, BTreeSet::from(["log".to_owned(), "copy/log log".to_owned()]));
+
+    core.done(sync_directory("copy"));
+    core.done(durable(0, &[7]));
+    core.done(DiskOperation::Remove { name: FileName::new("log") });
+    core.done(sync_directory(""));
+    let disk = core.disk.crash(&mut Rng::with_seed(1));
+    assert_eq!(names(&disk), "copy/log");
+    assert_eq!(sectors(&disk, "copy/log"), [7; 8], "one content under both names");
+}
+
+#[test]
+fn directory_is_removed_when_empty_and_what_was_pending_in_it_does_not_come_back() {
+    let mut core = Core::new(1);
+    let inner = || FileName::new("inner");
+    core.disk.plant_file("inner/log", &[1; BLOCK_SIZE]);
+    let remove = || DiskOperation::RemoveDirectory { name: inner() };
+    assert_eq!(core.error(remove()), DiskErrorKind::Io);
+    core.done(DiskOperation::Remove { name: FileName::new("inner/log") });
+    core.done(remove());
+    assert_eq!(core.error(remove()), DiskErrorKind::NotFound);
+    let seen: BTreeSet<String> = core.images(64).iter().map(names).collect();
+    assert_eq!(seen, BTreeSet::from([String::new(), "inner/log".to_owned()]));
+
+    // The removal of the file was never synced, but that of its directory is.
+    core.done(sync_directory(""));
+    core.done(DiskOperation::CreateDirectory { name: inner() });
+    for image in core.images(64) {
+        assert_eq!(names(&image), "");
+    }
+}
+
+#[test]
+fn mapping_is_a_copy_and_an_unreadable_block_fails_it() {
+    let mut core = Core::with_log(1, 2);
+    core.done(durable(0, &[1, 2]));
+    let map = |blocks: usize| DiskOperation::Map { file: LOG, len: blocks * BLOCK_SIZE };
+    let completion = core.run(map(2));
+    assert_eq!(completion.result, Ok(DiskOutput::Done));
+    let mut mapped = completion.buffer.unwrap();
+    assert_eq!((mapped.as_slice()[0], mapped.as_slice()[BLOCK_SIZE]), (1, 2));
+    mapped.as_mut_slice().fill(9);
+    assert_eq!(core.disk.read_file("log")[0], 1);
+    assert_eq!(core.error(map(3)), DiskErrorKind::Io);
+    core.disk.fail_reads("log", BLOCK_SIZE as u64, 1);
+    let completion = core.run(map(2));
+    assert!(completion.result.is_err() && completion.buffer.is_none());
+}

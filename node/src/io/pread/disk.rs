@@ -15,6 +15,7 @@ use wal::disk::{
 
 use crate::io::directory::{DataDirectory, OpenedFile};
 use crate::io::disk_error::{REPEATS_MAX, disk_error, is_interruption, short_write};
+use crate::io::mapping::Mapping;
 use crate::io::{Completion, DiskOwner};
 
 /// The loop's end of the disk threads.
@@ -61,6 +62,9 @@ enum Work {
     SyncDirectory { name: FileName },
     Rename { from: FileName, to: FileName },
     Remove { name: FileName },
+    Link { from: FileName, to: FileName },
+    RemoveDirectory { name: FileName },
+    Map { file: Arc<OwnedFd>, len: usize },
 }
 
 #[derive(Debug)]
@@ -145,6 +149,9 @@ impl Disk {
             DiskOperation::SyncDirectory { name } => Work::SyncDirectory { name },
             DiskOperation::Rename { from, to } => Work::Rename { from, to },
             DiskOperation::Remove { name } => Work::Remove { name },
+            DiskOperation::Link { from, to } => Work::Link { from, to },
+            DiskOperation::RemoveDirectory { name } => Work::RemoveDirectory { name },
+            DiskOperation::Map { file, len } => Work::Map { file: open(file).ok_or(None)?, len },
         })
     }
 
@@ -245,6 +252,12 @@ impl Worker {
                 let result = write(&file, offset, &buffer, durable, directory.direct());
                 return (result, Some(buffer), None);
             }
+            Work::Map { file, len } => {
+                return match map(&file, len) {
+                    Ok(buffer) => (Ok(DiskOutput::Done), Some(buffer), None),
+                    Err(errno) => (Err(errno.into()), None, None),
+                };
+            }
             Work::ListDirectory { name } => {
                 let listed = repeat(|| directory.list(&name));
                 return (listed.map(DiskOutput::Listed).map_err(Into::into), None, None);
@@ -259,6 +272,8 @@ impl Worker {
             Work::SyncDirectory { name } => repeat(|| directory.sync_directory(&name)),
             Work::Rename { from, to } => repeat(|| directory.rename(&from, &to)),
             Work::Remove { name } => repeat(|| directory.remove(&name)),
+            Work::Link { from, to } => repeat(|| directory.link(&from, &to)),
+            Work::RemoveDirectory { name } => repeat(|| directory.remove_directory(&name)),
         };
         (result.map(|()| DiskOutput::Done).map_err(Into::into), None, None)
     }
@@ -320,6 +335,15 @@ fn read(file: impl AsFd, offset: u64, len: usize, buffer: &mut IoBuffer) -> Outc
     }
     buffer.set_len(done);
     result
+}
+
+fn map(file: impl AsFd, len: usize) -> Result<IoBuffer, Errno> {
+    let mut mapping = Mapping::new(file, len)?;
+    while let Some(next) = mapping.next_populate() {
+        repeat(|| mapping.populate(next))?;
+        mapping.populated(next);
+    }
+    Ok(mapping.into_buffer())
 }
 
 fn write(file: impl AsFd, offset: u64, buffer: &IoBuffer, durable: bool, direct: bool) -> Outcome {

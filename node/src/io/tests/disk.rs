@@ -22,6 +22,14 @@ on_all_drivers![
     file_ids_are_reusable_many_times,
     drop_with_requests_under_way,
     directory_is_listed_without_directories,
+    linked_file_has_two_names_until_one_is_removed,
+    link_replaces_nothing,
+    directory_is_removed_once_it_is_empty,
+    mapping_is_private_and_outlives_its_file,
+    mapping_more_than_there_is_fails,
+    mapping_takes_place_beside_other_work,
+    buffers_of_the_driver_are_read_and_written,
+    buffers_of_the_driver_outlive_it,
 ];
 
 const FILE: FileId = FileId(1);
@@ -158,6 +166,8 @@ fn missing_things_are_not_found<D: Driver>() {
         DiskOperation::Remove { name: missing() },
         DiskOperation::Rename { from: missing(), to: name("other") },
         DiskOperation::CreateDirectory { name: name("missing/child") },
+        DiskOperation::Link { from: missing(), to: name("other") },
+        DiskOperation::RemoveDirectory { name: missing() },
     ] {
         let text = format!("{operation:?}");
         let error = rig.disk(operation).result.expect_err(&text);
@@ -175,6 +185,7 @@ fn file_that_is_not_open_gives_the_buffer_back<D: Driver>() {
     let completion = rig.disk(write(FILE, 0, blocks(1, |_| 0), Durability::Cached));
     assert_eq!(completion.buffer.unwrap().len(), BLOCK_SIZE);
     assert!(rig.disk(DiskOperation::Sync { file: FILE }).result.is_err());
+    assert!(rig.disk(DiskOperation::Map { file: FILE, len: BLOCK_SIZE }).result.is_err());
     assert!(rig.disk(DiskOperation::Close { file: FILE }).result.is_err());
 }
 
@@ -286,4 +297,180 @@ fn directory_is_listed_without_directories<D: Driver>() {
     let listed = rig.must(DiskOperation::ListDirectory { name: name("") });
     let pid_len = std::process::id().to_string().len() as u64 + 1;
     assert_eq!(listed, DiskOutput::Listed(vec![("LOCK".to_owned(), pid_len)]));
+}
+
+/// Makes a closed file of `count` blocks, each filled with its number.
+fn make_file<D: Driver>(rig: &mut Rig<D>, path: &str, count: usize) {
+    rig.must(open(FILE, path, OpenMode::Create));
+    rig.must(write(FILE, 0, blocks(count, |i| i as u8), Durability::Durable));
+    rig.must(DiskOperation::Close { file: FILE });
+}
+
+fn linked_file_has_two_names_until_one_is_removed<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let snapshot = name("snapshot");
+    rig.must(DiskOperation::CreateDirectory { name: snapshot.clone() });
+    make_file(&mut rig, "file", 2);
+    rig.must(DiskOperation::Link { from: name("file"), to: name("snapshot/kept") });
+    rig.must(DiskOperation::SyncDirectory { name: snapshot.clone() });
+    rig.must(DiskOperation::Remove { name: name("file") });
+    let listed = rig.must(DiskOperation::ListDirectory { name: snapshot });
+    assert_eq!(listed, DiskOutput::Listed(vec![("kept".to_owned(), 2 * BLOCK_SIZE as u64)]));
+    rig.must(open(FILE, "snapshot/kept", OpenMode::Read));
+    let back = rig.disk(read(FILE, 0, 2 * BLOCK_SIZE)).buffer.unwrap();
+    assert_eq!(back.as_slice(), blocks(2, |i| i as u8).as_slice());
+}
+
+fn link_replaces_nothing<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    make_file(&mut rig, "one", 1);
+    make_file(&mut rig, "two", 2);
+    let link = || DiskOperation::Link { from: name("one"), to: name("two") };
+    assert_eq!(rig.disk(link()).result.unwrap_err().kind, DiskErrorKind::Io);
+    let opened = rig.must(open(FILE, "two", OpenMode::Read));
+    assert_eq!(opened, DiskOutput::Opened { len: 2 * BLOCK_SIZE as u64 });
+}
+
+fn directory_is_removed_once_it_is_empty<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let inner = || name("inner");
+    rig.must(DiskOperation::CreateDirectory { name: inner() });
+    make_file(&mut rig, "inner/file", 1);
+    let remove = || DiskOperation::RemoveDirectory { name: inner() };
+    assert_eq!(rig.disk(remove()).result.unwrap_err().kind, DiskErrorKind::Io);
+    let file = DiskOperation::RemoveDirectory { name: name("inner/file") };
+    assert_eq!(rig.disk(file).result.unwrap_err().kind, DiskErrorKind::Io);
+    rig.must(DiskOperation::Remove { name: name("inner/file") });
+    rig.must(remove());
+    let list = DiskOperation::ListDirectory { name: inner() };
+    assert_eq!(rig.disk(list).result.unwrap_err().kind, DiskErrorKind::NotFound);
+}
+
+fn mapping_is_private_and_outlives_its_file<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    make_file(&mut rig, "file", 9);
+    rig.must(open(FILE, "file", OpenMode::Read));
+    let len = 8 * BLOCK_SIZE;
+    let completion = rig.disk(DiskOperation::Map { file: FILE, len });
+    assert_eq!(completion.result, Ok(DiskOutput::Done));
+    let mut mapped = completion.buffer.unwrap();
+    assert_eq!(mapped.capacity(), len);
+    assert_eq!(mapped.as_slice(), blocks(8, |i| i as u8).as_slice());
+    mapped.as_mut_slice()[..BLOCK_SIZE].fill(0xff);
+    let back = rig.disk(read(FILE, 0, BLOCK_SIZE)).buffer.unwrap();
+    assert_eq!(back.as_slice(), blocks(1, |_| 0).as_slice(), "the file is not changed");
+
+    rig.must(DiskOperation::Close { file: FILE });
+    rig.must(DiskOperation::Remove { name: name("file") });
+    drop(rig);
+    let expected = blocks(8, |i| if i == 0 { 0xff } else { i as u8 });
+    assert_eq!(mapped.as_slice(), expected.as_slice());
+}
+
+fn mapping_more_than_there_is_fails<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    make_file(&mut rig, "file", 2);
+    rig.must(open(FILE, "file", OpenMode::Read));
+    for len in [3 * BLOCK_SIZE, 0, 100, 1 << 50] {
+        let completion = rig.disk(DiskOperation::Map { file: FILE, len });
+        assert_eq!(completion.result.unwrap_err().kind, DiskErrorKind::Io, "{len}");
+        assert!(completion.buffer.is_none());
+    }
+}
+
+/// Also dropped with a mapping under way.
+fn mapping_takes_place_beside_other_work<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    make_file(&mut rig, "file", 1024);
+    rig.must(open(FILE, "file", OpenMode::Read));
+    let map = || DiskOperation::Map { file: FILE, len: 1024 * BLOCK_SIZE };
+    let mappings: Vec<_> = (0..4).map(|_| rig.start(map())).collect();
+    let block = rig.start(read(FILE, 7 * BLOCK_SIZE, BLOCK_SIZE));
+    assert_eq!(rig.finish(block).buffer.unwrap().as_slice(), blocks(1, |_| 7).as_slice());
+    for id in mappings {
+        let completion = rig.finish(id);
+        assert_eq!(completion.result, Ok(DiskOutput::Done));
+        let mapped = completion.buffer.unwrap();
+        assert_eq!(mapped.as_slice(), blocks(1024, |i| i as u8).as_slice());
+    }
+    for _ in 0..4 {
+        rig.start(map());
+    }
+    rig.poll();
+    drop(rig);
+}
+
+/// Sizes from one block to more than a source has in one piece, several at a time.
+fn buffers_of_the_driver_are_read_and_written<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let source = rig.io.buffers();
+    rig.must(open(FILE, "file", OpenMode::Create));
+    let counts = [1, 2, 3, 17, 256, 1024, 2000];
+    let mut writes = Vec::new();
+    let mut start = 0;
+    for (index, count) in counts.into_iter().enumerate() {
+        let mut buffer = source.take(count * BLOCK_SIZE);
+        assert!(buffer.is_empty());
+        buffer.set_len(count * BLOCK_SIZE);
+        buffer.as_mut_slice().fill(index as u8 + 1);
+        let durability = [Durability::Durable, Durability::Cached][index % 2];
+        writes.push(rig.start(write(FILE, start * BLOCK_SIZE, buffer, durability)));
+        start += count;
+    }
+    for (id, count) in writes.into_iter().zip(counts) {
+        let completion = rig.finish(id);
+        assert_eq!(completion.result, Ok(DiskOutput::Done));
+        assert_eq!(completion.buffer.unwrap().len(), count * BLOCK_SIZE);
+    }
+    rig.must(DiskOperation::Sync { file: FILE });
+    let mut start = 0;
+    for (index, count) in counts.into_iter().enumerate() {
+        let len = count * BLOCK_SIZE;
+        let (offset, buffer) = ((start * BLOCK_SIZE) as u64, source.take(len));
+        let completion = rig.disk(DiskOperation::Read { file: FILE, offset, len, buffer });
+        let buffer = completion.buffer.unwrap();
+        assert_eq!(buffer.len(), len);
+        assert!(buffer.as_slice().iter().all(|byte| *byte == index as u8 + 1), "{count}");
+        start += count;
+    }
+    // Past the end: what came before stays out of sight.
+    let (offset, buffer) = (((start - 1) * BLOCK_SIZE) as u64, source.take(4 * BLOCK_SIZE));
+    let len = 4 * BLOCK_SIZE;
+    let completion = rig.disk(DiskOperation::Read { file: FILE, offset, len, buffer });
+    assert_eq!(completion.buffer.unwrap().len(), BLOCK_SIZE);
+}
+
+fn buffers_of_the_driver_outlive_it<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let source = rig.io.buffers();
+    make_file(&mut rig, "file", 4);
+    rig.must(open(FILE, "file", OpenMode::ReadWrite));
+    let len = 4 * BLOCK_SIZE;
+    let read = |buffer| DiskOperation::Read { file: FILE, offset: 0, len, buffer };
+    let kept = rig.disk(read(source.take(len))).buffer.unwrap();
+    for _ in 0..32 {
+        // Dropped while the kernel may still be writing to them.
+        rig.start(read(source.take(len)));
+    }
+    drop(rig);
+    assert_eq!(kept.as_slice(), blocks(4, |i| i as u8).as_slice());
+    let mut later = source.take(len);
+    later.pad_to(len);
+    assert_eq!(kept.as_slice(), blocks(4, |i| i as u8).as_slice());
 }

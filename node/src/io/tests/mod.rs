@@ -39,7 +39,9 @@ trait Driver: Io + Sized {
 
 impl Driver for UringIo {
     fn open(directory: DataDirectory, handle_signals: bool) -> Option<Self> {
-        ring_or_excuse(directory, UringOptions { handle_signals, ..UringOptions::default() })
+        let buffer_bytes = 8 << 20;
+        let options = UringOptions { handle_signals, buffer_bytes, ..UringOptions::default() };
+        ring_or_excuse(directory, options)
     }
 
     fn things_held(&self) -> usize {
@@ -61,7 +63,9 @@ impl Driver for PreadIo {
 
 impl Driver for TokioUringIo {
     fn open(directory: DataDirectory, handle_signals: bool) -> Option<Self> {
-        let options = TokioUringOptions { handle_signals, ..TokioUringOptions::default() };
+        let buffer_bytes = 8 << 20;
+        let options =
+            TokioUringOptions { handle_signals, buffer_bytes, ..TokioUringOptions::default() };
         driver_or_excuse(Self::new(directory, options))
     }
 

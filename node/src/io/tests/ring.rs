@@ -11,7 +11,8 @@ use crate::io::{Completion, Io, Request};
 
 fn rig(options: UringOptions) -> Option<Rig<UringIo>> {
     let scratch = Scratch::new();
-    let io = ring_or_excuse(scratch.open(), UringOptions { handle_signals: false, ..options })?;
+    let options = UringOptions { handle_signals: false, buffer_bytes: 8 << 20, ..options };
+    let io = ring_or_excuse(scratch.open(), options)?;
     Some(Rig::around(io, scratch))
 }
 
@@ -148,4 +149,76 @@ fn lent_buffer_outlives_the_driver() {
     let lent = rig.expect(buffer);
     drop(rig);
     assert_eq!(&*lent, b"kept");
+}
+
+fn write_and_read_back(rig: &mut Rig<UringIo>) {
+    let source = rig.io.buffers();
+    let (file, name) = (FileId(0), FileName::new("file"));
+    rig.must(DiskOperation::Open { file, name, mode: OpenMode::Create });
+    let mut buffer = source.take(BLOCK_SIZE);
+    buffer.set_len(BLOCK_SIZE);
+    buffer.as_mut_slice().fill(7);
+    let durability = Durability::Durable;
+    rig.must(DiskOperation::Write { file, offset: 0, buffer, durability });
+    let (len, buffer) = (BLOCK_SIZE, source.take(BLOCK_SIZE));
+    let buffer = rig.disk(DiskOperation::Read { file, offset: 0, len, buffer }).buffer.unwrap();
+    assert!(buffer.as_slice().iter().all(|byte| *byte == 7));
+    rig.must(DiskOperation::Close { file });
+}
+
+/// Buffers from the driver are registered ones, others are not; both work.
+#[test]
+fn registered_memory_is_used_as_such() {
+    let Some(mut rig) = rig(UringOptions::default()) else {
+        return;
+    };
+    let before = rig.io.buffer_statistics();
+    assert_eq!(before.arena_bytes, 8 << 20);
+    assert_eq!(before.arena_bytes_free, before.arena_bytes);
+    if !before.registered {
+        eprintln!("SKIPPED, nothing was tested: no memory may be registered here");
+        return;
+    }
+    write_and_read_back(&mut rig);
+    let after = rig.io.buffer_statistics();
+    assert_eq!((after.operations, after.taken, after.fallen_back), (2, 2, 0));
+    assert_eq!(after.arena_bytes_free, after.arena_bytes, "all buffers came back");
+
+    let (file, name) = (FileId(0), FileName::new("file"));
+    rig.must(DiskOperation::Open { file, name, mode: OpenMode::Read });
+    let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
+    rig.must(DiskOperation::Read { file, offset: 0, len: BLOCK_SIZE, buffer });
+    assert_eq!(rig.io.buffer_statistics().operations, 2, "the heap is not registered");
+}
+
+/// On a thread without the right to lock memory, beyond the limit on it.
+#[test]
+fn refused_registration_leaves_plain_memory() {
+    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Memlock).current else {
+        eprintln!("SKIPPED, nothing was tested: memory may be locked without limit");
+        return;
+    };
+    let thread = std::thread::spawn(move || {
+        drop_right_to_lock_memory();
+        let scratch = Scratch::new();
+        let buffer_bytes = usize::try_from(limit).unwrap() + (4 << 20);
+        let options = UringOptions { handle_signals: false, buffer_bytes, ..tiny_queues() };
+        let Some(io) = ring_or_excuse(scratch.open(), options) else {
+            return;
+        };
+        let mut rig = Rig::around(io, scratch);
+        assert!(!rig.io.buffer_statistics().registered);
+        write_and_read_back(&mut rig);
+        let statistics = rig.io.buffer_statistics();
+        assert_eq!((statistics.operations, statistics.taken), (0, 2));
+    });
+    thread.join().unwrap();
+}
+
+/// Capabilities belong to threads.
+pub(super) fn drop_right_to_lock_memory() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::IPC_LOCK);
+    set_capabilities(None, sets).unwrap();
 }

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use wal::disk::{BLOCK_SIZE, DiskOperation, Durability, FileId, FileName, IoBuffer, OpenMode};
 
-use super::{Driver, Rig, Scratch};
+use super::ring::drop_right_to_lock_memory;
+use super::{Driver, Rig, Scratch, driver_or_excuse};
 use crate::io::sockets::RECEIVE_BUFFERS;
-use crate::io::tokio_uring::TokioUringIo;
+use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::{Completion, Io, Monotonic, Request};
 
 fn rig() -> Option<Rig<TokioUringIo>> {
@@ -101,6 +102,75 @@ fn more_requests_than_the_queues_hold_complete() {
         rig.finish(id).result.unwrap();
     }
     assert_eq!(rig.io.tasks_running(), 0);
+}
+
+fn write_and_read_back(rig: &mut Rig<TokioUringIo>) {
+    let source = rig.io.buffers();
+    let (file, name) = (FileId(0), FileName::new("file"));
+    rig.must(DiskOperation::Open { file, name, mode: OpenMode::Create });
+    // Two buffers of one slab at a time: the runtime's own registry would lend it only once.
+    let writes = [7, 8].map(|fill| {
+        let mut buffer = source.take(BLOCK_SIZE);
+        buffer.set_len(BLOCK_SIZE);
+        buffer.as_mut_slice().fill(fill);
+        let (offset, durability) = (u64::from(fill) * BLOCK_SIZE as u64, Durability::Durable);
+        rig.start(DiskOperation::Write { file, offset, buffer, durability })
+    });
+    for id in writes {
+        rig.finish(id).result.unwrap();
+    }
+    for fill in [7, 8] {
+        let (len, buffer) = (BLOCK_SIZE, source.take(BLOCK_SIZE));
+        let offset = u64::from(fill) * BLOCK_SIZE as u64;
+        let read = rig.disk(DiskOperation::Read { file, offset, len, buffer });
+        assert!(read.buffer.unwrap().as_slice().iter().all(|byte| *byte == fill));
+    }
+    rig.must(DiskOperation::Close { file });
+}
+
+#[test]
+fn registered_memory_is_used_as_such() {
+    let Some(mut rig) = rig() else { return };
+    let before = rig.io.buffer_statistics();
+    assert_eq!(before.arena_bytes, 8 << 20);
+    if !before.registered {
+        eprintln!("SKIPPED, nothing was tested: no memory may be registered here");
+        return;
+    }
+    write_and_read_back(&mut rig);
+    let after = rig.io.buffer_statistics();
+    assert_eq!((after.operations, after.taken, after.fallen_back), (4, 4, 0));
+    assert_eq!(after.arena_bytes_free, after.arena_bytes, "all buffers came back");
+}
+
+/// On a thread without the right to lock memory, beyond the limit on it. The lock is kept all the
+/// same.
+#[test]
+fn refused_registration_leaves_plain_memory() {
+    let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Memlock).current else {
+        eprintln!("SKIPPED, nothing was tested: memory may be locked without limit");
+        return;
+    };
+    let thread = std::thread::spawn(move || {
+        drop_right_to_lock_memory();
+        let scratch = Scratch::new();
+        let buffer_bytes = usize::try_from(limit).unwrap() + (4 << 20);
+        let options = TokioUringOptions {
+            handle_signals: false,
+            buffer_bytes,
+            ..TokioUringOptions::default()
+        };
+        let Some(io) = driver_or_excuse(TokioUringIo::new(scratch.open(), options)) else {
+            return;
+        };
+        let mut rig = Rig::around(io, scratch);
+        assert!(!rig.io.buffer_statistics().registered);
+        assert!(rig.io.keeps_lock_in_ring());
+        write_and_read_back(&mut rig);
+        let statistics = rig.io.buffer_statistics();
+        assert_eq!((statistics.operations, statistics.taken), (0, 4));
+    });
+    thread.join().unwrap();
 }
 
 /// All buffers lent: receives wait until one is released, or their connection is closed.

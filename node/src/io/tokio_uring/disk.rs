@@ -4,16 +4,22 @@
 //! as it is, and with O_DSYNC, through which durable writes go. They are then one operation each,
 //! with the same meaning. In the page cache a durable write is a write and an fdatasync.
 //!
+//! Buffers that lie in registered memory are read and written as such. What the runtime has no
+//! operation for is done by its blocking threads.
+//!
 //! Paths go to the kernel whole: the runtime resolves none relative to a directory.
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 use rustix::io::Errno;
+use tokio::task::spawn_blocking;
+use tokio_uring::buf::fixed::FixedBuf;
 use tokio_uring::fs::{DirBuilder, File, OpenOptions};
 use wal::disk::{
     DiskCompletion, DiskError, DiskOperation, DiskOutput, DiskRequest, Durability, FileId,
@@ -21,16 +27,19 @@ use wal::disk::{
 };
 
 use super::buffers::{ReadRoom, WriteBytes};
+use super::fixed::{FixedBytes, FixedRoom, FixedSlabs};
 use super::turns::Event;
 use crate::io::DiskOwner;
 use crate::io::directory::{DataDirectory, directory_flags};
 use crate::io::disk_error::{REPEATS_MAX, disk_error, is_interruption, short_write};
+use crate::io::mapping::Mapping;
 
 /// The data directory and the files open below it.
 pub(super) struct Disk {
     pub(super) directory: DataDirectory,
     /// The directory's absolute path.
     root: PathBuf,
+    pub(super) slabs: FixedSlabs,
     files: HashMap<(DiskOwner, FileId), Rc<OpenFile>>,
 }
 
@@ -54,22 +63,31 @@ pub(super) struct Job {
 enum Work {
     Open { file: FileId, path: PathBuf, mode: OpenMode, flags: OFlags },
     Close { file: Rc<OpenFile> },
-    Read { file: Rc<OpenFile>, offset: u64, len: usize, buffer: IoBuffer },
-    Write { file: Rc<OpenFile>, offset: u64, buffer: IoBuffer, durability: Durability },
+    Read { file: Rc<OpenFile>, offset: u64, len: usize, memory: Memory },
+    Write { file: Rc<OpenFile>, offset: u64, memory: Memory, durability: Durability },
     Sync { file: Rc<OpenFile> },
     CreateDirectory { path: PathBuf },
     SyncDirectory { path: PathBuf },
     Rename { from: PathBuf, to: PathBuf },
     Remove { path: PathBuf },
+    Link { from: PathBuf, to: PathBuf },
+    RemoveDirectory { path: PathBuf },
+    Populate { mapping: Mapping },
+}
+
+/// A buffer, and the registered slab it lies in, if it does.
+struct Memory {
+    buffer: IoBuffer,
+    slab: Option<Rc<FixedBuf>>,
 }
 
 /// How a request that starts no task has ended.
 pub(super) type Ended = (DiskOwner, DiskCompletion);
 
 impl Disk {
-    pub(super) fn new(directory: DataDirectory) -> io::Result<Self> {
+    pub(super) fn new(directory: DataDirectory, slabs: FixedSlabs) -> io::Result<Self> {
         let root = std::fs::canonicalize(directory.path())?;
-        Ok(Self { directory, root, files: HashMap::new() })
+        Ok(Self { directory, root, slabs, files: HashMap::new() })
     }
 
     /// Makes a request a job, unless it has ended at once.
@@ -78,18 +96,20 @@ impl Disk {
         let ended = |result, buffer| Err((owner, DiskCompletion { id, result, buffer }));
         let unopened = |buffer| ended(Err(disk_error(Errno::BADF)), buffer);
         let work = match operation {
-            // What the runtime has no operation for blocks.
+            // Blocks: it happens at start-up alone.
             DiskOperation::ListDirectory { name } => {
                 let listed = self.directory.list(&name).map_err(disk_error);
                 return ended(listed.map(DiskOutput::Listed), None);
             }
             DiskOperation::Read { file, offset, len, buffer } => match self.open(owner, file) {
-                Some(file) => Work::Read { file, offset, len, buffer },
+                Some(file) => Work::Read { file, offset, len, memory: self.memory(buffer) },
                 None => return unopened(Some(buffer)),
             },
             DiskOperation::Write { file, offset, buffer, durability } => {
                 match self.open(owner, file) {
-                    Some(file) => Work::Write { file, offset, buffer, durability },
+                    Some(file) => {
+                        Work::Write { file, offset, memory: self.memory(buffer), durability }
+                    }
                     None => return unopened(Some(buffer)),
                 }
             }
@@ -113,6 +133,19 @@ impl Disk {
                 Work::Rename { from: self.path(&from), to: self.path(&to) }
             }
             DiskOperation::Remove { name } => Work::Remove { path: self.path(&name) },
+            DiskOperation::Link { from, to } => {
+                Work::Link { from: self.path(&from), to: self.path(&to) }
+            }
+            DiskOperation::RemoveDirectory { name } => {
+                Work::RemoveDirectory { path: self.path(&name) }
+            }
+            DiskOperation::Map { file, len } => match self.open(owner, file) {
+                Some(file) => match Mapping::new(file.descriptor(), len) {
+                    Ok(mapping) => Work::Populate { mapping },
+                    Err(errno) => return ended(Err(disk_error(errno)), None),
+                },
+                None => return unopened(None),
+            },
         };
         Ok(Job { owner, id, work })
     }
@@ -127,6 +160,11 @@ impl Disk {
         self.files.get(&(owner, file)).map(Rc::clone)
     }
 
+    fn memory(&self, buffer: IoBuffer) -> Memory {
+        let slab = self.slabs.of(&buffer);
+        Memory { buffer, slab }
+    }
+
     fn path(&self, name: &FileName) -> PathBuf {
         self.root.join(name.as_str())
     }
@@ -138,6 +176,12 @@ enum Failure {
 }
 
 type Outcome = Result<DiskOutput, Failure>;
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Kernel(errno)
+    }
+}
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
@@ -177,13 +221,19 @@ impl Work {
                     Err(error) => (Err(error.into()), None, None),
                 };
             }
-            Self::Read { file, offset, len, buffer } => {
-                let (result, buffer) = file.read(offset, len, buffer).await;
+            Self::Read { file, offset, len, memory } => {
+                let (result, buffer) = file.read(offset, len, memory).await;
                 return (result, Some(buffer), None);
             }
-            Self::Write { file, offset, buffer, durability } => {
-                let (result, buffer) = file.write(offset, buffer, durability).await;
+            Self::Write { file, offset, memory, durability } => {
+                let (result, buffer) = file.write(offset, memory, durability).await;
                 return (result, Some(buffer), None);
+            }
+            Self::Populate { mapping } => {
+                return match blocking(move || populate(mapping)).await {
+                    Ok(buffer) => (Ok(DiskOutput::Done), Some(buffer), None),
+                    Err(errno) => (Err(errno.into()), None, None),
+                };
             }
             Self::Close { file } => OpenFile::close(file).await,
             Self::Sync { file } => repeat(async || file.file.sync_all().await).await,
@@ -194,6 +244,13 @@ impl Work {
             }
             Self::Remove { path } => {
                 repeat(async || tokio_uring::fs::remove_file(&path).await).await
+            }
+            Self::RemoveDirectory { path } => {
+                repeat(async || tokio_uring::fs::remove_dir(&path).await).await
+            }
+            Self::Link { from, to } => {
+                let link = move || linkat(CWD, &from, CWD, &to, AtFlags::empty());
+                blocking(link).await.map_err(io::Error::from)
             }
         };
         (result.map(|()| DiskOutput::Done).map_err(Into::into), None, None)
@@ -210,14 +267,19 @@ impl OpenFile {
         Ok((Self { file, durable }, about.stx_size))
     }
 
-    async fn read(&self, offset: u64, len: usize, buffer: IoBuffer) -> (Outcome, IoBuffer) {
-        let mut buffer = buffer;
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the file owns the descriptor and keeps it open while it is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.file.as_raw_fd()) }
+    }
+
+    async fn read(&self, offset: u64, len: usize, memory: Memory) -> (Outcome, IoBuffer) {
+        let Memory { mut buffer, slab } = memory;
         let (mut done, mut repeats) = (0, 0);
         let mut result = Ok(DiskOutput::Done);
         while done < len {
             let at = offset + done as u64;
             let room = ReadRoom::new(buffer, done, len);
-            let (read, room) = self.file.read_at(room, at).await;
+            let (read, room) = read_once(&self.file, room, at, slab.as_ref()).await;
             buffer = room.into_buffer();
             match read {
                 Ok(count) => {
@@ -247,16 +309,17 @@ impl OpenFile {
     async fn write(
         &self,
         offset: u64,
-        buffer: IoBuffer,
+        memory: Memory,
         durability: Durability,
     ) -> (Outcome, IoBuffer) {
+        let Memory { buffer, slab } = memory;
         let durable = durability == Durability::Durable;
         let through_flag = if durable { self.durable.as_ref() } else { None };
         let file = through_flag.unwrap_or(&self.file);
         let mut bytes = WriteBytes(buffer);
         let mut repeats = 0;
         let written = loop {
-            let (written, back) = file.write_at(bytes, offset).submit().await;
+            let (written, back) = write_once(file, bytes, offset, slab.as_ref()).await;
             bytes = back;
             match written {
                 Err(error) if is_interruption(errno(&error)) && repeats < REPEATS_MAX => {
@@ -289,6 +352,54 @@ impl OpenFile {
             None => first,
         }
     }
+}
+
+async fn read_once(
+    file: &File,
+    room: ReadRoom,
+    offset: u64,
+    slab: Option<&Rc<FixedBuf>>,
+) -> (io::Result<usize>, ReadRoom) {
+    let Some(slab) = slab.map(Rc::clone) else {
+        return file.read_at(room, offset).await;
+    };
+    let (result, FixedRoom { room, .. }) =
+        file.read_fixed_at(FixedRoom { room, slab }, offset).await;
+    (result, room)
+}
+
+async fn write_once(
+    file: &File,
+    bytes: WriteBytes,
+    offset: u64,
+    slab: Option<&Rc<FixedBuf>>,
+) -> (io::Result<usize>, WriteBytes) {
+    let Some(slab) = slab.map(Rc::clone) else {
+        return file.write_at(bytes, offset).submit().await;
+    };
+    let (result, FixedBytes { bytes, .. }) =
+        file.write_fixed_at(FixedBytes { bytes, slab }, offset).await;
+    (result, bytes)
+}
+
+/// Reads all of a mapping. Blocks.
+fn populate(mapping: Mapping) -> Result<IoBuffer, Errno> {
+    let (mut mapping, mut repeats) = (mapping, 0);
+    while let Some(next) = mapping.next_populate() {
+        match mapping.populate(next) {
+            Err(errno) if is_interruption(errno) && repeats < REPEATS_MAX => repeats += 1,
+            Err(errno) => return Err(errno),
+            Ok(()) => mapping.populated(next),
+        }
+    }
+    Ok(mapping.into_buffer())
+}
+
+/// Makes a call on one of the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, Errno> + Send + 'static,
+) -> Result<T, Errno> {
+    spawn_blocking(call).await.unwrap_or(Err(Errno::CANCELED))
 }
 
 async fn open_path(path: &Path, mode: OpenMode, flags: OFlags) -> io::Result<File> {

@@ -16,6 +16,7 @@
 
 mod buffers;
 mod disk;
+mod fixed;
 mod lock;
 mod network;
 mod turns;
@@ -25,14 +26,17 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio_uring::Runtime;
 use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::net::UnixStream;
+use wal::disk::BufferSource;
 
 use self::disk::Disk;
+use self::fixed::FixedSlabs;
 use self::lock::LockInRing;
 use self::network::Network;
 use self::turns::{Event, Turns, Until};
@@ -40,9 +44,12 @@ use super::directory::DataDirectory;
 use super::disk_error::is_interruption;
 use super::signals::Signals;
 use super::uring::ProbeError;
-use super::{Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock};
+use super::uring::arena::{Arena, ArenaBuffers};
+use super::{
+    BufferStatistics, Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock,
+};
 
-/// Bytes of the registered buffer by which the runtime's ring is found.
+/// Bytes of the buffer that is registered where the arena is not; see [`LockInRing`].
 const ANCHOR_BYTES: usize = 64;
 /// How long a dropped driver waits for its tasks to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,13 +59,15 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct TokioUringOptions {
     /// Entries of the submission queue.
     pub entries: u32,
+    /// Bytes of disk buffers registered with the ring; rounded up to 4 MiB, and 0 for none.
+    pub buffer_bytes: usize,
     /// Whether SIGTERM and SIGINT become [`Completion::Terminate`].
     pub handle_signals: bool,
 }
 
 impl Default for TokioUringOptions {
     fn default() -> Self {
-        Self { entries: 1024, handle_signals: true }
+        Self { entries: 1024, buffer_bytes: 64 << 20, handle_signals: true }
     }
 }
 
@@ -84,10 +93,12 @@ impl TokioUringIo {
         let mut builder = tokio_uring::builder();
         let runtime =
             Runtime::new(builder.entries(options.entries)).map_err(ProbeError::explain)?;
+        let arena = Arena::new(options.buffer_bytes).map_err(ProbeError::Other)?;
+        let slabs = runtime.block_on(async { register(&arena) });
         let mut driver = Self {
             runtime: Some(runtime),
             turns: Rc::new(Turns::default()),
-            disk: Disk::new(directory).map_err(ProbeError::Other)?,
+            disk: Disk::new(directory, slabs).map_err(ProbeError::Other)?,
             disk_jobs: Vec::new(),
             network: Network::new(),
             lock: None,
@@ -126,13 +137,12 @@ impl TokioUringIo {
     }
 
     fn register_lock(&mut self) {
-        let anchor = vec![0_u8; ANCHOR_BYTES];
-        let address = anchor.as_ptr().addr();
-        let anchor = FixedBufRegistry::new([anchor]);
-        let registered = self.block_on(async move || anchor.register());
-        let lock = registered
-            .and_then(|()| Ok(LockInRing::register(self.disk.directory.lock(), address)?));
-        match lock {
+        let anchor = match self.disk.slabs.anchor() {
+            Some(anchor) => Ok(anchor),
+            None => self.block_on(async || register_anchor()),
+        };
+        let lock = self.disk.directory.lock();
+        match anchor.and_then(|anchor| Ok(LockInRing::register(lock, anchor)?)) {
             Ok(lock) => self.lock = Some(lock),
             Err(error) => {
                 tracing::warn!(%error, "cannot register the lock file in the runtime's ring");
@@ -191,6 +201,29 @@ impl TokioUringIo {
             Event::Terminate => self.ready.push(Completion::Terminate),
         }
     }
+}
+
+fn register(arena: &Arc<Arena>) -> FixedSlabs {
+    let (slabs, registered) = FixedSlabs::register(arena);
+    if let Err(error) = registered
+        && arena.slabs().next().is_some()
+    {
+        tracing::warn!(
+            %error,
+            "I/O buffers are not registered with the ring and cost a little more; raise the \
+             limit of locked memory (ulimit -l, LimitMEMLOCK)"
+        );
+    }
+    slabs
+}
+
+/// Registers a small buffer, and tells where it is.
+fn register_anchor() -> io::Result<usize> {
+    let anchor = vec![0_u8; ANCHOR_BYTES];
+    let address = anchor.as_ptr().addr();
+    // The runtime keeps it from now on.
+    FixedBufRegistry::new([anchor]).register()?;
+    Ok(address)
 }
 
 async fn hear_signals(socket: Rc<UnixStream>, turns: Rc<Turns>) {
@@ -257,6 +290,14 @@ impl Io for TokioUringIo {
 
     fn name(&self) -> &'static str {
         "tokio-uring"
+    }
+
+    fn buffers(&self) -> Rc<dyn BufferSource> {
+        ArenaBuffers::new(self.disk.slabs.arena())
+    }
+
+    fn buffer_statistics(&self) -> BufferStatistics {
+        self.disk.slabs.statistics()
     }
 }
 

@@ -19,6 +19,7 @@ use super::ring::Cqe;
 use super::{UringIo, adopt};
 use crate::io::directory::{DataDirectory, file_len, relative};
 use crate::io::disk_error::{REPEATS_MAX, disk_error, is_interruption, short_write};
+use crate::io::mapping::Mapping;
 use crate::io::{Completion, DiskOwner};
 
 /// Files that can be registered at once; more are used by their plain descriptors.
@@ -31,11 +32,19 @@ pub(super) struct Disk {
     /// Closed by their owners while requests on them were under way.
     retired: Vec<Rc<OpenFile>>,
     table_free: Vec<u32>,
+    /// Reads and writes on registered memory so far.
+    pub(super) operations_registered: u64,
 }
 
 impl Disk {
     pub(super) fn new(directory: DataDirectory) -> Self {
-        Self { directory, files: HashMap::new(), retired: Vec::new(), table_free: Vec::new() }
+        Self {
+            directory,
+            files: HashMap::new(),
+            retired: Vec::new(),
+            table_free: Vec::new(),
+            operations_registered: 0,
+        }
     }
 }
 
@@ -98,6 +107,17 @@ impl UringIo {
             DiskOperation::SyncDirectory { name } => Step::OpenDirectory { path: path(&name) },
             DiskOperation::Rename { from, to } => Step::Rename { from: path(&from), to: path(&to) },
             DiskOperation::Remove { name } => Step::Remove { path: path(&name) },
+            DiskOperation::Link { from, to } => Step::Link { from: path(&from), to: path(&to) },
+            DiskOperation::RemoveDirectory { name } => Step::RemoveDirectory { path: path(&name) },
+            DiskOperation::Map { file, len } => {
+                let Some(file) = self.open_file(owner, file) else {
+                    return self.complete_unopened(name, None);
+                };
+                return match Mapping::new(&file.fd, len) {
+                    Ok(mapping) => self.populate(name, mapping),
+                    Err(errno) => self.complete(name, Err(disk_error(errno)), None),
+                };
+            }
         };
         self.start_step(name, step);
     }
@@ -138,12 +158,21 @@ impl UringIo {
             Step::CreateDirectory { .. } if outcome == Err(Errno::EXIST) => {
                 self.complete(name, Ok(DiskOutput::Done), None);
             }
+            Step::Populate { mut mapping, next } => match outcome {
+                Ok(_) => {
+                    mapping.populated(next);
+                    self.populate(name, mapping);
+                }
+                Err(errno) => self.complete(name, Err(disk_error(errno)), None),
+            },
             Step::Close { .. }
             | Step::Sync { .. }
             | Step::SyncDirectory { .. }
             | Step::CreateDirectory { .. }
             | Step::Rename { .. }
-            | Step::Remove { .. } => self.complete(name, done(outcome), None),
+            | Step::Remove { .. }
+            | Step::Link { .. }
+            | Step::RemoveDirectory { .. } => self.complete(name, done(outcome), None),
         }
         self.sweep_retired();
     }
@@ -204,6 +233,14 @@ impl UringIo {
                 self.start_step(name, Step::WriteSync { file, buffer });
             }
             Ok(_) => self.complete(name, Ok(DiskOutput::Done), Some(buffer)),
+        }
+    }
+
+    /// Has the kernel read what is missing of a mapping, or hands it out whole.
+    fn populate(&mut self, name: Name, mapping: Mapping) {
+        match mapping.next_populate() {
+            Some(next) => self.start_step(name, Step::Populate { mapping, next }),
+            None => self.complete(name, Ok(DiskOutput::Done), Some(mapping.into_buffer())),
         }
     }
 

@@ -15,22 +15,29 @@
 //! Its own descriptor is not registered: that saves nothing measurable and keeps the ring alive
 //! past its drop.
 
+pub(in crate::io) mod arena;
 mod buffers;
 mod disk;
 mod network;
 mod op;
+mod pages;
 mod probe;
 mod ring;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::CancelBuilder;
+use io_uring::{opcode, squeue};
 use rustix::io::Errno;
+use wal::disk::BufferSource;
 
 pub use self::probe::ProbeError;
 
+use self::arena::{Arena, ArenaBuffers};
 use self::buffers::ReceiveBuffers;
 use self::disk::Disk;
 use self::network::Network;
@@ -40,7 +47,9 @@ use super::directory::{DataDirectory, pause};
 use super::signals::Signals;
 use super::slots::{SlotKey, Slots};
 use super::sockets::RECEIVE_BUFFERS;
-use super::{Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock};
+use super::{
+    BufferStatistics, Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock,
+};
 
 /// The `user_data` of cancellations, whose own completions say nothing.
 const CANCEL: u64 = 0;
@@ -57,13 +66,20 @@ pub struct UringOptions {
     pub entries: u32,
     /// Receive buffers of 16 KiB; a power of two, at most 32,768.
     pub receive_buffers: u16,
+    /// Bytes of disk buffers registered with the ring; rounded up to 4 MiB, and 0 for none.
+    pub buffer_bytes: usize,
     /// Whether SIGTERM and SIGINT become [`Completion::Terminate`].
     pub handle_signals: bool,
 }
 
 impl Default for UringOptions {
     fn default() -> Self {
-        Self { entries: 1024, receive_buffers: RECEIVE_BUFFERS, handle_signals: true }
+        Self {
+            entries: 1024,
+            receive_buffers: RECEIVE_BUFFERS,
+            buffer_bytes: 64 << 20,
+            handle_signals: true,
+        }
     }
 }
 
@@ -72,6 +88,7 @@ pub struct UringIo {
     ring: Ring,
     ops: Slots<Op>,
     disk: Disk,
+    arena: Arc<Arena>,
     network: Network,
     signals: Option<Signals>,
     ready: Vec<Completion>,
@@ -86,10 +103,13 @@ impl UringIo {
     pub fn new(directory: DataDirectory, options: UringOptions) -> Result<Self, ProbeError> {
         let ring = Ring::new(options.entries)?;
         let buffers = ReceiveBuffers::register(ring.kernel(), options.receive_buffers)?;
+        let arena = Arena::new(options.buffer_bytes).map_err(ProbeError::Other)?;
+        arena.register(ring.kernel());
         let mut driver = Self {
             ring,
             ops: Slots::new(),
             disk: Disk::new(directory),
+            arena,
             network: Network::new(buffers),
             signals: None,
             ready: Vec::new(),
@@ -133,7 +153,8 @@ impl UringIo {
     fn start(&mut self, op: Op) -> SlotKey {
         let key = self.ops.insert(op);
         let op = self.ops.get_mut(key).expect("just inserted");
-        let entry = op.entry(&self.disk.directory).user_data(key.to_bits());
+        let entry = op.entry(&self.disk.directory, &self.arena).user_data(key.to_bits());
+        self.disk.operations_registered += u64::from(is_on_registered_memory(&entry));
         // SAFETY: the module's invariant: the op owns what the entry names and leaves its slot only
         // with its last completion.
         unsafe { self.ring.push(entry) };
@@ -295,12 +316,22 @@ impl Io for UringIo {
     fn name(&self) -> &'static str {
         "uring"
     }
+
+    fn buffers(&self) -> Rc<dyn BufferSource> {
+        ArenaBuffers::new(&self.arena)
+    }
+
+    fn buffer_statistics(&self) -> BufferStatistics {
+        let operations = self.disk.operations_registered;
+        BufferStatistics { operations, ..self.arena.statistics() }
+    }
 }
 
 impl Drop for UringIo {
     fn drop(&mut self) {
         if self.drain_all() {
             self.network.buffers.unregister(self.ring.kernel());
+            self.arena.unregister(self.ring.kernel());
             // The lock is to be free once the driver is gone, not when the kernel has taken the
             // ring apart.
             if let Err(error) = self.ring.kernel().submitter().unregister_files() {
@@ -313,6 +344,11 @@ impl Drop for UringIo {
             self.network.buffers.leak();
         }
     }
+}
+
+fn is_on_registered_memory(entry: &squeue::Entry) -> bool {
+    let codes = [opcode::ReadFixed::CODE, opcode::WriteFixed::CODE];
+    codes.into_iter().any(|code| u32::from(code) == entry.get_opcode())
 }
 
 impl std::fmt::Debug for UringIo {

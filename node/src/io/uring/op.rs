@@ -13,13 +13,15 @@ use std::rc::Rc;
 use bytes::Bytes;
 use io_uring::types::{Fd, FsyncFlags, Timespec};
 use io_uring::{opcode, squeue};
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags};
 use rustix::io::ReadWriteFlags;
 use rustix::net::{SendFlags, SocketFlags};
 use wal::disk::{Durability, FileId, IoBuffer, OpenMode, RequestId};
 
+use super::arena::Arena;
 use super::buffers::GROUP;
 use crate::io::directory::{DataDirectory, directory_flags};
+use crate::io::mapping::{Mapping, Populate};
 use crate::io::slots::SlotKey;
 use crate::io::sockets::RECEIVE_BUFFER_BYTES;
 use crate::io::{ConnectionId, DiskOwner};
@@ -80,6 +82,9 @@ pub(super) enum Step {
     CreateDirectory { path: CString },
     Rename { from: CString, to: CString },
     Remove { path: CString },
+    Link { from: CString, to: CString },
+    RemoveDirectory { path: CString },
+    Populate { mapping: Mapping, next: Populate },
 }
 
 /// An open file and its place among the ring's registered files, if it has one.
@@ -102,6 +107,31 @@ impl OpenFile {
         )
     }
 
+    fn read(&self, room: &mut [u8], offset: u64, arena: &Arena) -> squeue::Entry {
+        let (target, flags) = self.target();
+        let (start, len) = (room.as_mut_ptr(), len_u32(room.len()));
+        let entry = match arena.index_of(start) {
+            Some(index) => opcode::ReadFixed::new(target, start, len, index).offset(offset).build(),
+            None => opcode::Read::new(target, start, len).offset(offset).build(),
+        };
+        entry.flags(flags)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64, rw_flags: i32, arena: &Arena) -> squeue::Entry {
+        let (target, flags) = self.target();
+        let (start, len) = (bytes.as_ptr(), len_u32(bytes.len()));
+        let entry = match arena.index_of(start) {
+            Some(index) => opcode::WriteFixed::new(target, start, len, index)
+                .offset(offset)
+                .rw_flags(rw_flags)
+                .build(),
+            None => {
+                opcode::Write::new(target, start, len).offset(offset).rw_flags(rw_flags).build()
+            }
+        };
+        entry.flags(flags)
+    }
+
     /// Whether a durable write is one call here: past the page cache, RWF_DSYNC makes it so.
     pub(super) fn syncs_by_flag(&self) -> bool {
         self.direct
@@ -110,9 +140,9 @@ impl OpenFile {
 
 impl Op {
     /// The entry that tells the kernel of this op. Its addresses hold while the op lives.
-    pub(super) fn entry(&mut self, directory: &DataDirectory) -> squeue::Entry {
+    pub(super) fn entry(&mut self, directory: &DataDirectory, arena: &Arena) -> squeue::Entry {
         match self {
-            Self::Disk(task) => task.step.entry(directory),
+            Self::Disk(task) => task.step.entry(directory, arena),
             Self::Accept { socket } => {
                 let flags = i32::try_from(SocketFlags::CLOEXEC.bits()).expect("a small flag");
                 opcode::AcceptMulti::new(Fd(*socket)).flags(flags).build()
@@ -136,7 +166,7 @@ impl Op {
 }
 
 impl Step {
-    fn entry(&mut self, directory: &DataDirectory) -> squeue::Entry {
+    fn entry(&mut self, directory: &DataDirectory, arena: &Arena) -> squeue::Entry {
         let root = Fd(directory.root().as_raw_fd());
         match self {
             Self::Open { path, mode, .. } => opcode::OpenAt::new(root, path.as_ptr())
@@ -147,22 +177,13 @@ impl Step {
             // which must not hold up the loop.
             Self::Close { fd } => opcode::Close::new(Fd(*fd)).build().flags(squeue::Flags::ASYNC),
             Self::Read { file, offset, len, read, buffer } => {
-                let (target, flags) = file.target();
                 let rest = &mut buffer.spare_mut()[*read..*len];
-                opcode::Read::new(target, rest.as_mut_ptr(), len_u32(rest.len()))
-                    .offset(*offset + *read as u64)
-                    .build()
-                    .flags(flags)
+                file.read(rest, *offset + *read as u64, arena)
             }
             Self::Write { file, offset, buffer, durability } => {
-                let (target, flags) = file.target();
                 let durable = *durability == Durability::Durable && file.syncs_by_flag();
-                let bytes = buffer.as_slice();
-                opcode::Write::new(target, bytes.as_ptr(), len_u32(bytes.len()))
-                    .offset(*offset)
-                    .rw_flags(if durable { dsync() } else { 0 })
-                    .build()
-                    .flags(flags)
+                let rw_flags = if durable { dsync() } else { 0 };
+                file.write(buffer.as_slice(), *offset, rw_flags, arena)
             }
             Self::WriteSync { file, .. } => {
                 let (target, flags) = file.target();
@@ -183,6 +204,19 @@ impl Step {
                 opcode::RenameAt::new(root, from.as_ptr(), root, to.as_ptr()).build()
             }
             Self::Remove { path } => opcode::UnlinkAt::new(root, path.as_ptr()).build(),
+            Self::Link { from, to } => {
+                opcode::LinkAt::new(root, from.as_ptr(), root, to.as_ptr()).build()
+            }
+            Self::RemoveDirectory { path } => {
+                let flags = AtFlags::REMOVEDIR.bits().cast_signed();
+                opcode::UnlinkAt::new(root, path.as_ptr()).flags(flags).build()
+            }
+            // The kernel does this on a thread of its own, so the loop does not wait for the disk.
+            Self::Populate { mapping, next } => {
+                let len = i64::try_from(next.len).expect("a part of a mapping is small");
+                let address = mapping.start().wrapping_add(next.offset);
+                opcode::Madvise::new(address.cast_const().cast(), len, next.advice).build()
+            }
         }
     }
 }
@@ -201,9 +235,9 @@ fn len_u32(len: usize) -> u32 {
 
 /// The kernel's `struct iovec`.
 #[repr(C)]
-struct Vector {
-    base: *const c_void,
-    len: usize,
+pub(super) struct Vector {
+    pub(super) base: *const c_void,
+    pub(super) len: usize,
 }
 
 /// The kernel's `struct user_msghdr`, which is the C library's `msghdr` on 64-bit Linux.

@@ -70,15 +70,19 @@ fn switched_off() -> Option<ProbeError> {
 }
 
 /// The operations without which the driver cannot work.
-const OPERATIONS: [(u8, &str); 13] = [
+const OPERATIONS: [(u8, &str); 17] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Write::CODE, "WRITE"),
+    (opcode::ReadFixed::CODE, "READ_FIXED"),
+    (opcode::WriteFixed::CODE, "WRITE_FIXED"),
     (opcode::Fsync::CODE, "FSYNC"),
     (opcode::OpenAt::CODE, "OPENAT"),
     (opcode::Close::CODE, "CLOSE"),
     (opcode::RenameAt::CODE, "RENAMEAT"),
     (opcode::UnlinkAt::CODE, "UNLINKAT"),
     (opcode::MkDirAt::CODE, "MKDIRAT"),
+    (opcode::LinkAt::CODE, "LINKAT"),
+    (opcode::Madvise::CODE, "MADVISE"),
     (opcode::AcceptMulti::CODE, "ACCEPT"),
     (opcode::Recv::CODE, "RECV"),
     (opcode::SendMsg::CODE, "SENDMSG"),
