@@ -197,3 +197,34 @@ fn receives_wait_while_all_buffers_are_lent() {
     rig.io.release(lent.pop().unwrap());
     assert_eq!(rig.received(waiting).unwrap(), b"late");
 }
+
+/// Past the page cache, durable writes have a descriptor of their own, on which every write is.
+#[test]
+fn writable_file_has_a_descriptor_for_durable_writes() {
+    let Some(mut rig) = rig() else { return };
+    let direct = rig.io.directory().direct();
+    for (mode, expected) in [
+        (OpenMode::Create, if direct { vec![false, true] } else { vec![false] }),
+        (OpenMode::ReadWrite, if direct { vec![false, true] } else { vec![false] }),
+        (OpenMode::Read, vec![false]),
+    ] {
+        let (file, name) = (FileId(0), FileName::new("file"));
+        rig.must(DiskOperation::Open { file, name, mode });
+        let path = rig._scratch.0.join("data/file").canonicalize().unwrap();
+        let mut found: Vec<bool> = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .flatten()
+            .filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|target| target == path))
+            .map(|entry| entry.path().to_str().unwrap().replace("/fd/", "/fdinfo/"))
+            .map(|about| std::fs::read_to_string(about).unwrap())
+            .map(|about| {
+                let flags = about.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+                let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+                flags & rustix::fs::OFlags::DSYNC.bits() != 0
+            })
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{mode:?}");
+        rig.must(DiskOperation::Close { file });
+    }
+}
