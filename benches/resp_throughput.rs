@@ -38,7 +38,7 @@ const FILL_BYTES: usize = 1 << 20;
 /// Bytes of prepared requests.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 const BATCHES_MAX: usize = 256;
-const TABLE: Table = Table { name_width: 16, width: 10 };
+const TABLE: Table = Table { name_width: 20, width: 10 };
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -211,8 +211,12 @@ impl Starter {
 
     /// Starts everybody who takes part; persistence makes no difference to GET.
     fn all(&self, verb: Verb) -> Result<Vec<Server>, Box<dyn Error>> {
-        let mut servers =
-            vec![self.kadring("kadring uring", "uring")?, self.kadring("kadring pread", "pread")?];
+        // In the middle: an ordinary io_uring runtime.
+        let mut servers = vec![
+            self.kadring("kadring uring", "uring")?,
+            self.kadring("kadring tokio-uring", "tokio-uring")?,
+            self.kadring("kadring pread", "pread")?,
+        ];
         if self.redis {
             servers.push(self.redis("redis memory", &["--appendonly", "no"])?);
             if verb == Verb::Set {
@@ -425,9 +429,10 @@ fn print(workload: &Workload, servers: &[Server], summaries: &[Summary]) {
     for (server, summary) in servers.iter().zip(summaries) {
         TABLE.row(server.name, summary.cells().iter().map(String::as_str));
     }
-    let mut line = format!("ratios: uring/pread {}", summaries[0].ratio_to(&summaries[1]));
-    for (server, summary) in servers.iter().zip(summaries).skip(2) {
-        line.push_str(&format!("   uring/{} {}", server.name, summaries[0].ratio_to(summary)));
+    let mut line = "ratios:".to_owned();
+    for (server, summary) in servers.iter().zip(summaries).skip(1) {
+        let name = server.name.trim_start_matches("kadring ");
+        line.push_str(&format!("   uring/{name} {}", summaries[0].ratio_to(summary)));
     }
     println!("{line}");
 }

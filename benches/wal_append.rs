@@ -19,6 +19,7 @@ use clap::Parser;
 use kadring::event_loop::run_procedure;
 use kadring::io::directory::{DataDirectory, DirectoryOptions};
 use kadring::io::pread::{PreadIo, PreadOptions};
+use kadring::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use kadring::io::uring::{UringIo, UringOptions};
 use kadring::io::{Completion, DiskOwner, Io, Request};
 use kadring_benches::{
@@ -46,7 +47,9 @@ const USER_KEY: &[u8] = b"user:00000000042";
 const SEGMENTS: u32 = 4;
 const VALUE_LENS: [usize; 2] = [256, 4096];
 const WRITERS: [usize; 3] = [1, 64, 512];
-const TABLE: Table = Table { name_width: 12, width: 10 };
+const TABLE: Table = Table { name_width: 16, width: 10 };
+/// `tokio-uring` is what an ordinary io_uring runtime makes of the same work.
+const DRIVERS: [&str; 3] = ["uring", "tokio-uring", "pread"];
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -338,11 +341,12 @@ fn run_one<I: Io>(
     sample
 }
 
-fn print(workload: Workload, summaries: &[Summary], wrote: &[Wrote; 2]) {
+fn print(workload: Workload, summaries: &[Summary], wrote: &[Wrote; DRIVERS.len()]) {
     println!("\n{} B, {} writers", workload.value_len, workload.writers);
     let extra = ["rec/frame", "depth", "dev/user B"];
     TABLE.row("", SUMMARY_COLUMNS.into_iter().chain(extra));
-    for (index, name) in ["uring", "pread", "uring raw", "pread raw"].into_iter().enumerate() {
+    let raw = DRIVERS.map(|name| format!("{name} raw"));
+    for (index, name) in DRIVERS.into_iter().chain(raw.iter().map(String::as_str)).enumerate() {
         let mut cells = summaries[index].cells().to_vec();
         if let Some(wrote) = wrote.get(index) {
             let user_bytes = wrote.records * (workload.value_len + USER_KEY.len()) as u64;
@@ -352,13 +356,14 @@ fn print(workload: Workload, summaries: &[Summary], wrote: &[Wrote; 2]) {
         }
         TABLE.row(name, cells.iter().map(String::as_str));
     }
-    let [uring, pread, uring_raw, pread_raw] = summaries else { unreachable!("four rows") };
-    println!(
-        "ratios: uring/pread {}   uring log/raw {}   pread log/raw {}",
-        uring.ratio_to(pread),
-        uring.ratio_to(uring_raw),
-        pread.ratio_to(pread_raw)
-    );
+    let (log, raw) = summaries.split_at(DRIVERS.len());
+    let [uring, runtime, pread] = log else { unreachable!("one row per driver") };
+    print!("ratios: uring/pread {}", uring.ratio_to(pread));
+    print!("   uring/tokio-uring {}", uring.ratio_to(runtime));
+    for ((name, log), raw) in DRIVERS.into_iter().zip(log).zip(raw) {
+        print!("   {name} log/raw {}", log.ratio_to(raw));
+    }
+    println!();
 }
 
 fn open(path: &Path) -> Result<DataDirectory, Box<dyn Error>> {
@@ -384,21 +389,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let options = UringOptions { handle_signals: false, ..UringOptions::default() };
     let uring = UringIo::new(open(&scratch.path().join("uring"))?, options)?;
+    let options = TokioUringOptions { handle_signals: false, ..TokioUringOptions::default() };
+    let runtime = TokioUringIo::new(open(&scratch.path().join("tokio-uring"))?, options)?;
     let options = PreadOptions { handle_signals: false, ..PreadOptions::default() };
     let pread = PreadIo::new(open(&scratch.path().join("pread"))?, options)?;
     let mut uring = Rig::new(uring, plan.segment_len)?;
+    let mut runtime = Rig::new(runtime, plan.segment_len)?;
     let mut pread = Rig::new(pread, plan.segment_len)?;
     for value_len in VALUE_LENS {
         for writers in WRITERS {
             let workload = Workload { value_len, writers };
-            let mut wrote = [Wrote::default(); 2];
-            let summaries = interleave(4, plan.repeats, |index| {
-                let (driver, raw) = (index % 2, index >= 2);
+            let mut wrote = [Wrote::default(); DRIVERS.len()];
+            let summaries = interleave(2 * DRIVERS.len(), plan.repeats, |index| {
+                let (driver, raw) = (index % DRIVERS.len(), index >= DRIVERS.len());
                 let wrote = &mut wrote[driver];
-                if driver == 0 {
-                    run_one(&mut uring, wrote, &plan, workload, raw)
-                } else {
-                    run_one(&mut pread, wrote, &plan, workload, raw)
+                match DRIVERS[driver] {
+                    "uring" => run_one(&mut uring, wrote, &plan, workload, raw),
+                    "tokio-uring" => run_one(&mut runtime, wrote, &plan, workload, raw),
+                    _ => run_one(&mut pread, wrote, &plan, workload, raw),
                 }
             });
             print(workload, &summaries, &wrote);

@@ -3,7 +3,7 @@
 //! ```text
 //! client ── RESP ──> resp::door ──> keyspace ──> storage (one store per shard) ──> wal
 //!                        │                           │
-//!                        └──── io::Request ──────────┴──> io (uring | pread): all kernel calls
+//!                        └──── io::Request ──────────┴──> io (three drivers): all kernel calls
 //! ```
 //!
 //! [`node::run`] opens the data directory, recovers every shard and then turns one loop

@@ -15,6 +15,7 @@ use crate::event_loop::{EventLoop, run_procedure};
 use crate::io::device::DeviceProbe;
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
 use crate::io::pread::{PreadIo, PreadOptions};
+use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex};
@@ -136,6 +137,11 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
                 tracing::warn!(refused = ?io.flags_refused(), "older kernel: ring set up without");
             }
             serve(io, &config, durability, &mut on_event)
+        }
+        IoDriver::TokioUring => {
+            let io = TokioUringIo::new(directory, TokioUringOptions::default())
+                .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
+            serve(io, &config, direct, &mut on_event)
         }
         IoDriver::Pread => {
             let options = PreadOptions { threads: config.pread_threads, ..PreadOptions::default() };

@@ -37,6 +37,11 @@ fn nothing_acknowledged_is_lost_to_sigkill_on_uring() {
 }
 
 #[test]
+fn nothing_acknowledged_is_lost_to_sigkill_on_tokio_uring() {
+    check(Driver::TokioUring, 2);
+}
+
+#[test]
 fn nothing_acknowledged_is_lost_to_sigkill_on_pread() {
     check(Driver::Pread, 3);
 }

@@ -265,8 +265,11 @@ fn forbidden_io_uring_is_said_with_the_remedy_which_works() {
     let directory = directory();
     let mut options = NodeOptions::new(&directory.path().join("data"), Driver::Uring);
     options.wrapper = wrapper;
-    let stderr = check_failure(options.clone(), EXIT_NO_URING);
-    assert!(stderr.contains("--io pread"), "no remedy named: {stderr}");
+    for driver in [Driver::TokioUring, Driver::Uring] {
+        options.driver = driver;
+        let stderr = check_failure(options.clone(), EXIT_NO_URING);
+        assert!(stderr.contains("--io pread"), "no remedy named on {driver}: {stderr}");
+    }
     options.driver = Driver::Pread;
     let node = NodeProcess::start(options).unwrap_or_else(|error| panic!("{error}"));
     let mut client = RespClient::connect(node.address()).unwrap();

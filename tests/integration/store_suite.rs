@@ -1,5 +1,5 @@
-//! One suite that runs the store on all three drivers: the ring, blocking threads, and the
-//! simulated disk behind the same seam. Time is the test's own; expiry needs no waiting.
+//! One suite that runs the store on all drivers: the ring, an io_uring runtime, blocking threads,
+//! and the simulated disk behind the same seam. Time is the test's own; expiry needs no waiting.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use fastrand::Rng;
 use kadring::io::directory::{DataDirectory, DirectoryOptions};
 use kadring::io::pread::{PreadIo, PreadOptions};
+use kadring::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use kadring::io::uring::{ProbeError, UringIo, UringOptions};
 use kadring::io::{Completion, DiskOwner, Io, Request};
 use kadring_tests::disk::SimulatedDisk;
@@ -39,18 +40,30 @@ impl Driver for UringIo {
     fn make() -> Option<(Self, Option<TempDir>)> {
         let (data, directory) = open_directory();
         let options = UringOptions { handle_signals: false, ..UringOptions::default() };
-        match Self::new(data, options) {
-            Ok(io) => Some((io, Some(directory))),
-            Err(
-                error @ (ProbeError::Forbidden(_)
-                | ProbeError::Missing(_)
-                | ProbeError::SwitchedOff { .. }),
-            ) => {
-                super::skipped("the store on io_uring", &error.to_string());
-                None
-            }
-            Err(error) => panic!("{error}"),
+        Some((unless_forbidden(Self::new(data, options))?, Some(directory)))
+    }
+}
+
+impl Driver for TokioUringIo {
+    fn make() -> Option<(Self, Option<TempDir>)> {
+        let (data, directory) = open_directory();
+        let options = TokioUringOptions { handle_signals: false, ..TokioUringOptions::default() };
+        Some((unless_forbidden(Self::new(data, options))?, Some(directory)))
+    }
+}
+
+fn unless_forbidden<I>(io: Result<I, ProbeError>) -> Option<I> {
+    match io {
+        Ok(io) => Some(io),
+        Err(
+            error @ (ProbeError::Forbidden(_)
+            | ProbeError::Missing(_)
+            | ProbeError::SwitchedOff { .. }),
+        ) => {
+            super::skipped("the store on io_uring", &error.to_string());
+            None
         }
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -221,6 +234,9 @@ macro_rules! on_all_drivers {
     ($($name:ident),* $(,)?) => {
         mod on_uring {
             $(#[test] fn $name() { super::$name::<kadring::io::uring::UringIo>(); })*
+        }
+        mod on_tokio_uring {
+            $(#[test] fn $name() { super::$name::<kadring::io::tokio_uring::TokioUringIo>(); })*
         }
         mod on_pread {
             $(#[test] fn $name() { super::$name::<kadring::io::pread::PreadIo>(); })*

@@ -40,19 +40,22 @@ const STDERR_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub enum Driver {
     /// The hand-driven io_uring.
     Uring,
+    /// An ordinary io_uring runtime.
+    TokioUring,
     /// Blocking files on threads and ordinary sockets.
     Pread,
 }
 
 impl Driver {
-    /// Both drivers of the node.
-    pub const ALL: [Self; 2] = [Self::Uring, Self::Pread];
+    /// All drivers of the node.
+    pub const ALL: [Self; 3] = [Self::Uring, Self::TokioUring, Self::Pread];
 
     /// Returns the value of `--io` that selects the driver.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Uring => "uring",
+            Self::TokioUring => "tokio-uring",
             Self::Pread => "pread",
         }
     }
@@ -65,7 +68,7 @@ impl std::str::FromStr for Driver {
         Self::ALL
             .into_iter()
             .find(|driver| driver.as_str() == text)
-            .ok_or_else(|| format!("no driver {text:?}: uring or pread"))
+            .ok_or_else(|| format!("no driver {text:?}: uring, tokio-uring or pread"))
     }
 }
 

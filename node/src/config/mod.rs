@@ -104,6 +104,9 @@ pub enum IoDriver {
     /// One io_uring per thread for disk and network. Never replaced silently by another driver:
     /// where the kernel forbids it the node does not start.
     Uring,
+    /// The same on an ordinary io_uring runtime, tokio-uring: a cross-check, and what to compare
+    /// the first with.
+    TokioUring,
     /// Blocking file calls on threads and readiness-driven sockets.
     Pread,
 }

@@ -88,12 +88,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         key: "io",
         flag: "io",
-        value_name: "uring|pread",
+        value_name: "uring|tokio-uring|pread",
         help: "Which driver does disk and network work; pread runs where io_uring is forbidden",
-        expected: "uring or pread",
+        expected: "uring, tokio-uring or pread",
         apply: |config, raw| {
             let driver = match raw.text()? {
                 "uring" => IoDriver::Uring,
+                "tokio-uring" => IoDriver::TokioUring,
                 "pread" => IoDriver::Pread,
                 _ => return None,
             };
@@ -102,6 +103,7 @@ pub const SETTINGS: &[Setting] = &[
         valid: |_| true,
         show: |config| match config.io {
             IoDriver::Uring => "uring".to_owned(),
+            IoDriver::TokioUring => "tokio-uring".to_owned(),
             IoDriver::Pread => "pread".to_owned(),
         },
     },

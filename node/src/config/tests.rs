@@ -211,7 +211,7 @@ fn values_out_of_form_or_range_name_their_place_and_what_is_accepted() {
         "--client is \"localhost\"; give an IP address and port such as 127.0.0.1:7379 or \
          [::1]:7379",
     );
-    flag("io", "epoll").refuses("--io is \"epoll\"; give uring or pread");
+    flag("io", "epoll").refuses("--io is \"epoll\"; give uring, tokio-uring or pread");
     flag("durability", "everysec")
         .refuses("--durability is \"everysec\"; give always, interval or os");
     flag("durability", "Always").refuses("--durability is \"Always\"; give always, interval or os");

@@ -1,9 +1,9 @@
 //! [`DataDirectory`]: the one directory below which all files of a node lie, and its lock.
 //!
 //! The lock is an exclusive flock(2) on the file `LOCK`. It belongs to the open file, not to the
-//! process: the `uring` driver registers that file in its ring, and the kernel lets go of a ring's
-//! files only after the ring's last request. So when a process dies, the lock is freed after its
-//! last write has landed, and no successor reads a file that is still changing. (In the `pread`
+//! process: the drivers on io_uring register that file in their ring, and the kernel lets go of a
+//! ring's files only after the ring's last request. So when a process dies, the lock is freed after
+//! its last write has landed, and no successor reads a file that is still changing. (In the `pread`
 //! driver the dying threads finish their calls before the kernel closes their files.) The price is
 //! that a lock may be freed a little after its process is gone; opening waits for that.
 

@@ -8,6 +8,7 @@
 //! | driver | disk | network |
 //! |---|---|---|
 //! | [`uring`] | the ring | the same ring |
+//! | [`tokio_uring`] | a runtime's ring, one task per request | the same ring |
 //! | [`pread`] | blocking calls on threads | readiness (epoll) on the loop's thread |
 //! | simulated disk (crate `tests`) | in memory, with faults | none yet |
 //!
@@ -33,6 +34,7 @@ mod slots;
 mod sockets;
 #[cfg(test)]
 mod tests;
+pub mod tokio_uring;
 pub mod uring;
 
 /// Whose disk request it is: the shard's index, or a procedure's own number above all shards.

@@ -68,6 +68,11 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// The values, in no order that means anything.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.value.as_ref())
+    }
+
     /// How many values are there.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()

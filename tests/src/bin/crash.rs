@@ -22,7 +22,7 @@ struct Arguments {
     /// Decides workload and kill moments; random when not given.
     #[arg(long)]
     seed: Option<u64>,
-    /// The node's I/O driver: uring or pread.
+    /// The node's I/O driver: uring, tokio-uring or pread.
     #[arg(long, default_value_t = Driver::Uring)]
     io: Driver,
     /// Connections that write at once.

@@ -3,10 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use super::{Driver, Rig, Scratch, on_both_drivers};
+use super::{Driver, Rig, Scratch, on_all_drivers};
 use crate::io::directory::{DataDirectory, DirectoryError, DirectoryOptions};
 
-on_both_drivers![second_open_is_locked, lock_is_free_once_the_driver_is_dropped];
+on_all_drivers![second_open_is_locked, lock_is_free_once_the_driver_is_dropped];
 
 const AT_ONCE: DirectoryOptions = DirectoryOptions { create: true, lock_wait: Duration::ZERO };
 

@@ -5,10 +5,10 @@ use wal::disk::{
     OpenMode,
 };
 
-use super::{Driver, OWNER, Rig, Scratch, on_both_drivers};
+use super::{Driver, OWNER, Rig, Scratch, on_all_drivers};
 use crate::io::{Completion, DiskOwner, Request};
 
-on_both_drivers![
+on_all_drivers![
     file_is_written_read_renamed_listed_and_removed,
     files_live_without_direct_io_too,
     read_past_the_end_is_short,

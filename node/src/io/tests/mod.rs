@@ -1,7 +1,7 @@
-//! One suite for both real drivers, on the real kernel: a scratch directory and loopback sockets.
+//! One suite for all real drivers, on the real kernel: a scratch directory and loopback sockets.
 //!
-//! A test is a function generic over [`Driver`]; [`on_both_drivers`] runs it on each. Where the
-//! kernel forbids io_uring, the ring's half says so and passes.
+//! A test is a function generic over [`Driver`]; [`on_all_drivers`] runs it on each. Where the
+//! kernel forbids io_uring, the rings' part says so and passes.
 
 #![expect(clippy::disallowed_types, reason = "plain sockets are the other end of what is tested")]
 
@@ -10,6 +10,7 @@ mod directory;
 mod disk;
 mod network;
 mod ring;
+mod runtime;
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
@@ -21,6 +22,7 @@ use wal::disk::{DiskCompletion, DiskOperation, DiskOutput, DiskRequest, RequestI
 
 use super::directory::{DataDirectory, DirectoryOptions};
 use super::pread::{PreadIo, PreadOptions};
+use super::tokio_uring::{TokioUringIo, TokioUringOptions};
 use super::uring::{ProbeError, UringIo, UringOptions};
 use super::{Completion, ConnectionId, DiskOwner, Io, Request};
 
@@ -60,8 +62,26 @@ impl Driver for PreadIo {
     }
 }
 
+impl Driver for TokioUringIo {
+    fn open(directory: DataDirectory, handle_signals: bool) -> Option<Self> {
+        let buffer_bytes = 8 << 20;
+        let options =
+            TokioUringOptions { handle_signals, buffer_bytes, ..TokioUringOptions::default() };
+        driver_or_excuse(Self::new(directory, options))
+    }
+
+    fn things_held(&self) -> usize {
+        // The accept is under way as long as the listener is there.
+        self.connections_open() + self.tasks_running().saturating_sub(1)
+    }
+}
+
 pub(super) fn ring_or_excuse(directory: DataDirectory, options: UringOptions) -> Option<UringIo> {
-    match UringIo::new(directory, options) {
+    driver_or_excuse(UringIo::new(directory, options))
+}
+
+fn driver_or_excuse<D>(driver: Result<D, ProbeError>) -> Option<D> {
+    match driver {
         Ok(driver) => Some(driver),
         Err(
             error @ (ProbeError::Forbidden(_)
@@ -75,18 +95,23 @@ pub(super) fn ring_or_excuse(directory: DataDirectory, options: UringOptions) ->
     }
 }
 
-/// Makes two tests of each generic function.
-macro_rules! on_both_drivers {
+/// Makes three tests of each generic function.
+macro_rules! on_all_drivers {
     ($($name:ident),* $(,)?) => {
         mod on_uring {
             $(#[test] fn $name() { super::$name::<crate::io::uring::UringIo>(); })*
+        }
+        mod on_tokio_uring {
+            $(#[test] fn $name() {
+                super::$name::<crate::io::tokio_uring::TokioUringIo>();
+            })*
         }
         mod on_pread {
             $(#[test] fn $name() { super::$name::<crate::io::pread::PreadIo>(); })*
         }
     };
 }
-use on_both_drivers;
+use on_all_drivers;
 
 /// A directory of its own for a test, removed at its end.
 pub(super) struct Scratch(PathBuf);
@@ -254,7 +279,7 @@ impl<D: Driver> Rig<D> {
     }
 }
 
-on_both_drivers![
+on_all_drivers![
     past_deadline_polls,
     wait_without_events_lasts_until_its_deadline,
     completions_waiting_are_given_without_waiting,
@@ -284,7 +309,7 @@ fn completions_waiting_are_given_without_waiting<D: Driver>() {
     let Some(mut rig) = Rig::<D>::new() else {
         return;
     };
-    // Both drivers know this one at once, and nothing else will ever happen.
+    // All drivers know this one at once, and nothing else will ever happen.
     rig.io.submit(Request::StopListening);
     let mut done = Vec::new();
     rig.io.wait(None, &mut done).unwrap();

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Driver, Rig, on_both_drivers};
+use super::{Driver, Rig, on_all_drivers};
 use crate::io::{Completion, Request};
 
-on_both_drivers![
+on_all_drivers![
     bytes_are_echoed,
     half_closed_peer_reads_as_empty,
     large_send_arrives_whole_at_a_slow_reader,

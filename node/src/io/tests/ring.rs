@@ -216,7 +216,7 @@ fn refused_registration_leaves_plain_memory() {
 }
 
 /// Capabilities belong to threads.
-fn drop_right_to_lock_memory() {
+pub(super) fn drop_right_to_lock_memory() {
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
     let mut sets = capabilities(None).unwrap();
     sets.effective.remove(CapabilitySet::IPC_LOCK);

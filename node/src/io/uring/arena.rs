@@ -43,7 +43,7 @@ const SLABS_MAX: usize = 1 << 14;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Memory for buffers, registered with the ring where that is allowed.
-pub(super) struct Arena {
+pub(in crate::io) struct Arena {
     /// The first slab, within `memory`.
     base: NonNull<u8>,
     slabs: usize,
@@ -63,7 +63,7 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     /// Makes an arena of `bytes`, rounded up to whole slabs; of none, it has no memory.
-    pub(super) fn new(bytes: usize) -> io::Result<Arc<Self>> {
+    pub(in crate::io) fn new(bytes: usize) -> io::Result<Arc<Self>> {
         let slabs = bytes.div_ceil(SLAB_BYTES).min(SLABS_MAX);
         let room = slabs * SLAB_BYTES + HUGE_PAGE_BYTES;
         let mut memory = MmapOptions::new().len(room).map_anon()?;
@@ -123,8 +123,20 @@ impl Arena {
         }
     }
 
+    /// Start and length of each slab, for a driver that registers them by other means.
+    pub(in crate::io) fn slabs(&self) -> impl Iterator<Item = (NonNull<u8>, usize)> {
+        let base = self.base;
+        // SAFETY: the offset lies within the arena's memory, which is one mapping.
+        (0..self.slabs).map(move |index| (unsafe { base.add(index * SLAB_BYTES) }, SLAB_BYTES))
+    }
+
+    /// Notes whether slabs registered by other means are so.
+    pub(in crate::io) fn set_registered(&self, registered: bool) {
+        self.registered.store(registered, Ordering::Relaxed);
+    }
+
     /// The registered buffer that memory at `address` lies in, if it does.
-    pub(super) fn index_of(&self, address: *const u8) -> Option<u16> {
+    pub(in crate::io) fn index_of(&self, address: *const u8) -> Option<u16> {
         let offset = address.addr().checked_sub(self.base.addr().get())?;
         let index = offset / SLAB_BYTES;
         let known = index < self.slabs && self.registered.load(Ordering::Relaxed);
@@ -144,7 +156,7 @@ impl Arena {
     }
 
     /// What has become of the arena and of the buffers taken.
-    pub(super) fn statistics(&self) -> BufferStatistics {
+    pub(in crate::io) fn statistics(&self) -> BufferStatistics {
         BufferStatistics {
             arena_bytes: (self.slabs * SLAB_BYTES) as u64,
             arena_bytes_free: u64::from(self.pages().free()) * BLOCK_SIZE as u64,
@@ -203,10 +215,10 @@ impl Drop for Lease {
 
 /// The arena as a source of buffers.
 #[derive(Clone, Debug)]
-pub(super) struct ArenaBuffers(Arc<Arena>);
+pub(in crate::io) struct ArenaBuffers(Arc<Arena>);
 
 impl ArenaBuffers {
-    pub(super) fn new(arena: &Arc<Arena>) -> Rc<Self> {
+    pub(in crate::io) fn new(arena: &Arc<Arena>) -> Rc<Self> {
         Rc::new(Self(Arc::clone(arena)))
     }
 }

@@ -15,7 +15,7 @@
 //! Its own descriptor is not registered: that saves nothing measurable and keeps the ring alive
 //! past its drop.
 
-mod arena;
+pub(in crate::io) mod arena;
 mod buffers;
 mod disk;
 mod network;

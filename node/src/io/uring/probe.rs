@@ -51,7 +51,7 @@ pub enum ProbeError {
 
 impl ProbeError {
     /// Explains an error of io_uring_setup(2) or io_uring_register(2).
-    pub(super) fn explain(source: io::Error) -> Self {
+    pub(in crate::io) fn explain(source: io::Error) -> Self {
         match Errno::from_io_error(&source) {
             Some(Errno::PERM | Errno::ACCESS) => switched_off().unwrap_or(Self::Forbidden(source)),
             Some(Errno::NOSYS) => Self::Missing(source),
