@@ -1,17 +1,28 @@
-//! Group commit: records in, frames out, and the durable LSN that follows their completions.
+//! Group commit: records in, frames out, and the LSNs that follow their completions.
 //!
 //! ```text
-//! append -> filling -> ready -> in flight (a few) -> durable, in LSN order
+//! append -> filling -> ready -> in flight (a few) -> written -> durable, in LSN order
 //! ```
+//!
+//! Two numbers tell how far the log has got. Everything up to `durable_lsn()` survives a crash;
+//! frames carry it, so that recovery knows what must be there. Everything up to
+//! `acknowledged_lsn()` may be answered for, as [`CommitDurability`] promises; it is never behind.
+//!
+//! | durability | method | frames are written | synced | acknowledged when |
+//! |---|---|---|---|---|
+//! | `Always` | `Dsync` | durably | never | their write completed, in LSN order |
+//! | `Always` | `SyncPerBatch` | cached | once per batch | the sync completed |
+//! | `Interval` | either | cached | every interval | their write completed, in LSN order |
+//! | `Os` | either | cached | when a segment is left | their write completed, in LSN order |
 //!
 //! One frame fills at a time, at a place in the active segment that is fixed when it is opened, so
 //! a record's location is known at once. [`GroupCommit::submit`], called when a loop turn ends,
 //! closes it if fewer than `frames_in_flight_max` frames are under way; otherwise it goes on
 //! filling, and the next batch grows by itself. Frames are written beside each other and may
-//! complete in any order; a record counts as durable only when its frame and all before it have
-//! completed.
+//! complete in any order; a record counts only when its frame and all before it have completed. No
+//! frame goes out to a file while that file is synced.
 //!
-//! A failed write is final: the range is never written again, nothing after it becomes durable, and
+//! A failed write or sync is final: the range is never written again, nothing after it becomes durable, and
 //! every later append is refused. What recovery finds of such records is of unknown outcome.
 
 use std::collections::VecDeque;
@@ -22,29 +33,74 @@ use crate::disk::{
 };
 use crate::frame::{self, FRAME_HEADER_LEN, FrameStamp};
 use crate::lsn::Lsn;
-use crate::record::{Location, Record, header_len};
+use crate::record::{Location, Record, RecordHeader, header_len, padded_len};
 use crate::segment::SEGMENT_HEADER_LEN;
+
+#[cfg(test)]
+mod durability_tests;
+mod progress;
+
+use progress::{Departure, Progress};
+
+/// Most frames that may be under way at once.
+pub const FRAMES_IN_FLIGHT_MAX: usize = 4;
 
 /// Buffers kept for reuse.
 const BUFFERS_KEPT_MAX: usize = 4;
 /// Room a filling frame starts with.
 const BUFFER_LEN_MIN: usize = 64 << 10;
 
-/// Limits of a log.
+/// How frames are made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncMethod {
+    /// Each frame by itself (RWF_DSYNC); right for drives that keep what they have taken.
+    #[default]
+    Dsync,
+    /// The frames of a batch are written, then one sync makes all of them durable; right for
+    /// drives where each durable write flushes the whole cache.
+    SyncPerBatch,
+}
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CommitDurability {
+    /// The record is durable.
+    #[default]
+    Always,
+    /// The record is written, and durable after this many milliseconds or little more.
+    Interval {
+        /// How long a written record may stay without a sync.
+        ms: u32,
+    },
+    /// The record is written; it is durable once its segment is left.
+    Os,
+}
+
+/// Limits and promises of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupCommitLimits {
     /// A frame is closed when the next record would take it beyond this; a larger record has a
     /// frame of its own.
     pub frame_bytes_max: usize,
-    /// Frames under way at once.
+    /// Frames under way at once, 1 to [`FRAMES_IN_FLIGHT_MAX`].
     pub frames_in_flight_max: usize,
-    /// Bytes of records that are not durable yet; above, appends are refused for the moment.
+    /// Bytes of records that are not acknowledged yet; above, appends are refused for the moment.
     pub pending_bytes_max: usize,
+    /// How frames are made durable.
+    pub sync_method: SyncMethod,
+    /// What an acknowledgement promises.
+    pub durability: CommitDurability,
 }
 
 impl Default for GroupCommitLimits {
     fn default() -> Self {
-        Self { frame_bytes_max: 1 << 20, frames_in_flight_max: 2, pending_bytes_max: 64 << 20 }
+        Self {
+            frame_bytes_max: 1 << 20,
+            frames_in_flight_max: 2,
+            pending_bytes_max: 64 << 20,
+            sync_method: SyncMethod::default(),
+            durability: CommitDurability::default(),
+        }
     }
 }
 
@@ -82,7 +138,8 @@ pub enum AppendError {
 /// Where and as what a record was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Its number; the record is durable once `durable_lsn()` has reached it.
+    /// Its number; the record may be acknowledged once `acknowledged_lsn()` has reached it, and
+    /// is durable once `durable_lsn()` has.
     pub lsn: Lsn,
     /// Where it stands.
     pub location: Location,
@@ -97,15 +154,6 @@ struct Filling {
     record_count: u32,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    number: u64,
-    last_lsn: Lsn,
-    watermark: Lsn,
-    len: usize,
-    done: bool,
-}
-
 /// Counters of a log since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupCommitCounters {
@@ -115,17 +163,21 @@ pub struct GroupCommitCounters {
     pub frames_idle: u64,
     /// Bytes of frames handed to the disk.
     pub frame_bytes: u64,
-    /// Records appended.
+    /// Records appended, copies included.
     pub records: u64,
+    /// Records among them that are copies.
+    pub copies: u64,
+    /// Syncs handed to the disk.
+    pub syncs: u64,
 }
 
-/// A frame to be written: the caller sends the operation to the disk and returns the completion
-/// with [`GroupCommit::handle_written`].
+/// A frame to be written, or a file of frames to be synced: the caller sends the operation to the
+/// disk and returns the completion with [`GroupCommit::handle_written`].
 #[derive(Debug)]
 pub struct FrameWrite {
-    /// Pairs the completion with the frame.
+    /// Pairs the completion with the operation.
     pub number: u64,
-    /// The write.
+    /// The write or sync.
     pub operation: DiskOperation,
 }
 
@@ -135,18 +187,13 @@ pub struct GroupCommit {
     store: [u8; 16],
     limits: GroupCommitLimits,
     next_lsn: Lsn,
-    durable_lsn: Lsn,
-    /// The durable LSN that the newest durable frame carries.
-    watermark: Lsn,
-    wall_ms: u64,
+    progress: Progress,
     active: Option<(OpenSegment, u64)>,
     spares: VecDeque<OpenSegment>,
     left: VecDeque<OpenSegment>,
     filling: Option<Filling>,
     ready: VecDeque<Filling>,
-    in_flight: VecDeque<InFlight>,
     next_number: u64,
-    pending_bytes: usize,
     buffers: Vec<IoBuffer>,
     failure: Option<DiskError>,
     counters: GroupCommitCounters,
@@ -155,23 +202,25 @@ pub struct GroupCommit {
 impl GroupCommit {
     /// Goes on with a log whose records up to `durable_lsn` are durable and whose frames have
     /// carried times up to `wall_ms`.
+    ///
+    /// # Panics
+    /// If `frames_in_flight_max` is not 1 to [`FRAMES_IN_FLIGHT_MAX`].
     #[must_use]
     pub fn new(store: [u8; 16], limits: GroupCommitLimits, durable_lsn: Lsn, wall_ms: u64) -> Self {
+        let frames = limits.frames_in_flight_max;
+        assert!((1..=FRAMES_IN_FLIGHT_MAX).contains(&frames), "{frames} frames in flight");
+        let (method, durability) = (limits.sync_method, limits.durability);
         Self {
             store,
             limits,
             next_lsn: durable_lsn.next(),
-            durable_lsn,
-            watermark: durable_lsn,
-            wall_ms,
+            progress: Progress::new(method, durability, durable_lsn, wall_ms),
             active: None,
             spares: VecDeque::new(),
             left: VecDeque::new(),
             filling: None,
             ready: VecDeque::new(),
-            in_flight: VecDeque::new(),
             next_number: 0,
-            pending_bytes: 0,
             buffers: Vec::new(),
             failure: None,
             counters: GroupCommitCounters::default(),
@@ -181,7 +230,27 @@ impl GroupCommit {
     /// Everything up to here survives a crash.
     #[must_use]
     pub fn durable_lsn(&self) -> Lsn {
-        self.durable_lsn
+        self.progress.durable()
+    }
+
+    /// Everything up to here may be acknowledged, as the log's [`CommitDurability`] promises; never
+    /// below `durable_lsn()`.
+    #[must_use]
+    pub fn acknowledged_lsn(&self) -> Lsn {
+        self.progress.acknowledged()
+    }
+
+    /// When [`GroupCommit::submit`] and [`GroupCommit::poll_write`] are wanted for a sync, in the
+    /// milliseconds given to `submit`; only under [`CommitDurability::Interval`].
+    #[must_use]
+    pub fn sync_due_ms(&self) -> Option<u64> {
+        self.progress.sync_due_ms().filter(|_| self.failure.is_none())
+    }
+
+    /// Makes everything appended so far durable as soon as it is written, whatever the durability:
+    /// for an orderly shutdown or a snapshot.
+    pub fn request_sync(&mut self) {
+        self.progress.request_sync(self.last_lsn());
     }
 
     /// The newest record's number.
@@ -196,10 +265,10 @@ impl GroupCommit {
         self.failure
     }
 
-    /// Bytes of frames that are not durable yet.
+    /// Bytes of records that are not acknowledged yet.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
-        self.pending_bytes
+        self.progress.pending_bytes()
     }
 
     /// Counters since the log was opened.
@@ -238,23 +307,63 @@ impl GroupCommit {
 
     /// Takes a segment that gets no more frames and has none under way.
     pub fn poll_left(&mut self) -> Option<OpenSegment> {
-        if self.in_flight.is_empty() && self.ready.is_empty() {
-            self.left.pop_front()
-        } else {
-            None
+        let left = self.left.front()?.id;
+        if self.ready.iter().any(|frame| frame.segment.id == left)
+            || self.progress.holds_any_of(left)
+        {
+            return None;
         }
+        self.progress.release(left);
+        self.left.pop_front()
     }
 
-    /// Appends a record to the filling frame; it becomes durable after [`GroupCommit::submit`].
+    /// Appends a record to the filling frame; it goes out after [`GroupCommit::submit`].
     ///
     /// # Errors
     /// [`AppendError`]; the record is then not part of the log.
     pub fn append(&mut self, record: &Record<'_>) -> Result<Appended, AppendError> {
+        let lengths = (record.user_key.len(), record.value.len());
+        let appended = self.append_with(lengths, &mut |place, lsn, out| {
+            record.encode(place, lsn, out);
+        })?;
+        Ok(appended)
+    }
+
+    /// Appends a copy of a record that keeps its first LSN, version and value checksums. `value` is
+    /// the original's value or touch body, which the caller has verified ([`RecordHeader::value`]);
+    /// it is not summed again.
+    ///
+    /// The copy has an LSN of its own, like every record: that is what [`Appended`] tells.
+    ///
+    /// # Errors
+    /// [`AppendError`]; the copy is then not part of the log.
+    ///
+    /// # Panics
+    /// If `value` does not have the length that the header says.
+    pub fn append_copy(
+        &mut self,
+        original: &RecordHeader<'_>,
+        value: &[u8],
+    ) -> Result<Appended, AppendError> {
+        let lengths = (original.user_key.len(), value.len());
+        let appended = self.append_with(lengths, &mut |place, _, out| {
+            original.encode_copy(value, place, out);
+        })?;
+        self.counters.copies += 1;
+        Ok(appended)
+    }
+
+    fn append_with(
+        &mut self,
+        (user_key_len, value_len): (usize, usize),
+        encode: &mut dyn FnMut(&Place, Lsn, &mut IoBuffer),
+    ) -> Result<Appended, AppendError> {
         if let Some(error) = self.failure {
             return Err(AppendError::Failed(error));
         }
-        let len = record.encoded_len();
-        let pending = self.pending_bytes;
+        let header_len = header_len(user_key_len, value_len);
+        let len = padded_len(header_len + value_len);
+        let pending = self.progress.pending_bytes();
         if pending > 0 && pending + len > self.limits.pending_bytes_max {
             return Err(AppendError::Congested { pending });
         }
@@ -263,17 +372,16 @@ impl GroupCommit {
         let at = filling.offset + filling.buffer.len() as u64;
         let place = Place { store: self.store, segment: filling.segment.id, offset: at };
         let lsn = self.next_lsn;
-        record.encode(&place, lsn, &mut filling.buffer);
+        encode(&place, lsn, &mut filling.buffer);
         filling.record_count += 1;
         self.next_lsn = lsn.next();
-        self.pending_bytes += len;
+        self.progress.add_pending(len);
         self.counters.records += 1;
-        let header_len = header_len(record.user_key.len(), record.value.len());
         let location = Location {
             segment: filling.segment.id,
             offset: u32::try_from(at).expect("segments are at most 256 MiB"),
             header_len: u32::try_from(header_len).expect("headers are far below 4 GiB"),
-            value_len: u32::try_from(record.value.len()).expect("values are at most 32 MiB"),
+            value_len: u32::try_from(value_len).expect("values are at most 32 MiB"),
         };
         Ok(Appended { lsn, location })
     }
@@ -355,8 +463,7 @@ impl GroupCommit {
         self.failure.is_none()
             && self.filling.is_none()
             && self.ready.is_empty()
-            && self.in_flight.is_empty()
-            && self.watermark < self.durable_lsn
+            && self.progress.is_watermark_behind()
     }
 
     /// Opens an empty frame that will carry the durable LSN; [`GroupCommit::submit`] sends it.
@@ -370,52 +477,79 @@ impl GroupCommit {
         }
     }
 
-    /// Ends a turn: closes the filling frame if it can go out now. `wall_ms` is stamped on frames.
+    /// Ends a turn: closes the filling frame if it can go out now. `wall_ms` is stamped on frames,
+    /// and decides when the next sync is due; a time that goes back counts as the newest before.
     pub fn submit(&mut self, wall_ms: u64) {
-        self.wall_ms = self.wall_ms.max(wall_ms);
-        if self.in_flight.len() + self.ready.len() < self.limits.frames_in_flight_max {
+        self.progress.set_now(wall_ms);
+        let under_way = self.progress.in_flight_count() + self.ready.len();
+        // A frame that would have to wait goes on filling instead: it makes a larger batch.
+        let held = self.filling.as_ref().is_some_and(|open| self.progress.is_held(open.segment.id));
+        if under_way < self.limits.frames_in_flight_max && !held {
             self.close_filling();
         }
     }
 
-    /// Takes the next frame to write, up to the limit of frames in flight.
+    /// Takes the next frame to write, up to the limit of frames in flight, or the next file to
+    /// sync.
     pub fn poll_write(&mut self) -> Option<FrameWrite> {
-        if self.failure.is_some() || self.in_flight.len() >= self.limits.frames_in_flight_max {
+        if self.failure.is_some() {
+            return None;
+        }
+        self.seal_left();
+        let number = self.next_number;
+        let operation = match self.progress.start_sync(number) {
+            Some(file) => {
+                self.counters.syncs += 1;
+                DiskOperation::Sync { file }
+            }
+            None => self.write_frame(number)?,
+        };
+        self.next_number += 1;
+        Some(FrameWrite { number, operation })
+    }
+
+    fn write_frame(&mut self, number: u64) -> Option<DiskOperation> {
+        let held = self.progress.is_held(self.ready.front()?.segment.id);
+        if held || self.progress.in_flight_count() >= self.limits.frames_in_flight_max {
             return None;
         }
         let Filling { segment, offset, mut buffer, first_lsn, record_count } =
             self.ready.pop_front()?;
         let place = Place { store: self.store, segment: segment.id, offset };
-        let durable_lsn = self.durable_lsn;
-        let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms: self.wall_ms };
-        let records_len = buffer.len() - FRAME_HEADER_LEN;
+        let (durable_lsn, wall_ms) = (self.progress.durable(), self.progress.now_ms());
+        let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms };
+        let len = buffer.len() - FRAME_HEADER_LEN;
         frame::finish(&mut buffer, &place, &stamp);
-        let number = self.next_number;
-        self.next_number += 1;
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
-        let flight =
-            InFlight { number, last_lsn, watermark: durable_lsn, len: records_len, done: false };
-        self.in_flight.push_back(flight);
+        let durably =
+            self.progress.depart(number, Departure { segment, last_lsn, record_count, len });
         self.counters.frames += 1;
         self.counters.frames_idle += u64::from(record_count == 0);
         self.counters.frame_bytes += buffer.len() as u64;
-        let (file, durability) = (segment.file, Durability::Durable);
-        let operation = DiskOperation::Write { file, offset, buffer, durability };
-        Some(FrameWrite { number, operation })
+        let durability = if durably { Durability::Durable } else { Durability::Cached };
+        Some(DiskOperation::Write { file: segment.file, offset, buffer, durability })
     }
 
-    /// Takes the completion of a frame's write. Returns whether more records are durable now.
+    /// Lets segments that were left be synced for good once their last frames are out.
+    fn seal_left(&mut self) {
+        for left in &self.left {
+            if !self.ready.iter().any(|frame| frame.segment.id == left.id) {
+                self.progress.seal(left.id);
+            }
+        }
+    }
+
+    /// Takes the completion of a write or sync. Returns whether more records may be acknowledged or
+    /// are durable now.
     ///
     /// # Panics
-    /// If no frame of that number is in flight.
+    /// If nothing of that number is under way.
     pub fn handle_written(
         &mut self,
         number: u64,
         result: Result<(), DiskError>,
         buffer: Option<IoBuffer>,
     ) -> bool {
-        let flight = self.in_flight.iter_mut().find(|flight| flight.number == number);
-        flight.expect("each frame completes once").done = true;
         if let Some(buffer) = buffer
             && self.buffers.len() < BUFFERS_KEPT_MAX
             && buffer.capacity() <= 2 * self.limits.frame_bytes_max
@@ -432,21 +566,20 @@ impl GroupCommit {
             });
         }
         if self.failure.is_some() {
+            assert!(self.progress.abandon(number), "each operation completes once");
             return false;
         }
-        let before = self.durable_lsn;
-        while let Some(flight) = self.in_flight.pop_front_if(|flight| flight.done) {
-            self.durable_lsn = flight.last_lsn;
-            self.watermark = flight.watermark;
-            self.pending_bytes -= flight.len;
-        }
-        self.durable_lsn > before
+        self.progress.arrive(number).expect("each operation completes once")
     }
 
-    /// Whether everything appended is durable and nothing is under way.
+    /// Whether everything appended is durable (under [`CommitDurability::Os`]: written) and nothing
+    /// is under way.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.filling.is_none() && self.ready.is_empty() && self.in_flight.is_empty()
+        self.failure.is_none()
+            && self.filling.is_none()
+            && self.ready.is_empty()
+            && self.progress.is_settled()
     }
 }
 
