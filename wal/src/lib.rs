@@ -4,6 +4,7 @@
 
 pub mod checksum;
 pub mod disk;
+pub mod footer;
 pub mod frame;
 pub mod group_commit;
 mod lsn;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::tests::record;
 use super::*;
+use crate::footer::Trailer;
 use crate::frame::FrameHeader;
 
 const STORE: [u8; 16] = [7; 16];
@@ -93,19 +94,20 @@ fn os_syncs_only_segments_that_are_left_or_on_request() {
     let mut log = log(SyncMethod::SyncPerBatch, CommitDurability::Os);
     log.add_segment(OpenSegment { id: 2, file: FileId(2), len: SEGMENT_LEN });
     let value = vec![1; 20 << 10];
-    let (mut syncs, mut frames) = (Vec::new(), 0);
+    let (mut syncs, mut frames, mut footers) = (Vec::new(), 0, 0);
     for _ in 0..4 {
         log.append(&record(&value)).unwrap();
         log.submit(1);
         while let Some(write) = log.poll_write() {
             match write.operation {
                 DiskOperation::Sync { file } => syncs.push(file),
-                _ => frames += 1,
+                DiskOperation::Write { durability: Durability::Cached, .. } => frames += 1,
+                _ => footers += 1,
             }
             log.handle_written(write.number, Ok(()), None);
         }
     }
-    assert_eq!((syncs.as_slice(), frames), ([FileId(1)].as_slice(), 4));
+    assert_eq!((syncs.as_slice(), frames, footers), ([FileId(1)].as_slice(), 4, 1));
     assert_eq!((log.acknowledged_lsn(), log.durable_lsn()), (Lsn(4), Lsn(2)));
     assert_eq!(log.poll_left().map(|left| left.id), Some(1));
     assert!(log.is_quiet(), "the operating system keeps the rest");
@@ -154,6 +156,13 @@ impl Model {
             DiskOperation::Write { file, offset, buffer, .. } => {
                 assert!(!self.syncs.values().any(|(syncing, _)| syncing == file));
                 let place = Place { store: STORE, segment: u64::from(file.0), offset: *offset };
+                if offset + buffer.len() as u64 == SEGMENT_LEN
+                    && let Ok(trailer) = Trailer::decode(buffer.as_slice(), &place, SEGMENT_LEN)
+                {
+                    assert!(trailer.summary.last_lsn() <= self.durable(), "a footer too early");
+                    assert!(self.frames.values().all(|frame| frame.1 != *file || frame.3));
+                    return;
+                }
                 let header = buffer.as_slice().first_chunk().unwrap();
                 let header = FrameHeader::decode(header, &place).unwrap();
                 assert!(header.durable_lsn <= self.durable(), "the watermark runs ahead");
@@ -169,8 +178,7 @@ impl Model {
             for frame in covered {
                 self.frames.get_mut(&frame).unwrap().3 = true;
             }
-        } else {
-            let frame = self.frames.get_mut(&number).unwrap();
+        } else if let Some(frame) = self.frames.get_mut(&number) {
             (frame.2, frame.3) = (true, durably);
         }
     }

@@ -22,25 +22,34 @@
 //! complete in any order; a record counts only when its frame and all before it have completed. No
 //! frame goes out to a file while that file is synced.
 //!
+//! A segment that is left gets a footer ([`crate::footer`]) once all of its frames are durable, and
+//! is sealed then ([`GroupCommit::poll_sealed`]); room for the footer is kept while frames are added.
+//!
 //! A failed write or sync is final: the range is never written again, nothing after it becomes durable, and
 //! every later append is refused. What recovery finds of such records is of unknown outcome.
 
 use std::collections::VecDeque;
 
-use crate::checksum::Place;
+use crate::checksum::{self, Place};
 use crate::disk::{
     BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, Durability, FileId, IoBuffer,
 };
 use crate::frame::{self, FRAME_HEADER_LEN, FrameStamp};
 use crate::lsn::Lsn;
-use crate::record::{Location, Record, RecordHeader, header_len, padded_len};
+use crate::record::{
+    Location, Record, RecordHeader, RecordKind, TouchBody, header_len, padded_len,
+};
+use crate::replay::ReplayedRecord;
 use crate::segment::SEGMENT_HEADER_LEN;
 
 #[cfg(test)]
 mod durability_tests;
 mod progress;
+mod tail;
 
 use progress::{Departure, Progress};
+pub use tail::SealedSegment;
+use tail::{Sealing, Tail};
 
 /// Most frames that may be under way at once.
 pub const FRAMES_IN_FLIGHT_MAX: usize = 4;
@@ -169,9 +178,11 @@ pub struct GroupCommitCounters {
     pub copies: u64,
     /// Syncs handed to the disk.
     pub syncs: u64,
+    /// Bytes of footers handed to the disk.
+    pub footer_bytes: u64,
 }
 
-/// A frame to be written, or a file of frames to be synced: the caller sends the operation to the
+/// A frame or footer to be written, or a file of frames to be synced: the caller sends the operation to the
 /// disk and returns the completion with [`GroupCommit::handle_written`].
 #[derive(Debug)]
 pub struct FrameWrite {
@@ -188,9 +199,9 @@ pub struct GroupCommit {
     limits: GroupCommitLimits,
     next_lsn: Lsn,
     progress: Progress,
-    active: Option<(OpenSegment, u64)>,
+    active: Option<Tail>,
     spares: VecDeque<OpenSegment>,
-    left: VecDeque<OpenSegment>,
+    sealing: Sealing,
     filling: Option<Filling>,
     ready: VecDeque<Filling>,
     next_number: u64,
@@ -217,7 +228,7 @@ impl GroupCommit {
             progress: Progress::new(method, durability, durable_lsn, wall_ms),
             active: None,
             spares: VecDeque::new(),
-            left: VecDeque::new(),
+            sealing: Sealing::default(),
             filling: None,
             ready: VecDeque::new(),
             next_number: 0,
@@ -280,18 +291,19 @@ impl GroupCommit {
     /// The segment that takes the next frame, and where.
     #[must_use]
     pub fn active(&self) -> Option<(OpenSegment, u64)> {
-        self.active
+        self.active.as_ref().map(|tail| (tail.segment, tail.offset))
     }
 
     /// Bytes that still fit into the active segment and the spares, in the best case.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let active = self.active.map_or(0, |(segment, tail)| {
-            let filling = self.filling.as_ref().filter(|open| open.segment.id == segment.id);
-            let end = filling.map_or(tail, |open| open.offset + open.buffer.len() as u64);
-            segment.len.saturating_sub(end)
+        let active = self.active.as_ref().map_or(0, |tail| {
+            let filling = self.filling.as_ref().filter(|open| open.segment.id == tail.segment.id);
+            let end = filling.map_or(tail.offset, |open| open.offset + open.buffer.len() as u64);
+            tail.limit().saturating_sub(end)
         });
-        active + self.spares.iter().map(|spare| spare.len - SEGMENT_HEADER_LEN).sum::<u64>()
+        let spare = |spare: &OpenSegment| spare.len.saturating_sub(2 * SEGMENT_HEADER_LEN);
+        active + self.spares.iter().map(spare).sum::<u64>()
     }
 
     /// Segments waiting to become active.
@@ -305,16 +317,26 @@ impl GroupCommit {
         self.spares.push_back(segment);
     }
 
-    /// Takes a segment that gets no more frames and has none under way.
-    pub fn poll_left(&mut self) -> Option<OpenSegment> {
-        let left = self.left.front()?.id;
-        if self.ready.iter().any(|frame| frame.segment.id == left)
-            || self.progress.holds_any_of(left)
-        {
-            return None;
+    /// Leaves the active segment if it has frames: it is sealed once they are durable, and what is
+    /// appended next goes to another one. For an orderly shutdown or a snapshot.
+    pub fn roll(&mut self) {
+        self.close_filling();
+        if self.active.as_ref().is_some_and(|tail| !tail.is_empty()) {
+            self.leave_active();
         }
-        self.progress.release(left);
-        self.left.pop_front()
+    }
+
+    /// Takes a segment that was sealed: its frames and its footer are durable, and it is not
+    /// written again.
+    pub fn poll_sealed(&mut self) -> Option<SealedSegment> {
+        let sealed = self.sealing.poll()?;
+        self.progress.release(sealed.segment.id);
+        Some(sealed)
+    }
+
+    /// As [`GroupCommit::poll_sealed`], for those who do not care what the segment holds.
+    pub fn poll_left(&mut self) -> Option<OpenSegment> {
+        self.poll_sealed().map(|sealed| sealed.segment)
     }
 
     /// Appends a record to the filling frame; it goes out after [`GroupCommit::submit`].
@@ -326,6 +348,7 @@ impl GroupCommit {
         let appended = self.append_with(lengths, &mut |place, lsn, out| {
             record.encode(place, lsn, out);
         })?;
+        self.note_record(record, appended.lsn, &appended);
         Ok(appended)
     }
 
@@ -350,7 +373,37 @@ impl GroupCommit {
             original.encode_copy(value, place, out);
         })?;
         self.counters.copies += 1;
+        let record = Record {
+            kind: original.kind,
+            namespace: original.namespace,
+            key: original.key,
+            user_key: original.user_key,
+            version: original.version,
+            expiry_ms: original.expiry_ms,
+            value,
+        };
+        self.note_record(&record, original.first_lsn, &appended);
         Ok(appended)
+    }
+
+    /// Tells the active segment of its newest record.
+    fn note_record(&mut self, record: &Record<'_>, first_lsn: Lsn, appended: &Appended) {
+        let tail = self.active.as_mut().expect("a record was appended to the active segment");
+        let is_touch = record.kind == RecordKind::Touch;
+        let listed = tail.wants_records();
+        tail.note_record(&ReplayedRecord {
+            kind: record.kind,
+            namespace: record.namespace,
+            key: record.key,
+            user_key_crc: if listed { checksum::plain(record.user_key) } else { 0 },
+            version: record.version,
+            expiry_ms: record.expiry_ms,
+            first_lsn,
+            lsn: appended.lsn,
+            location: appended.location,
+            touch: is_touch.then(|| TouchBody::decode(record.value)).flatten(),
+            damaged: false,
+        });
     }
 
     fn append_with(
@@ -390,8 +443,8 @@ impl GroupCommit {
     fn make_room(&mut self, len: usize) -> Result<(), AppendError> {
         if let Some(filling) = &mut self.filling {
             let used = filling.buffer.len() + len;
-            let fits =
-                used.next_multiple_of(BLOCK_SIZE) as u64 <= filling.segment.len - filling.offset;
+            let limit = self.active.as_ref().map_or(0, Tail::limit);
+            let fits = filling.offset + used.next_multiple_of(BLOCK_SIZE) as u64 <= limit;
             if fits && (used <= self.limits.frame_bytes_max || filling.record_count == 0) {
                 if used > filling.buffer.capacity() {
                     let room = used.max(2 * filling.buffer.capacity());
@@ -416,11 +469,12 @@ impl GroupCommit {
         frame_len: u64,
         open: Option<(u64, usize)>,
     ) -> Result<(OpenSegment, u64), AppendError> {
-        if let Some((segment, tail)) = self.active {
-            let tail = open
-                .map_or(tail, |(offset, used)| offset + used.next_multiple_of(BLOCK_SIZE) as u64);
-            if tail + frame_len <= segment.len {
-                return Ok((segment, tail));
+        if let Some(active) = &self.active {
+            let offset = open.map_or(active.offset, |(offset, used)| {
+                offset + used.next_multiple_of(BLOCK_SIZE) as u64
+            });
+            if offset + frame_len <= active.limit() {
+                return Ok((active.segment, offset));
             }
         }
         let fits = |spare: &OpenSegment| SEGMENT_HEADER_LEN + frame_len <= spare.len;
@@ -428,18 +482,25 @@ impl GroupCommit {
             return Err(AppendError::NoSegment { frame_len });
         };
         let segment = self.spares.remove(index).expect("position lies within the queue");
-        self.left.extend(self.active.take().map(|(left, _)| left));
-        self.active = Some((segment, SEGMENT_HEADER_LEN));
+        self.close_filling();
+        self.leave_active();
+        self.active = Some(Tail::new(segment, self.next_lsn, frame_len));
         Ok((segment, SEGMENT_HEADER_LEN))
+    }
+
+    fn leave_active(&mut self) {
+        if let Some(tail) = self.active.take() {
+            self.sealing.leave(tail);
+        }
     }
 
     fn close_filling(&mut self) {
         if let Some(filling) = self.filling.take() {
             let end = filling.offset + filling.buffer.len().next_multiple_of(BLOCK_SIZE) as u64;
-            if let Some((active, tail)) = &mut self.active
-                && active.id == filling.segment.id
+            if let Some(active) = &mut self.active
+                && active.segment.id == filling.segment.id
             {
-                *tail = end;
+                active.offset = end;
             }
             self.ready.push_back(filling);
         }
@@ -463,6 +524,7 @@ impl GroupCommit {
         self.failure.is_none()
             && self.filling.is_none()
             && self.ready.is_empty()
+            && self.sealing.is_settled()
             && self.progress.is_watermark_behind()
     }
 
@@ -489,8 +551,8 @@ impl GroupCommit {
         }
     }
 
-    /// Takes the next frame to write, up to the limit of frames in flight, or the next file to
-    /// sync.
+    /// Takes the next frame to write, up to the limit of frames in flight, the next file to sync, or
+    /// the next footer.
     pub fn poll_write(&mut self) -> Option<FrameWrite> {
         if self.failure.is_some() {
             return None;
@@ -502,7 +564,10 @@ impl GroupCommit {
                 self.counters.syncs += 1;
                 DiskOperation::Sync { file }
             }
-            None => self.write_frame(number)?,
+            None => match self.write_footer(number) {
+                Some(operation) => operation,
+                None => self.write_frame(number)?,
+            },
         };
         self.next_number += 1;
         Some(FrameWrite { number, operation })
@@ -520,6 +585,10 @@ impl GroupCommit {
         let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms };
         let len = buffer.len() - FRAME_HEADER_LEN;
         frame::finish(&mut buffer, &place, &stamp);
+        let tails = self.active.iter_mut().chain(self.sealing.tails_mut());
+        if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
+            tail.note_frame(offset, buffer.as_slice(), wall_ms);
+        }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
         let durably =
             self.progress.depart(number, Departure { segment, last_lsn, record_count, len });
@@ -532,11 +601,25 @@ impl GroupCommit {
 
     /// Lets segments that were left be synced for good once their last frames are out.
     fn seal_left(&mut self) {
-        for left in &self.left {
-            if !self.ready.iter().any(|frame| frame.segment.id == left.id) {
-                self.progress.seal(left.id);
+        for left in self.sealing.tails_mut().map(|tail| tail.segment.id) {
+            if !self.ready.iter().any(|frame| frame.segment.id == left) {
+                self.progress.seal(left);
             }
         }
+    }
+
+    /// Writes the footer of a segment that was left, once its frames are durable.
+    fn write_footer(&mut self, number: u64) -> Option<DiskOperation> {
+        let (progress, ready) = (&self.progress, &self.ready);
+        let is_durable = |id| {
+            !progress.holds_any_of(id)
+                && !ready.iter().any(|frame: &Filling| frame.segment.id == id)
+        };
+        let operation = self.sealing.start_footer(number, self.store, is_durable)?;
+        if let DiskOperation::Write { buffer, .. } = &operation {
+            self.counters.footer_bytes += buffer.len() as u64;
+        }
+        Some(operation)
     }
 
     /// Takes the completion of a write or sync. Returns whether more records may be acknowledged or
@@ -566,7 +649,12 @@ impl GroupCommit {
             });
         }
         if self.failure.is_some() {
-            assert!(self.progress.abandon(number), "each operation completes once");
+            let known = self.progress.abandon(number) || self.sealing.owns(number);
+            assert!(known, "each operation completes once");
+            return false;
+        }
+        if let Some(last_lsn) = self.sealing.arrive(number) {
+            self.progress.note_footer(last_lsn);
             return false;
         }
         self.progress.arrive(number).expect("each operation completes once")
@@ -579,6 +667,7 @@ impl GroupCommit {
         self.failure.is_none()
             && self.filling.is_none()
             && self.ready.is_empty()
+            && self.sealing.is_settled()
             && self.progress.is_settled()
     }
 }

@@ -234,6 +234,11 @@ impl Progress {
         Some((self.acknowledged, self.durable) != before)
     }
 
+    /// Notes a durable footer: it says that everything up to its segment's last record is durable.
+    pub(super) fn note_footer(&mut self, last_lsn: Lsn) {
+        self.watermark = self.watermark.max(last_lsn);
+    }
+
     /// Takes a completion of a log that has failed: nothing advances any more. Tells whether it
     /// was of a frame or a sync.
     pub(super) fn abandon(&mut self, number: u64) -> bool {
@@ -249,7 +254,7 @@ impl Progress {
 
     fn advance_durable(&mut self, last_lsn: Lsn, watermark: Lsn) {
         self.durable = self.durable.max(last_lsn);
-        self.watermark = watermark;
+        self.watermark = self.watermark.max(watermark);
         self.acknowledged = self.acknowledged.max(self.durable);
     }
 

@@ -14,6 +14,7 @@
 
 use crate::checksum::{self, Place};
 use crate::disk::{BLOCK_SIZE, DiskError, DiskOperation, FileId, IoBuffer};
+use crate::footer::{Footer, Trailer};
 use crate::frame::{self, FRAME_HEADER_LEN, FrameHeader};
 use crate::lsn::Lsn;
 use crate::manifest::{Quarantine, Verdict};
@@ -22,7 +23,7 @@ use crate::record::{
     Key, Location, Namespace, RECORD_ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind,
     TouchBody, Version,
 };
-use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader, Space};
 
 mod settle;
 
@@ -46,8 +47,11 @@ pub struct ReplayedRecord {
     pub version: Version,
     /// Milliseconds since 1970, 0 = never.
     pub expiry_ms: u64,
-    /// Where it was first logged.
+    /// Where it was first logged; a copy keeps it.
     pub first_lsn: Lsn,
+    /// Its own number in the log: records count in the order of these. In a frame of which records
+    /// are lost it is the lowest that it can have; the order within the frame is true.
+    pub lsn: Lsn,
     /// Where it stands.
     pub location: Location,
     /// Of a touch record: which value it is about. `None` in a damaged one.
@@ -103,6 +107,9 @@ pub enum Damage {
     /// The segment's first block; nothing is lost, the manifest knows the same.
     #[error("segment header is damaged; nothing is lost")]
     SegmentHeader,
+    /// The segment's footer; nothing is lost, the frames say the same.
+    #[error("segment footer is damaged; nothing is lost")]
+    Footer,
     /// Bytes where nothing was ever written.
     #[error("stray bytes after the last frame")]
     Stray,
@@ -170,7 +177,58 @@ pub struct SegmentScan {
     salvaged: Vec<SalvagedFrame>,
 }
 
-/// Reads a segment's frames and hands their records to `visit`, in the order they stand.
+impl SegmentScan {
+    fn new(id: u64) -> Self {
+        Self {
+            id,
+            end: SEGMENT_HEADER_LEN,
+            frame_count: 0,
+            record_count: 0,
+            findings: Vec::new(),
+            durable_lsn: Lsn::ZERO,
+            wall_ms: 0,
+            intervals: Vec::new(),
+            bad: Vec::new(),
+            salvaged: Vec::new(),
+        }
+    }
+
+    /// What a scan of the segment's frames would find, as told by its footer.
+    #[must_use]
+    pub fn from_footer(footer: &Footer) -> Self {
+        let summary = footer.summary();
+        let mut scan = Self::new(footer.segment());
+        scan.end = summary.frames_end;
+        scan.frame_count = u64::from(summary.frame_count);
+        scan.record_count = u64::from(summary.record_count);
+        scan.durable_lsn = summary.last_lsn();
+        scan.wall_ms = summary.wall_ms;
+        if summary.record_count > 0 {
+            let (first, last) = (summary.first_lsn, summary.last_lsn());
+            let (segment, end) = (scan.id, scan.end);
+            scan.intervals.push(Interval { first, last, segment, end });
+        }
+        scan
+    }
+
+    /// LSNs of the segment's first and last record; segments of a log are in the order of these.
+    #[must_use]
+    pub fn lsn_range(&self) -> Option<(Lsn, Lsn)> {
+        let first = self.intervals.iter().map(|interval| interval.first).min()?;
+        let last = self.intervals.iter().map(|interval| interval.last).max()?;
+        Some((first, last))
+    }
+
+    /// Whether records were held back that only [`settle`] can tell the fate of. Who needs them at
+    /// their place in the log reads the segment once more with [`scan_settled`].
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        !self.salvaged.is_empty()
+    }
+}
+
+/// Reads a segment's frames and hands their records to `visit`, in the order they stand. Records of
+/// damaged frames are held back for [`settle`].
 ///
 /// Ranges of `skip` that an earlier recovery gave up as a torn tail are passed over.
 pub async fn scan_segment(
@@ -180,26 +238,42 @@ pub async fn scan_segment(
     skip: &[Quarantine],
     visit: &mut dyn FnMut(ReplayedRecord),
 ) -> SegmentScan {
-    let scan = SegmentScan {
-        id: source.id,
-        end: SEGMENT_HEADER_LEN,
-        frame_count: 0,
-        record_count: 0,
-        findings: Vec::new(),
-        durable_lsn: Lsn::ZERO,
-        wall_ms: 0,
-        intervals: Vec::new(),
-        bad: Vec::new(),
-        salvaged: Vec::new(),
-    };
-    let limit = source.cut.unwrap_or(source.len).min(source.len);
-    let reader = Reader::new(port.clone(), source);
-    let place = Place { store, segment: source.id, offset: 0 };
-    let skip = skip.iter().filter(|range| {
-        range.segment == source.id && range.verdict == Verdict::TailUncertain && range.len > 0
-    });
-    let skip = skip.map(|range| (range.offset, range.offset + range.len)).collect();
-    Scanner { scan, reader, place, limit, skip, gap: None }.run(visit).await
+    Scanner::new(port, store, source, skip, None).run(visit).await
+}
+
+/// Reads a segment once more, when it is settled what its damage means, and hands out all records
+/// that count, in the order they stand: also those of damaged frames that were durable, and none
+/// of frames that were given up.
+pub async fn scan_settled(
+    port: &DiskPort,
+    store: [u8; 16],
+    source: SegmentSource,
+    settlement: &Settlement,
+    visit: &mut dyn FnMut(ReplayedRecord),
+) -> SegmentScan {
+    let watermark = Some(settlement.watermark);
+    Scanner::new(port, store, source, &settlement.quarantine, watermark).run(visit).await
+}
+
+impl Scanner {
+    fn new(
+        port: &DiskPort,
+        store: [u8; 16],
+        source: SegmentSource,
+        skip: &[Quarantine],
+        watermark: Option<Lsn>,
+    ) -> Self {
+        let scan = SegmentScan::new(source.id);
+        let limit = source.cut.unwrap_or(source.len).min(source.len);
+        let reader = Reader::new(port.clone(), source);
+        let place = Place { store, segment: source.id, offset: 0 };
+        let skip = skip.iter().filter(|range| {
+            range.segment == source.id && range.verdict == Verdict::TailUncertain && range.len > 0
+        });
+        let skip =
+            skip.map(|range| (range.offset, range.offset.saturating_add(range.len))).collect();
+        Self { scan, reader, place, limit, skip, watermark, space: Space::Zeroed, gap: None }
+    }
 }
 
 struct Gap {
@@ -214,12 +288,16 @@ struct Scanner {
     place: Place,
     limit: u64,
     skip: Vec<(u64, u64)>,
+    /// Up to where damaged frames count, once that is settled.
+    watermark: Option<Lsn>,
+    space: Space,
     gap: Option<Gap>,
 }
 
 impl Scanner {
     async fn run(mut self, visit: &mut dyn FnMut(ReplayedRecord)) -> SegmentScan {
         self.check_segment_header().await;
+        self.check_footer().await;
         let mut offset = SEGMENT_HEADER_LEN;
         while offset + BLOCK_SIZE as u64 <= self.limit {
             if let Some((_, end)) = self.skip.iter().find(|(start, _)| *start == offset) {
@@ -248,8 +326,26 @@ impl Scanner {
         let sound = SegmentHeader::decode(block).is_ok_and(|header| {
             header.id == id && block.get(SegmentHeader::LEN..).is_some_and(frame::is_blank)
         });
-        if !sound {
+        if sound {
+            self.space = Space::of(block);
+        } else {
             self.find(0, SEGMENT_HEADER_LEN, Damage::SegmentHeader);
+        }
+    }
+
+    /// Leaves a valid footer out of the scan, and takes its word for what was durable.
+    async fn check_footer(&mut self) {
+        let SegmentSource { len, cut, .. } = self.reader.source;
+        let Some(trailer) = self.reader.trailer(&self.place).await else { return };
+        if cut.is_some_and(|cut| cut != trailer.summary.frames_end) {
+            return;
+        }
+        self.limit = self.limit.min(trailer.offset);
+        self.scan.durable_lsn = trailer.summary.last_lsn();
+        self.scan.wall_ms = trailer.summary.wall_ms;
+        let bytes = self.reader.read(trailer.offset, trailer.len).await;
+        if bytes.is_none_or(|bytes| trailer.verify(bytes.as_slice(), &self.place).is_err()) {
+            self.find(trailer.offset, len - trailer.offset, Damage::Footer);
         }
     }
 
@@ -289,6 +385,8 @@ impl Scanner {
         let Some(gap) = self.gap.take() else { return };
         let (found, end, damage) = match (next, gap.soiled) {
             (Some((offset, _)), _) => (gap.start, offset, Damage::NoFrame),
+            // What a file of an earlier life holds there means nothing.
+            (None, _) if self.space == Space::Reused => return,
             (None, Some((first, end))) => (first, end, Damage::Stray),
             (None, None) => return,
         };
@@ -315,8 +413,16 @@ impl Scanner {
             self.find(offset + position as u64, 1, Damage::FrameHeaderByte);
         }
         self.note_frame(offset, &header);
+        let settled = self.watermark.map(|watermark| header.last_lsn() <= watermark);
         match reading {
             FrameReading::Whole(records) => records.into_iter().for_each(visit),
+            FrameReading::ByteDamaged { records, .. } | FrameReading::Salvaged { records, .. }
+                if settled.is_some() =>
+            {
+                if settled == Some(true) {
+                    records.into_iter().for_each(visit);
+                }
+            }
             FrameReading::ByteDamaged { records, position, damage } => {
                 self.find(offset + position as u64, 1, damage);
                 // A torn write may look the same: the watermark tells them apart.
@@ -367,7 +473,7 @@ fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading
     let payload = &bytes[FRAME_HEADER_LEN..];
     let found = FrameHeader::payload_checksum(place, payload);
     if found == header.payload_crc
-        && let Some((records, _)) = read_records(bytes, place, header.record_count)
+        && let Some((records, _)) = read_records(bytes, place, header)
     {
         return FrameReading::Whole(records);
     }
@@ -375,7 +481,7 @@ fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading
         let position = FRAME_HEADER_LEN + error.position;
         let mut repaired = bytes.to_vec();
         repaired[position] ^= error.difference;
-        if let Some((mut records, end)) = read_records(&repaired, place, header.record_count) {
+        if let Some((mut records, end)) = read_records(&repaired, place, header) {
             // The record that the byte belongs to, if it is not between records.
             let hit = records.iter_mut().find(|record| {
                 let start = usize::try_from(u64::from(record.location.offset) - place.offset);
@@ -392,26 +498,30 @@ fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading
             return FrameReading::ByteDamaged { records, position, damage };
         }
     }
-    let (records, lost) = salvage(bytes, place, header.record_count);
+    let (records, lost) = salvage(bytes, place, header);
     FrameReading::Salvaged { records, lost }
 }
 
-/// Reads exactly `count` records, all valid; also returns where they end.
-fn read_records(bytes: &[u8], place: &Place, count: u32) -> Option<(Vec<ReplayedRecord>, usize)> {
+/// Reads as many records as the frame's header says, all valid; also returns where they end.
+fn read_records(
+    bytes: &[u8],
+    place: &Place,
+    frame: &FrameHeader,
+) -> Option<(Vec<ReplayedRecord>, usize)> {
     let mut records = Vec::new();
     let mut at = FRAME_HEADER_LEN;
-    for _ in 0..count {
+    for ordinal in 0..u64::from(frame.record_count) {
         let here = place.at(place.offset + at as u64);
         let header = RecordHeader::decode(bytes.get(at..)?, &here).ok()?;
         let value = header.value(&bytes[at..]).ok()?;
-        records.push(replayed(&header, &here, Some(value))?);
+        records.push(replayed(&header, &here, frame.first_lsn.plus(ordinal), Some(value))?);
         at += header.record_len();
     }
     Some((records, at))
 }
 
 /// Finds what records it can in a damaged frame; also returns how many are missing.
-fn salvage(bytes: &[u8], place: &Place, count: u32) -> (Vec<ReplayedRecord>, u32) {
+fn salvage(bytes: &[u8], place: &Place, frame: &FrameHeader) -> (Vec<ReplayedRecord>, u32) {
     let mut records = Vec::new();
     let mut at = FRAME_HEADER_LEN;
     while at + RECORD_HEADER_LEN <= bytes.len() {
@@ -423,17 +533,19 @@ fn salvage(bytes: &[u8], place: &Place, count: u32) -> (Vec<ReplayedRecord>, u32
             at += RECORD_ALIGNMENT;
             continue;
         };
-        records.extend(replayed(&header, &here, header.value(rest).ok()));
+        let lsn = frame.first_lsn.plus(records.len() as u64);
+        records.extend(replayed(&header, &here, lsn, header.value(rest).ok()));
         at += header.record_len();
     }
     let found = u32::try_from(records.len()).unwrap_or(u32::MAX);
-    (records, count.saturating_sub(found))
+    (records, frame.record_count.saturating_sub(found))
 }
 
 /// `value` is `None` if it is damaged. A touch record without a body is of no use.
 fn replayed(
     header: &RecordHeader<'_>,
     place: &Place,
+    lsn: Lsn,
     value: Option<&[u8]>,
 ) -> Option<ReplayedRecord> {
     let touch = match (header.kind, value) {
@@ -448,6 +560,7 @@ fn replayed(
         version: header.version,
         expiry_ms: header.expiry_ms,
         first_lsn: header.first_lsn,
+        lsn,
         location: Location {
             segment: place.segment,
             offset: u32::try_from(place.offset).ok()?,
@@ -515,6 +628,20 @@ impl Reader {
             }
         }
         whole
+    }
+
+    /// The trailer in the last block, if there is a valid one.
+    async fn trailer(&self, segment: &Place) -> Option<Trailer> {
+        let last = self.source.len.checked_sub(BLOCK_SIZE as u64)?;
+        let whole = last >= SEGMENT_HEADER_LEN && last.is_multiple_of(BLOCK_SIZE as u64);
+        let block = if whole { self.read(last, BLOCK_SIZE).await? } else { return None };
+        Trailer::decode(block.as_slice(), segment, self.source.len).ok()
+    }
+
+    async fn read(&self, offset: u64, len: usize) -> Option<IoBuffer> {
+        let buffer = IoBuffer::with_capacity(len);
+        let read = DiskOperation::Read { file: self.source.file, offset, len, buffer };
+        self.port.transfer(read).await.ok().filter(|buffer| buffer.len() == len)
     }
 
     async fn read_block(&self, offset: u64) -> Result<IoBuffer, DiskError> {

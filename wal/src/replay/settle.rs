@@ -69,7 +69,7 @@ fn is_uncertain(settlement: &Settlement, finding: &Finding) -> bool {
         Some(range) => range.verdict == Verdict::TailUncertain,
         None => matches!(
             finding.damage,
-            Damage::NoFrame | Damage::Stray | Damage::Frame { records: 0, .. }
+            Damage::NoFrame | Damage::Stray | Damage::Footer | Damage::Frame { records: 0, .. }
         ),
     }
 }
