@@ -469,6 +469,14 @@ enum FrameReading {
     Salvaged { records: Vec<ReplayedRecord>, lost: u32 },
 }
 
+/// Reads a frame of which nothing but the header is known to be sound.
+pub(crate) fn fuzz_read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) {
+    let (FrameReading::Whole(records)
+    | FrameReading::ByteDamaged { records, .. }
+    | FrameReading::Salvaged { records, .. }) = read_frame(bytes, place, header);
+    assert!(records.iter().all(|record| u64::from(record.location.offset) > place.offset));
+}
+
 fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading {
     let payload = &bytes[FRAME_HEADER_LEN..];
     let found = FrameHeader::payload_checksum(place, payload);
