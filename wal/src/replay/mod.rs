@@ -660,4 +660,6 @@ impl Reader {
 }
 
 #[cfg(test)]
+mod reuse_tests;
+#[cfg(test)]
 mod tests;
