@@ -73,7 +73,7 @@ pub fn fuzz_frame(bytes: &[u8]) {
     set_magic(&mut sealed, 0, b"KFRM\0");
     set_u32(&mut sealed, 40, len);
     let payload_crc = FrameHeader::payload_checksum(&place, &sealed[FRAME_HEADER_LEN..]);
-    if bytes.len() % 2 == 0 {
+    if bytes.len().is_multiple_of(2) {
         set_u32(&mut sealed, 72, payload_crc);
     }
     let crc = checksum::seeded(&place, &[&sealed[..76]]);

@@ -64,7 +64,7 @@ pub enum Verdict {
     /// Corruption whose loss the operator has accepted.
     Accepted,
     /// No damage at all: the records were in segments that have been freed since.
-    Released,
+    Freed,
 }
 
 impl Verdict {
@@ -73,7 +73,7 @@ impl Verdict {
             Self::TailUncertain => 1,
             Self::Corruption => 2,
             Self::Accepted => 3,
-            Self::Released => 4,
+            Self::Freed => 4,
         }
     }
 
@@ -82,7 +82,7 @@ impl Verdict {
             1 => Some(Self::TailUncertain),
             2 => Some(Self::Corruption),
             3 => Some(Self::Accepted),
-            4 => Some(Self::Released),
+            4 => Some(Self::Freed),
             _ => None,
         }
     }
@@ -172,7 +172,7 @@ impl Manifest {
         let (mut first, mut last) = (first_lsn, last_lsn);
         self.quarantine.retain(|range| {
             let apart = range.last_lsn.next() < first || last.next() < range.first_lsn;
-            let joins = range.verdict == Verdict::Released && !apart;
+            let joins = range.verdict == Verdict::Freed && !apart;
             if joins {
                 (first, last) = (first.min(range.first_lsn), last.max(range.last_lsn));
             }
@@ -184,7 +184,7 @@ impl Manifest {
             len: 0,
             first_lsn: first,
             last_lsn: last,
-            verdict: Verdict::Released,
+            verdict: Verdict::Freed,
         });
     }
 
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn released_records_that_touch_are_kept_as_one_range() {
+    fn freed_records_that_touch_are_kept_as_one_range() {
         let mut manifest = manifest();
         manifest.quarantine.clear();
         for (first, last) in [(1, 10), (21, 30), (41, 50), (11, 20), (31, 35)] {

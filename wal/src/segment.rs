@@ -379,6 +379,63 @@ mod tests {
         assert_eq!(next_len(0, max, 33 << 20), 64 << 20);
     }
 
+    /// Runs a recycling whose request number `failing` (from 0) fails; returns what was asked.
+    fn recycle_failing_at(failing: Option<usize>) -> (Vec<String>, Result<(), DiskError>) {
+        let directory = FileName::new("shard-00");
+        let mut procedure = Procedure::new(|port| async move {
+            recycle(port, directory, 0x1E, header(), FileId(2)).await
+        });
+        let mut asked = Vec::new();
+        loop {
+            if let Some(result) = procedure.take_output() {
+                return (asked, result);
+            }
+            let DiskRequest { id, operation } = procedure.poll_request().expect("it waits");
+            let (text, buffer) = match operation {
+                DiskOperation::Rename { from, to } => (format!("rename {from} {to}"), None),
+                DiskOperation::SyncDirectory { name } => (format!("sync {name}"), None),
+                DiskOperation::Remove { name } => (format!("remove {name}"), None),
+                DiskOperation::Close { .. } => ("close".to_owned(), None),
+                DiskOperation::Write { offset, buffer, durability, .. } => {
+                    assert_eq!((offset, durability), (0, Durability::Durable));
+                    assert_eq!(SegmentHeader::decode(buffer.as_slice()), Ok(header()));
+                    assert_eq!(Space::of(buffer.as_slice()), Space::Reused);
+                    ("write".to_owned(), Some(buffer))
+                }
+                other => panic!("{other:?}"),
+            };
+            let error = DiskError { kind: DiskErrorKind::Io, code: 5 };
+            let fails = failing == Some(asked.len());
+            let result = if fails { Err(error) } else { Ok(DiskOutput::Done) };
+            asked.push(text);
+            procedure.handle_disk(DiskCompletion { id, result, buffer });
+        }
+    }
+
+    #[test]
+    fn recycled_file_has_its_new_header_before_its_new_name() {
+        let old = "shard-00/000000000000001e.segment";
+        let new = "shard-00/000000000000001f.segment";
+        let (asked, result) = recycle_failing_at(None);
+        let expected = [
+            format!("rename {old} {new}.tmp"),
+            "sync shard-00".to_owned(),
+            "write".to_owned(),
+            format!("rename {new}.tmp {new}"),
+            "sync shard-00".to_owned(),
+        ];
+        assert_eq!((asked, result), (expected.to_vec(), Ok(())));
+        for failing in 1..4 {
+            let (asked, result) = recycle_failing_at(Some(failing));
+            assert!(result.is_err());
+            assert_eq!(asked[failing + 1..], ["close".to_owned(), format!("remove {new}.tmp")]);
+        }
+        for failing in [0, 4] {
+            let (asked, result) = recycle_failing_at(Some(failing));
+            assert_eq!((asked.len(), result.is_err()), (failing + 1, true));
+        }
+    }
+
     #[test]
     fn zeros_cut_short_by_a_full_disk_are_no_space() {
         let directory = FileName::new("shard-00");

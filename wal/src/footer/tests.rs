@@ -79,7 +79,10 @@ fn append(log: &mut GroupCommit, &(kind, seed, len): &Plan) -> Result<(), ()> {
             let mut original = IoBuffer::with_capacity(put.encoded_len());
             put.encode(&place(), Lsn(u64::from(seed)), &mut original);
             let header = RecordHeader::decode(original.as_slice(), &place()).unwrap();
-            return log.append_copy(&header, &value).map(|_| ()).map_err(|_| ());
+            return log.append_copy_of(&header, &value).map(|_| ()).map_err(|_| ());
+        }
+        4 if seed % 5 == 0 => {
+            return log.append_copy(&put, Lsn(u64::from(seed))).map(|_| ()).map_err(|_| ());
         }
         _ => put,
     };
@@ -144,7 +147,7 @@ fn settled(scan: SegmentScan) -> Settlement {
         len: 0,
         first_lsn: Lsn(1),
         last_lsn: Lsn(BEFORE),
-        verdict: Verdict::Released,
+        verdict: Verdict::Freed,
     };
     settle(&[scan], &[freed], Lsn::ZERO)
 }

@@ -352,18 +352,38 @@ impl GroupCommit {
         Ok(appended)
     }
 
-    /// Appends a copy of a record that keeps its first LSN, version and value checksums. `value` is
-    /// the original's value or touch body, which the caller has verified ([`RecordHeader::value`]);
-    /// it is not summed again.
+    /// Appends a record that stands for one first logged as `first_lsn`. It has an LSN of its own,
+    /// like every record: that is what [`Appended`] tells.
     ///
-    /// The copy has an LSN of its own, like every record: that is what [`Appended`] tells.
+    /// The value is summed anew; [`GroupCommit::append_copy_of`] keeps the checksums of one that was
+    /// read from the disk.
+    ///
+    /// # Errors
+    /// [`AppendError`]; the copy is then not part of the log.
+    pub fn append_copy(
+        &mut self,
+        record: &Record<'_>,
+        first_lsn: Lsn,
+    ) -> Result<Appended, AppendError> {
+        let lengths = (record.user_key.len(), record.value.len());
+        let appended = self.append_with(lengths, &mut |place, _, out| {
+            record.encode(place, first_lsn, out);
+        })?;
+        self.counters.copies += 1;
+        self.note_record(record, first_lsn, &appended);
+        Ok(appended)
+    }
+
+    /// Appends a copy of a record that keeps its first LSN and value checksums; its version and
+    /// expiry are those that `original` has by now. `value` is the original's value, which the
+    /// caller has verified ([`RecordHeader::value`]); it is not summed again.
     ///
     /// # Errors
     /// [`AppendError`]; the copy is then not part of the log.
     ///
     /// # Panics
     /// If `value` does not have the length that the header says.
-    pub fn append_copy(
+    pub fn append_copy_of(
         &mut self,
         original: &RecordHeader<'_>,
         value: &[u8],

@@ -158,7 +158,7 @@ fn copy_has_an_lsn_of_its_own_and_keeps_its_first_one() {
     let bytes = &buffer.as_slice()[usize::try_from(at).unwrap()..];
     let place = Place { store: [7; 16], segment: 1, offset: original.location.offset.into() };
     let header = RecordHeader::decode(bytes, &place).unwrap();
-    let copy = log.append_copy(&header, header.value(bytes).unwrap()).unwrap();
+    let copy = log.append_copy_of(&header, header.value(bytes).unwrap()).unwrap();
     assert_eq!((header.first_lsn, copy.lsn), (Lsn(11), Lsn(12)));
     assert_eq!(copy.location.value_len, original.location.value_len);
     log.submit(1);

@@ -213,7 +213,7 @@ impl SegmentScan {
 
     /// LSNs of the segment's first and last record; segments of a log are in the order of these.
     #[must_use]
-    pub fn lsn_range(&self) -> Option<(Lsn, Lsn)> {
+    pub fn lsns(&self) -> Option<(Lsn, Lsn)> {
         let first = self.intervals.iter().map(|interval| interval.first).min()?;
         let last = self.intervals.iter().map(|interval| interval.last).max()?;
         Some((first, last))

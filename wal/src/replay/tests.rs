@@ -332,14 +332,14 @@ fn records_of_freed_segments_are_not_missed() {
     image.next_lsn = 51;
     image.frame(50, &[b"one"]);
     let (scan, _) = image.scan();
-    assert!(settle(&[scan.clone()], &[], Lsn::ZERO).is_suspect());
+    assert!(settle(std::slice::from_ref(&scan), &[], Lsn::ZERO).is_suspect());
     let freed = Quarantine {
         segment: 0,
         offset: 0,
         len: 0,
         first_lsn: Lsn(1),
         last_lsn: Lsn(50),
-        verdict: Verdict::Released,
+        verdict: Verdict::Freed,
     };
     let settled = settle(&[scan], &[freed], Lsn::ZERO);
     assert!(!settled.is_suspect() && settled.tail_uncertain_bytes == 0);
