@@ -11,10 +11,15 @@ use sha1::{Digest, Sha1};
 use wal::Lsn;
 use wal::checksum::{self, Place};
 use wal::disk::IoBuffer;
+use wal::footer::{self, Footer, FooterTable, SegmentSummary, Trailer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::manifest::{Manifest, Quarantine, SegmentEntry, Verdict};
-use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody, Version};
-use wal::segment::{Identity, SegmentHeader};
+use wal::record::{
+    Key, Location, Namespace, RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, TouchBody,
+    Version,
+};
+use wal::replay::ReplayedRecord;
+use wal::segment::{Identity, SegmentHeader, Space};
 
 const SEGMENT: u64 = 0x1f;
 const FRAME_OFFSET: u64 = 0x1000;
@@ -179,6 +184,70 @@ fn segment_header_has_its_golden_bytes() {
     let header = SegmentHeader { identity: identity(), id: SEGMENT, len: 4 << 20 };
     check("segment-header.hex", header.encode().as_slice());
     assert_eq!(SegmentHeader::decode(&golden("segment-header.hex")), Ok(header));
+    assert_eq!(Space::of(&golden("segment-header.hex")), Space::Zeroed);
+    check("segment-header-reused.hex", header.encode_over(Space::Reused).as_slice());
+    assert_eq!(SegmentHeader::decode(&golden("segment-header-reused.hex")), Ok(header));
+    assert_eq!(Space::of(&golden("segment-header-reused.hex")), Space::Reused);
+}
+
+/// A record as a footer lists it: at `offset`, with its own LSN and first LSN.
+fn listed(record: &Record<'_>, offset: u32, lsn: u64, first_lsn: u64) -> ReplayedRecord {
+    let header_len = RECORD_HEADER_LEN + record.user_key.len();
+    let is_touch = record.kind == RecordKind::Touch;
+    ReplayedRecord {
+        kind: record.kind,
+        namespace: record.namespace,
+        key: record.key,
+        user_key_crc: checksum::plain(record.user_key),
+        version: record.version,
+        expiry_ms: record.expiry_ms,
+        first_lsn: Lsn(first_lsn),
+        lsn: Lsn(lsn),
+        location: Location {
+            segment: SEGMENT,
+            offset,
+            header_len: u32::try_from(header_len).unwrap(),
+            value_len: u32::try_from(record.value.len()).unwrap(),
+        },
+        touch: is_touch.then(|| TouchBody::decode(record.value).unwrap()),
+        damaged: false,
+    }
+}
+
+#[test]
+fn footers_have_their_golden_bytes() {
+    const SEGMENT_LEN: u64 = 4 << 20;
+    let body = touch_body(0x1050).encode();
+    let records = [
+        listed(&put(VALUE, WALL_MS + 60_000), 0x1050, 5, 5),
+        listed(&bare(RecordKind::Touch, 3, WALL_MS + 120_000, &body), 0x10b0, 6, 3),
+        listed(&bare(RecordKind::Tombstone, 4, 0, &[]), 0x2050, 7, 7),
+    ];
+    let mut table = FooterTable::default();
+    records.iter().for_each(|record| table.push(record));
+    let summary = SegmentSummary {
+        first_lsn: Lsn(5),
+        record_count: 3,
+        frame_count: 2,
+        frames_end: 0x3000,
+        wall_ms: WALL_MS,
+        frames_crc: 0x1234_5678,
+    };
+    let (encoded, offset) = footer::encode(&place(0), SEGMENT_LEN, Some(&table), &summary);
+    assert_eq!(offset, 0x3f_f000);
+    check("footer.hex", encoded.as_slice());
+    let mut bytes = IoBuffer::with_capacity(4096);
+    bytes.extend_from_slice(&golden("footer.hex"));
+    let footer = Footer::decode(bytes, &place(0), SEGMENT_LEN).unwrap();
+    assert_eq!(footer.summary(), &summary);
+    assert_eq!(footer.records().collect::<Vec<_>>(), records);
+
+    let (record_count, frame_count, frames_end) = (90_000, 700, 0x3f_0000);
+    let summary = SegmentSummary { record_count, frame_count, frames_end, ..summary };
+    let (encoded, _) = footer::encode(&place(0), SEGMENT_LEN, None, &summary);
+    check("footer-trailer.hex", encoded.as_slice());
+    let trailer = Trailer::decode(&golden("footer-trailer.hex"), &place(0), SEGMENT_LEN).unwrap();
+    assert_eq!((trailer.summary, trailer.has_table()), (summary, false));
 }
 
 #[test]

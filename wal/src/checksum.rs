@@ -39,6 +39,23 @@ pub fn plain(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
+/// The CRC-32 of bytes that come piece by piece.
+#[derive(Clone, Debug, Default)]
+pub struct RunningChecksum(Hasher);
+
+impl RunningChecksum {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of all bytes so far.
+    #[must_use]
+    pub fn sum(&self) -> u32 {
+        self.0.clone().finalize()
+    }
+}
+
 /// Returns the CRC-32 of a place followed by the `parts`.
 #[must_use]
 pub fn seeded(place: &Place, parts: &[&[u8]]) -> u32 {

@@ -68,6 +68,12 @@ pub enum FrameError {
         /// The version found.
         found: u8,
     },
+    /// The numbers of the records are beyond any that a log reaches.
+    #[error("frame starts with record {first}")]
+    Lsn {
+        /// The first LSN found.
+        first: Lsn,
+    },
     /// The length is no whole number of blocks.
     #[error("frame length {found}")]
     Length {
@@ -123,11 +129,16 @@ impl FrameHeader {
         if len == 0 || !usize::try_from(len).is_ok_and(|len| len.is_multiple_of(BLOCK_SIZE)) {
             return Err(FrameError::Length { found: len });
         }
+        let first_lsn = Lsn(u64::from_le_bytes(field(bytes, 48)));
+        let durable_lsn = Lsn(u64::from_le_bytes(field(bytes, 56)));
+        if first_lsn.max(durable_lsn) > Lsn::MAX {
+            return Err(FrameError::Lsn { first: first_lsn });
+        }
         Ok(Self {
             len,
             record_count: u32::from_le_bytes(field(bytes, 44)),
-            first_lsn: Lsn(u64::from_le_bytes(field(bytes, 48))),
-            durable_lsn: Lsn(u64::from_le_bytes(field(bytes, 56))),
+            first_lsn,
+            durable_lsn,
             wall_ms: u64::from_le_bytes(field(bytes, 64)),
             payload_crc: u32::from_le_bytes(field(bytes, 72)),
         })

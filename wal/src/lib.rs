@@ -4,7 +4,9 @@
 
 pub mod checksum;
 pub mod disk;
+pub mod footer;
 pub mod frame;
+pub mod fuzz;
 pub mod group_commit;
 mod lsn;
 pub mod manifest;

@@ -9,6 +9,8 @@ pub struct Lsn(pub u64);
 impl Lsn {
     /// Before the first record.
     pub const ZERO: Self = Self(0);
+    /// No number found on disk is above this: a higher one is damage, and arithmetic stays safe.
+    pub const MAX: Self = Self(1 << 62);
 
     /// Returns the number of the next record.
     #[must_use]

@@ -63,6 +63,8 @@ pub enum Verdict {
     Corruption,
     /// Corruption whose loss the operator has accepted.
     Accepted,
+    /// No damage at all: the records were in segments that have been freed since.
+    Freed,
 }
 
 impl Verdict {
@@ -71,6 +73,7 @@ impl Verdict {
             Self::TailUncertain => 1,
             Self::Corruption => 2,
             Self::Accepted => 3,
+            Self::Freed => 4,
         }
     }
 
@@ -79,6 +82,7 @@ impl Verdict {
             1 => Some(Self::TailUncertain),
             2 => Some(Self::Corruption),
             3 => Some(Self::Accepted),
+            4 => Some(Self::Freed),
             _ => None,
         }
     }
@@ -161,6 +165,29 @@ pub fn file_name(directory: &FileName, copy: usize) -> FileName {
 }
 
 impl Manifest {
+    /// Notes that records `first_lsn..=last_lsn` are gone with a segment that is being freed, so
+    /// that no recovery takes them for lost. Ranges that touch are kept as one: there are at most
+    /// as many as live segments, and one.
+    pub fn release(&mut self, first_lsn: Lsn, last_lsn: Lsn) {
+        let (mut first, mut last) = (first_lsn, last_lsn);
+        self.quarantine.retain(|range| {
+            let apart = range.last_lsn.next() < first || last.next() < range.first_lsn;
+            let joins = range.verdict == Verdict::Freed && !apart;
+            if joins {
+                (first, last) = (first.min(range.first_lsn), last.max(range.last_lsn));
+            }
+            !joins
+        });
+        self.quarantine.push(Quarantine {
+            segment: 0,
+            offset: 0,
+            len: 0,
+            first_lsn: first,
+            last_lsn: last,
+            verdict: Verdict::Freed,
+        });
+    }
+
     /// Encodes it into whole blocks.
     #[must_use]
     pub fn encode(&self) -> IoBuffer {
@@ -222,6 +249,9 @@ impl Manifest {
         if version != u16::from(FORMAT_VERSION) {
             return Err(ManifestError::Version { found: version });
         }
+        if Lsn(durable_lsn) > Lsn::MAX {
+            return Err(ManifestError::Malformed { position: 72 });
+        }
         let segments =
             (0..segment_count).map(|_| fields.segment()).collect::<Result<_, ManifestError>>()?;
         let quarantine = (0..quarantine_count)
@@ -280,6 +310,9 @@ impl Fields<'_> {
         let (segment, offset, len) = (self.u64()?, self.u64()?, self.u64()?);
         let (first_lsn, last_lsn) = (Lsn(self.u64()?), Lsn(self.u64()?));
         let position = self.position;
+        if first_lsn.max(last_lsn) > Lsn::MAX || offset.checked_add(len).is_none() {
+            return Err(ManifestError::Malformed { position });
+        }
         let code: [u8; 8] = self.take()?;
         let verdict = Verdict::from_code(code[0]).ok_or(ManifestError::Malformed { position })?;
         Ok(Quarantine { segment, offset, len, first_lsn, last_lsn, verdict })
@@ -362,6 +395,20 @@ mod tests {
             assert!(Manifest::decode(&damaged).is_err(), "flip at {position}");
             assert!(Manifest::decode(&encoded.as_slice()[..position]).is_err());
         }
+    }
+
+    #[test]
+    fn freed_records_that_touch_are_kept_as_one_range() {
+        let mut manifest = manifest();
+        manifest.quarantine.clear();
+        for (first, last) in [(1, 10), (21, 30), (41, 50), (11, 20), (31, 35)] {
+            manifest.release(Lsn(first), Lsn(last));
+        }
+        let ranges = manifest.quarantine.iter();
+        let mut ranges: Vec<_> = ranges.map(|range| (range.first_lsn, range.last_lsn)).collect();
+        ranges.sort_unstable();
+        assert_eq!(ranges, [(Lsn(1), Lsn(35)), (Lsn(41), Lsn(50))]);
+        assert_eq!(Manifest::decode(manifest.encode().as_slice()), Ok(manifest));
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub enum RecordKind {
 }
 
 impl RecordKind {
-    fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::Put => 1,
             Self::Tombstone => 2,
@@ -87,7 +87,7 @@ impl RecordKind {
         }
     }
 
-    fn from_code(code: u8) -> Option<Self> {
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
         match code {
             1 => Some(Self::Put),
             2 => Some(Self::Tombstone),
@@ -129,11 +129,48 @@ impl Record<'_> {
     /// # Panics
     /// If the user key or the value is longer than the format admits, or `out` has no room.
     pub fn encode(&self, place: &Place, first_lsn: Lsn, out: &mut IoBuffer) {
-        assert!(self.value.len() <= VALUE_LEN_MAX, "a value of {} bytes", self.value.len());
-        let user_key_len = u16::try_from(self.user_key.len()).expect("a user key fits its length");
-        let value_len = u32::try_from(self.value.len()).expect("a value fits its length");
         let chunked = self.value.len() > VALUE_CHUNK_LEN;
+        let fields = FixedFields {
+            kind: self.kind,
+            namespace: self.namespace,
+            key: self.key,
+            user_key_len: self.user_key.len(),
+            version: self.version,
+            expiry_ms: self.expiry_ms,
+            first_lsn,
+            value_len: self.value.len(),
+            value_crc: if chunked { 0 } else { checksum::plain(self.value) },
+        };
         let start = out.len();
+        out.extend_from_slice(&fields.encode());
+        out.extend_from_slice(self.user_key);
+        if chunked {
+            for chunk in self.value.chunks(VALUE_CHUNK_LEN) {
+                out.extend_from_slice(&checksum::plain(chunk).to_le_bytes());
+            }
+        }
+        finish(place, start, self.value, out);
+    }
+}
+
+/// The fields of a header that every record has, but for the header's own checksum.
+struct FixedFields {
+    kind: RecordKind,
+    namespace: Namespace,
+    key: Key,
+    user_key_len: usize,
+    version: Version,
+    expiry_ms: u64,
+    first_lsn: Lsn,
+    value_len: usize,
+    value_crc: u32,
+}
+
+impl FixedFields {
+    fn encode(&self) -> [u8; RECORD_HEADER_LEN] {
+        assert!(self.value_len <= VALUE_LEN_MAX, "a value of {} bytes", self.value_len);
+        let user_key_len = u16::try_from(self.user_key_len).expect("a user key fits its length");
+        let value_len = u32::try_from(self.value_len).expect("a value fits its length");
         let mut fixed = [0u8; RECORD_HEADER_LEN];
         fixed[4] = self.kind.code();
         fixed[6] = self.namespace.0;
@@ -141,24 +178,21 @@ impl Record<'_> {
         fixed[28..30].copy_from_slice(&user_key_len.to_le_bytes());
         fixed[32..48].copy_from_slice(&self.version.0);
         fixed[48..56].copy_from_slice(&self.expiry_ms.to_le_bytes());
-        fixed[56..64].copy_from_slice(&first_lsn.0.to_le_bytes());
+        fixed[56..64].copy_from_slice(&self.first_lsn.0.to_le_bytes());
         fixed[64..68].copy_from_slice(&value_len.to_le_bytes());
-        let value_crc = if chunked { 0 } else { checksum::plain(self.value) };
-        fixed[68..72].copy_from_slice(&value_crc.to_le_bytes());
-        out.extend_from_slice(&fixed);
-        out.extend_from_slice(self.user_key);
-        if chunked {
-            for chunk in self.value.chunks(VALUE_CHUNK_LEN) {
-                out.extend_from_slice(&checksum::plain(chunk).to_le_bytes());
-            }
-        }
-        let header = &mut out.as_mut_slice()[start..];
-        let crc = checksum::seeded(place, &[&header[4..]]);
-        header[..4].copy_from_slice(&crc.to_le_bytes());
-        out.extend_from_slice(self.value);
-        let padding = padded_len(out.len() - start) - (out.len() - start);
-        out.extend_from_slice(&[0; RECORD_ALIGNMENT][..padding]);
+        fixed[68..72].copy_from_slice(&self.value_crc.to_le_bytes());
+        fixed
     }
+}
+
+/// Seals the header that `out` holds from `start` on, then appends the value and the padding.
+fn finish(place: &Place, start: usize, value: &[u8], out: &mut IoBuffer) {
+    let header = &mut out.as_mut_slice()[start..];
+    let crc = checksum::seeded(place, &[&header[4..]]);
+    header[..4].copy_from_slice(&crc.to_le_bytes());
+    out.extend_from_slice(value);
+    let padding = padded_len(out.len() - start) - (out.len() - start);
+    out.extend_from_slice(&[0; RECORD_ALIGNMENT][..padding]);
 }
 
 /// Rounds a record's length up to where the next one starts.
@@ -295,6 +329,32 @@ impl<'a> RecordHeader<'a> {
     #[must_use]
     pub fn record_len(&self) -> usize {
         padded_len(self.len() + self.value_len)
+    }
+
+    /// Appends a copy of the record to `out`, as it stands at `place` in the log: it keeps its
+    /// first LSN, version and value checksums. The caller has verified the value: it is not
+    /// summed again, so that damage in between cannot go unnoticed later.
+    ///
+    /// # Panics
+    /// If the value does not have the length that the header says, or `out` has no room.
+    pub fn encode_copy(&self, value: &[u8], place: &Place, out: &mut IoBuffer) {
+        assert_eq!(value.len(), self.value_len, "a copy has the value of its original");
+        let fields = FixedFields {
+            kind: self.kind,
+            namespace: self.namespace,
+            key: self.key,
+            user_key_len: self.user_key.len(),
+            version: self.version,
+            expiry_ms: self.expiry_ms,
+            first_lsn: self.first_lsn,
+            value_len: self.value_len,
+            value_crc: self.value_crc,
+        };
+        let start = out.len();
+        out.extend_from_slice(&fields.encode());
+        out.extend_from_slice(self.user_key);
+        out.extend_from_slice(self.chunk_crcs);
+        finish(place, start, value, out);
     }
 
     /// Takes the value out of the bytes that the header was decoded from and verifies it.
@@ -460,6 +520,28 @@ mod tests {
         let error = RecordHeader::decode(&bytes, &elsewhere).unwrap_err();
         assert!(matches!(error, RecordError::HeaderChecksum { .. }));
         assert!(RecordHeader::decode(&[0; 4096], &place()).is_err());
+    }
+
+    #[test]
+    fn copy_keeps_first_lsn_and_the_checksums_of_the_value() {
+        for value in [vec![5; 100], vec![6; 2 * VALUE_CHUNK_LEN + 3]] {
+            let original = encoded(b"user key", &value);
+            let header = RecordHeader::decode(&original, &place()).unwrap();
+            let mut copy = IoBuffer::with_capacity(original.len());
+            let there = Place { segment: 77, ..place().at(4096) };
+            header.encode_copy(header.value(&original).unwrap(), &there, &mut copy);
+            assert_eq!(copy.as_slice()[4..], original[4..], "only the place differs");
+            let copied = RecordHeader::decode(copy.as_slice(), &there).unwrap();
+            assert_eq!(copied.first_lsn, header.first_lsn);
+            assert_eq!(copied.value(copy.as_slice()).unwrap(), value);
+            // A value damaged on the way keeps the checksum it had, and is found out.
+            let mut damaged = value.clone();
+            damaged[50] ^= 1;
+            copy.set_len(0);
+            header.encode_copy(&damaged, &there, &mut copy);
+            let copied = RecordHeader::decode(copy.as_slice(), &there).unwrap();
+            assert!(copied.value(copy.as_slice()).is_err());
+        }
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! Segment files: their names, their first block, their sizes, and how a new one is prepared.
 //!
 //! A segment is a file of fixed length. Its first block names it; frames follow from the second
-//! block on; what follows the last frame is zeros. A new segment is written full of zeros and
-//! synced before it is used, because only overwrites of already-written blocks are cheap to make
-//! durable. Its id is never used again.
+//! block on; what follows the last frame is zeros, up to the footer if there is one. A new segment
+//! is written full of zeros and synced before it is used, because only overwrites of
+//! already-written blocks are cheap to make durable. Its id is never used again.
+//!
+//! The file of a segment that is no longer needed may become another segment ([`recycle`]): it is
+//! written through already. Its first block then says that its space is reused: what follows the
+//! last frame is of an earlier life and means nothing. All checksums of frames, records and footers
+//! are seeded with the segment's id, so nothing old validates.
 //!
 //! First block (little-endian):
 //!
@@ -13,7 +18,7 @@
 //! | 8 | 2 | format version | 0 |
 //! | 10 | 2 | shard | index of the shard the segment belongs to |
 //! | 12 | 2 | shard count | of the data directory |
-//! | 14 | 2 | reserved | 0 |
+//! | 14 | 2 | space | 0 zeroed: what no frame was written to is zeros; 1 reused: it may be anything |
 //! | 16 | 16 | store | the store's uuid |
 //! | 32 | 20 | node id | |
 //! | 52 | 4 | reserved | 0 |
@@ -68,6 +73,30 @@ pub struct SegmentHeader {
     pub len: u64,
 }
 
+/// What a segment's space held before frames were written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Zeros: other bytes after the last frame are worth a report.
+    Zeroed,
+    /// What an earlier segment in the same file left there.
+    Reused,
+}
+
+impl Space {
+    /// Reads it from a segment's first block, which [`SegmentHeader::decode`] has verified.
+    #[must_use]
+    pub fn of(block: &[u8]) -> Self {
+        if block.get(14) == Some(&1) { Self::Reused } else { Self::Zeroed }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Zeroed => 0,
+            Self::Reused => 1,
+        }
+    }
+}
+
 /// Why a block is not the first of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentHeaderError {
@@ -94,14 +123,21 @@ impl SegmentHeader {
     /// Bytes of the header; zeros follow.
     pub const LEN: usize = 76;
 
-    /// Encodes the first block.
+    /// Encodes the first block of a segment of zeros.
     #[must_use]
     pub fn encode(&self) -> IoBuffer {
+        self.encode_over(Space::Zeroed)
+    }
+
+    /// Encodes the first block of a segment whose space is as `space` says.
+    #[must_use]
+    pub fn encode_over(&self, space: Space) -> IoBuffer {
         let mut fields = [0u8; FIELDS_LEN];
         fields[0..8].copy_from_slice(&MAGIC);
         fields[8..10].copy_from_slice(&u16::from(FORMAT_VERSION).to_le_bytes());
         fields[10..12].copy_from_slice(&self.identity.shard.to_le_bytes());
         fields[12..14].copy_from_slice(&self.identity.shard_count.to_le_bytes());
+        fields[14] = space.code();
         fields[16..32].copy_from_slice(&self.identity.store);
         fields[32..52].copy_from_slice(&self.identity.node_id);
         fields[56..64].copy_from_slice(&self.id.to_le_bytes());
@@ -253,6 +289,52 @@ fn write(port: &DiskPort, file: FileId, offset: u64, buffer: IoBuffer) -> crate:
     port.start(DiskOperation::Write { file, offset, buffer, durability })
 }
 
+/// Makes a new segment of the file of segment `from`: under a temporary name it gets its new first
+/// block, made durable, then its new name. `file` stays open throughout. The caller then lists it
+/// in the manifest.
+///
+/// Nothing may refer to `from` any more: no manifest, checkpoint, snapshot (hard link) or reader,
+/// and that it does not must be durable. `header.len` is the length of the file.
+///
+/// # Errors
+/// The disk's; the file is closed and removed where that is possible. Otherwise recovery removes
+/// it, by its temporary name or as no manifest lists it.
+pub async fn recycle(
+    port: DiskPort,
+    directory: FileName,
+    from: u64,
+    header: SegmentHeader,
+    file: FileId,
+) -> Result<(), DiskError> {
+    let temporary = directory.join(&format!("{:016x}{TEMPORARY_SUFFIX}", header.id));
+    let old = file_name(&directory, from);
+    port.call(DiskOperation::Rename { from: old, to: temporary.clone() }).await?;
+    if let Err(error) = rename_over(&port, &directory, &temporary, header, file).await {
+        let _ = port.call(DiskOperation::Close { file }).await;
+        let _ = port.call(DiskOperation::Remove { name: temporary }).await;
+        return Err(error);
+    }
+    port.call(DiskOperation::SyncDirectory { name: directory }).await?;
+    Ok(())
+}
+
+async fn rename_over(
+    port: &DiskPort,
+    directory: &FileName,
+    temporary: &FileName,
+    header: SegmentHeader,
+    file: FileId,
+) -> Result<(), DiskError> {
+    // From here on the old name cannot come back with the new content.
+    port.call(DiskOperation::SyncDirectory { name: directory.clone() }).await?;
+    let buffer = header.encode_over(Space::Reused);
+    let durability = Durability::Durable;
+    port.transfer(DiskOperation::Write { file, offset: 0, buffer, durability }).await?;
+    let to = file_name(directory, header.id);
+    port.call(DiskOperation::Rename { from: temporary.clone(), to }).await?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,6 +377,63 @@ mod tests {
         assert_eq!(next_len(max, max, 4096), max);
         assert_eq!(next_len(0, 64 << 10, 4096), 64 << 10);
         assert_eq!(next_len(0, max, 33 << 20), 64 << 20);
+    }
+
+    /// Runs a recycling whose request number `failing` (from 0) fails; returns what was asked.
+    fn recycle_failing_at(failing: Option<usize>) -> (Vec<String>, Result<(), DiskError>) {
+        let directory = FileName::new("shard-00");
+        let mut procedure = Procedure::new(|port| async move {
+            recycle(port, directory, 0x1E, header(), FileId(2)).await
+        });
+        let mut asked = Vec::new();
+        loop {
+            if let Some(result) = procedure.take_output() {
+                return (asked, result);
+            }
+            let DiskRequest { id, operation } = procedure.poll_request().expect("it waits");
+            let (text, buffer) = match operation {
+                DiskOperation::Rename { from, to } => (format!("rename {from} {to}"), None),
+                DiskOperation::SyncDirectory { name } => (format!("sync {name}"), None),
+                DiskOperation::Remove { name } => (format!("remove {name}"), None),
+                DiskOperation::Close { .. } => ("close".to_owned(), None),
+                DiskOperation::Write { offset, buffer, durability, .. } => {
+                    assert_eq!((offset, durability), (0, Durability::Durable));
+                    assert_eq!(SegmentHeader::decode(buffer.as_slice()), Ok(header()));
+                    assert_eq!(Space::of(buffer.as_slice()), Space::Reused);
+                    ("write".to_owned(), Some(buffer))
+                }
+                other => panic!("{other:?}"),
+            };
+            let error = DiskError { kind: DiskErrorKind::Io, code: 5 };
+            let fails = failing == Some(asked.len());
+            let result = if fails { Err(error) } else { Ok(DiskOutput::Done) };
+            asked.push(text);
+            procedure.handle_disk(DiskCompletion { id, result, buffer });
+        }
+    }
+
+    #[test]
+    fn recycled_file_has_its_new_header_before_its_new_name() {
+        let old = "shard-00/000000000000001e.segment";
+        let new = "shard-00/000000000000001f.segment";
+        let (asked, result) = recycle_failing_at(None);
+        let expected = [
+            format!("rename {old} {new}.tmp"),
+            "sync shard-00".to_owned(),
+            "write".to_owned(),
+            format!("rename {new}.tmp {new}"),
+            "sync shard-00".to_owned(),
+        ];
+        assert_eq!((asked, result), (expected.to_vec(), Ok(())));
+        for failing in 1..4 {
+            let (asked, result) = recycle_failing_at(Some(failing));
+            assert!(result.is_err());
+            assert_eq!(asked[failing + 1..], ["close".to_owned(), format!("remove {new}.tmp")]);
+        }
+        for failing in [0, 4] {
+            let (asked, result) = recycle_failing_at(Some(failing));
+            assert_eq!((asked.len(), result.is_err()), (failing + 1, true));
+        }
     }
 
     #[test]

@@ -677,6 +677,7 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
             frame_bytes_max: bytes(pick(rng, &[8 << 10, 32 << 10, 1 << 20])),
             frames_in_flight_max: rng.usize(1..=4),
             pending_bytes_max: bytes(pick(rng, &[16 << 10, 128 << 10, 64 << 20])),
+            ..GroupCommitLimits::default()
         },
     }
 }

@@ -1,50 +1,115 @@
-//! Group commit: records in, frames out, and the durable LSN that follows their completions.
+//! Group commit: records in, frames out, and the LSNs that follow their completions.
 //!
 //! ```text
-//! append -> filling -> ready -> in flight (a few) -> durable, in LSN order
+//! append -> filling -> ready -> in flight (a few) -> written -> durable, in LSN order
 //! ```
+//!
+//! Two numbers tell how far the log has got. Everything up to `durable_lsn()` survives a crash;
+//! frames carry it, so that recovery knows what must be there. Everything up to
+//! `acknowledged_lsn()` may be answered for, as [`CommitDurability`] promises; it is never behind.
+//!
+//! | durability | method | frames are written | synced | acknowledged when |
+//! |---|---|---|---|---|
+//! | `Always` | `Dsync` | durably | never | their write completed, in LSN order |
+//! | `Always` | `SyncPerBatch` | cached | once per batch | the sync completed |
+//! | `Interval` | either | cached | every interval | their write completed, in LSN order |
+//! | `Os` | either | cached | when a segment is left | their write completed, in LSN order |
 //!
 //! One frame fills at a time, at a place in the active segment that is fixed when it is opened, so
 //! a record's location is known at once. [`GroupCommit::submit`], called when a loop turn ends,
 //! closes it if fewer than `frames_in_flight_max` frames are under way; otherwise it goes on
 //! filling, and the next batch grows by itself. Frames are written beside each other and may
-//! complete in any order; a record counts as durable only when its frame and all before it have
-//! completed.
+//! complete in any order; a record counts only when its frame and all before it have completed. No
+//! frame goes out to a file while that file is synced.
 //!
-//! A failed write is final: the range is never written again, nothing after it becomes durable, and
+//! A segment that is left gets a footer ([`crate::footer`]) once all of its frames are durable, and
+//! is sealed then ([`GroupCommit::poll_sealed`]); room for the footer is kept while frames are added.
+//!
+//! A failed write or sync is final: the range is never written again, nothing after it becomes durable, and
 //! every later append is refused. What recovery finds of such records is of unknown outcome.
 
 use std::collections::VecDeque;
 
-use crate::checksum::Place;
+use crate::checksum::{self, Place};
 use crate::disk::{
     BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, Durability, FileId, IoBuffer,
 };
 use crate::frame::{self, FRAME_HEADER_LEN, FrameStamp};
 use crate::lsn::Lsn;
-use crate::record::{Location, Record, header_len};
+use crate::record::{
+    Location, Record, RecordHeader, RecordKind, TouchBody, header_len, padded_len,
+};
+use crate::replay::ReplayedRecord;
 use crate::segment::SEGMENT_HEADER_LEN;
+
+#[cfg(test)]
+mod durability_tests;
+mod progress;
+mod tail;
+
+use progress::{Departure, Progress};
+pub use tail::SealedSegment;
+use tail::{Sealing, Tail};
+
+/// Most frames that may be under way at once.
+pub const FRAMES_IN_FLIGHT_MAX: usize = 4;
 
 /// Buffers kept for reuse.
 const BUFFERS_KEPT_MAX: usize = 4;
 /// Room a filling frame starts with.
 const BUFFER_LEN_MIN: usize = 64 << 10;
 
-/// Limits of a log.
+/// How frames are made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncMethod {
+    /// Each frame by itself (RWF_DSYNC); right for drives that keep what they have taken.
+    #[default]
+    Dsync,
+    /// The frames of a batch are written, then one sync makes all of them durable; right for
+    /// drives where each durable write flushes the whole cache.
+    SyncPerBatch,
+}
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CommitDurability {
+    /// The record is durable.
+    #[default]
+    Always,
+    /// The record is written, and durable after this many milliseconds or little more.
+    Interval {
+        /// How long a written record may stay without a sync.
+        ms: u32,
+    },
+    /// The record is written; it is durable once its segment is left.
+    Os,
+}
+
+/// Limits and promises of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupCommitLimits {
     /// A frame is closed when the next record would take it beyond this; a larger record has a
     /// frame of its own.
     pub frame_bytes_max: usize,
-    /// Frames under way at once.
+    /// Frames under way at once, 1 to [`FRAMES_IN_FLIGHT_MAX`].
     pub frames_in_flight_max: usize,
-    /// Bytes of records that are not durable yet; above, appends are refused for the moment.
+    /// Bytes of records that are not acknowledged yet; above, appends are refused for the moment.
     pub pending_bytes_max: usize,
+    /// How frames are made durable.
+    pub sync_method: SyncMethod,
+    /// What an acknowledgement promises.
+    pub durability: CommitDurability,
 }
 
 impl Default for GroupCommitLimits {
     fn default() -> Self {
-        Self { frame_bytes_max: 1 << 20, frames_in_flight_max: 2, pending_bytes_max: 64 << 20 }
+        Self {
+            frame_bytes_max: 1 << 20,
+            frames_in_flight_max: 2,
+            pending_bytes_max: 64 << 20,
+            sync_method: SyncMethod::default(),
+            durability: CommitDurability::default(),
+        }
     }
 }
 
@@ -82,7 +147,8 @@ pub enum AppendError {
 /// Where and as what a record was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// Its number; the record is durable once `durable_lsn()` has reached it.
+    /// Its number; the record may be acknowledged once `acknowledged_lsn()` has reached it, and
+    /// is durable once `durable_lsn()` has.
     pub lsn: Lsn,
     /// Where it stands.
     pub location: Location,
@@ -97,15 +163,6 @@ struct Filling {
     record_count: u32,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    number: u64,
-    last_lsn: Lsn,
-    watermark: Lsn,
-    len: usize,
-    done: bool,
-}
-
 /// Counters of a log since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupCommitCounters {
@@ -115,17 +172,23 @@ pub struct GroupCommitCounters {
     pub frames_idle: u64,
     /// Bytes of frames handed to the disk.
     pub frame_bytes: u64,
-    /// Records appended.
+    /// Records appended, copies included.
     pub records: u64,
+    /// Records among them that are copies.
+    pub copies: u64,
+    /// Syncs handed to the disk.
+    pub syncs: u64,
+    /// Bytes of footers handed to the disk.
+    pub footer_bytes: u64,
 }
 
-/// A frame to be written: the caller sends the operation to the disk and returns the completion
-/// with [`GroupCommit::handle_written`].
+/// A frame or footer to be written, or a file of frames to be synced: the caller sends the operation to the
+/// disk and returns the completion with [`GroupCommit::handle_written`].
 #[derive(Debug)]
 pub struct FrameWrite {
-    /// Pairs the completion with the frame.
+    /// Pairs the completion with the operation.
     pub number: u64,
-    /// The write.
+    /// The write or sync.
     pub operation: DiskOperation,
 }
 
@@ -135,18 +198,13 @@ pub struct GroupCommit {
     store: [u8; 16],
     limits: GroupCommitLimits,
     next_lsn: Lsn,
-    durable_lsn: Lsn,
-    /// The durable LSN that the newest durable frame carries.
-    watermark: Lsn,
-    wall_ms: u64,
-    active: Option<(OpenSegment, u64)>,
+    progress: Progress,
+    active: Option<Tail>,
     spares: VecDeque<OpenSegment>,
-    left: VecDeque<OpenSegment>,
+    sealing: Sealing,
     filling: Option<Filling>,
     ready: VecDeque<Filling>,
-    in_flight: VecDeque<InFlight>,
     next_number: u64,
-    pending_bytes: usize,
     buffers: Vec<IoBuffer>,
     failure: Option<DiskError>,
     counters: GroupCommitCounters,
@@ -155,23 +213,25 @@ pub struct GroupCommit {
 impl GroupCommit {
     /// Goes on with a log whose records up to `durable_lsn` are durable and whose frames have
     /// carried times up to `wall_ms`.
+    ///
+    /// # Panics
+    /// If `frames_in_flight_max` is not 1 to [`FRAMES_IN_FLIGHT_MAX`].
     #[must_use]
     pub fn new(store: [u8; 16], limits: GroupCommitLimits, durable_lsn: Lsn, wall_ms: u64) -> Self {
+        let frames = limits.frames_in_flight_max;
+        assert!((1..=FRAMES_IN_FLIGHT_MAX).contains(&frames), "{frames} frames in flight");
+        let (method, durability) = (limits.sync_method, limits.durability);
         Self {
             store,
             limits,
             next_lsn: durable_lsn.next(),
-            durable_lsn,
-            watermark: durable_lsn,
-            wall_ms,
+            progress: Progress::new(method, durability, durable_lsn, wall_ms),
             active: None,
             spares: VecDeque::new(),
-            left: VecDeque::new(),
+            sealing: Sealing::default(),
             filling: None,
             ready: VecDeque::new(),
-            in_flight: VecDeque::new(),
             next_number: 0,
-            pending_bytes: 0,
             buffers: Vec::new(),
             failure: None,
             counters: GroupCommitCounters::default(),
@@ -181,7 +241,27 @@ impl GroupCommit {
     /// Everything up to here survives a crash.
     #[must_use]
     pub fn durable_lsn(&self) -> Lsn {
-        self.durable_lsn
+        self.progress.durable()
+    }
+
+    /// Everything up to here may be acknowledged, as the log's [`CommitDurability`] promises; never
+    /// below `durable_lsn()`.
+    #[must_use]
+    pub fn acknowledged_lsn(&self) -> Lsn {
+        self.progress.acknowledged()
+    }
+
+    /// When [`GroupCommit::submit`] and [`GroupCommit::poll_write`] are wanted for a sync, in the
+    /// milliseconds given to `submit`; only under [`CommitDurability::Interval`].
+    #[must_use]
+    pub fn sync_due_ms(&self) -> Option<u64> {
+        self.progress.sync_due_ms().filter(|_| self.failure.is_none())
+    }
+
+    /// Makes everything appended so far durable as soon as it is written, whatever the durability:
+    /// for an orderly shutdown or a snapshot.
+    pub fn request_sync(&mut self) {
+        self.progress.request_sync(self.last_lsn());
     }
 
     /// The newest record's number.
@@ -196,10 +276,10 @@ impl GroupCommit {
         self.failure
     }
 
-    /// Bytes of frames that are not durable yet.
+    /// Bytes of records that are not acknowledged yet.
     #[must_use]
     pub fn pending_bytes(&self) -> usize {
-        self.pending_bytes
+        self.progress.pending_bytes()
     }
 
     /// Counters since the log was opened.
@@ -211,18 +291,19 @@ impl GroupCommit {
     /// The segment that takes the next frame, and where.
     #[must_use]
     pub fn active(&self) -> Option<(OpenSegment, u64)> {
-        self.active
+        self.active.as_ref().map(|tail| (tail.segment, tail.offset))
     }
 
     /// Bytes that still fit into the active segment and the spares, in the best case.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let active = self.active.map_or(0, |(segment, tail)| {
-            let filling = self.filling.as_ref().filter(|open| open.segment.id == segment.id);
-            let end = filling.map_or(tail, |open| open.offset + open.buffer.len() as u64);
-            segment.len.saturating_sub(end)
+        let active = self.active.as_ref().map_or(0, |tail| {
+            let filling = self.filling.as_ref().filter(|open| open.segment.id == tail.segment.id);
+            let end = filling.map_or(tail.offset, |open| open.offset + open.buffer.len() as u64);
+            tail.limit().saturating_sub(end)
         });
-        active + self.spares.iter().map(|spare| spare.len - SEGMENT_HEADER_LEN).sum::<u64>()
+        let spare = |spare: &OpenSegment| spare.len.saturating_sub(2 * SEGMENT_HEADER_LEN);
+        active + self.spares.iter().map(spare).sum::<u64>()
     }
 
     /// Segments waiting to become active.
@@ -236,25 +317,126 @@ impl GroupCommit {
         self.spares.push_back(segment);
     }
 
-    /// Takes a segment that gets no more frames and has none under way.
-    pub fn poll_left(&mut self) -> Option<OpenSegment> {
-        if self.in_flight.is_empty() && self.ready.is_empty() {
-            self.left.pop_front()
-        } else {
-            None
+    /// Leaves the active segment if it has frames: it is sealed once they are durable, and what is
+    /// appended next goes to another one. For an orderly shutdown or a snapshot.
+    pub fn roll(&mut self) {
+        self.close_filling();
+        if self.active.as_ref().is_some_and(|tail| !tail.is_empty()) {
+            self.leave_active();
         }
     }
 
-    /// Appends a record to the filling frame; it becomes durable after [`GroupCommit::submit`].
+    /// Takes a segment that was sealed: its frames and its footer are durable, and it is not
+    /// written again.
+    pub fn poll_sealed(&mut self) -> Option<SealedSegment> {
+        let sealed = self.sealing.poll()?;
+        self.progress.release(sealed.segment.id);
+        Some(sealed)
+    }
+
+    /// As [`GroupCommit::poll_sealed`], for those who do not care what the segment holds.
+    pub fn poll_left(&mut self) -> Option<OpenSegment> {
+        self.poll_sealed().map(|sealed| sealed.segment)
+    }
+
+    /// Appends a record to the filling frame; it goes out after [`GroupCommit::submit`].
     ///
     /// # Errors
     /// [`AppendError`]; the record is then not part of the log.
     pub fn append(&mut self, record: &Record<'_>) -> Result<Appended, AppendError> {
+        let lengths = (record.user_key.len(), record.value.len());
+        let appended = self.append_with(lengths, &mut |place, lsn, out| {
+            record.encode(place, lsn, out);
+        })?;
+        self.note_record(record, appended.lsn, &appended);
+        Ok(appended)
+    }
+
+    /// Appends a record that stands for one first logged as `first_lsn`. It has an LSN of its own,
+    /// like every record: that is what [`Appended`] tells.
+    ///
+    /// The value is summed anew; [`GroupCommit::append_copy_of`] keeps the checksums of one that was
+    /// read from the disk.
+    ///
+    /// # Errors
+    /// [`AppendError`]; the copy is then not part of the log.
+    pub fn append_copy(
+        &mut self,
+        record: &Record<'_>,
+        first_lsn: Lsn,
+    ) -> Result<Appended, AppendError> {
+        let lengths = (record.user_key.len(), record.value.len());
+        let appended = self.append_with(lengths, &mut |place, _, out| {
+            record.encode(place, first_lsn, out);
+        })?;
+        self.counters.copies += 1;
+        self.note_record(record, first_lsn, &appended);
+        Ok(appended)
+    }
+
+    /// Appends a copy of a record that keeps its first LSN and value checksums; its version and
+    /// expiry are those that `original` has by now. `value` is the original's value, which the
+    /// caller has verified ([`RecordHeader::value`]); it is not summed again.
+    ///
+    /// # Errors
+    /// [`AppendError`]; the copy is then not part of the log.
+    ///
+    /// # Panics
+    /// If `value` does not have the length that the header says.
+    pub fn append_copy_of(
+        &mut self,
+        original: &RecordHeader<'_>,
+        value: &[u8],
+    ) -> Result<Appended, AppendError> {
+        let lengths = (original.user_key.len(), value.len());
+        let appended = self.append_with(lengths, &mut |place, _, out| {
+            original.encode_copy(value, place, out);
+        })?;
+        self.counters.copies += 1;
+        let record = Record {
+            kind: original.kind,
+            namespace: original.namespace,
+            key: original.key,
+            user_key: original.user_key,
+            version: original.version,
+            expiry_ms: original.expiry_ms,
+            value,
+        };
+        self.note_record(&record, original.first_lsn, &appended);
+        Ok(appended)
+    }
+
+    /// Tells the active segment of its newest record.
+    fn note_record(&mut self, record: &Record<'_>, first_lsn: Lsn, appended: &Appended) {
+        let tail = self.active.as_mut().expect("a record was appended to the active segment");
+        let is_touch = record.kind == RecordKind::Touch;
+        let listed = tail.wants_records();
+        tail.note_record(&ReplayedRecord {
+            kind: record.kind,
+            namespace: record.namespace,
+            key: record.key,
+            user_key_crc: if listed { checksum::plain(record.user_key) } else { 0 },
+            version: record.version,
+            expiry_ms: record.expiry_ms,
+            first_lsn,
+            lsn: appended.lsn,
+            location: appended.location,
+            touch: is_touch.then(|| TouchBody::decode(record.value)).flatten(),
+            damaged: false,
+        });
+    }
+
+    fn append_with(
+        &mut self,
+        (user_key_len, value_len): (usize, usize),
+        encode: &mut dyn FnMut(&Place, Lsn, &mut IoBuffer),
+    ) -> Result<Appended, AppendError> {
         if let Some(error) = self.failure {
             return Err(AppendError::Failed(error));
         }
-        let len = record.encoded_len();
-        let pending = self.pending_bytes;
+        let header_len = header_len(user_key_len, value_len);
+        let len = padded_len(header_len + value_len);
+        let pending = self.progress.pending_bytes();
         if pending > 0 && pending + len > self.limits.pending_bytes_max {
             return Err(AppendError::Congested { pending });
         }
@@ -263,17 +445,16 @@ impl GroupCommit {
         let at = filling.offset + filling.buffer.len() as u64;
         let place = Place { store: self.store, segment: filling.segment.id, offset: at };
         let lsn = self.next_lsn;
-        record.encode(&place, lsn, &mut filling.buffer);
+        encode(&place, lsn, &mut filling.buffer);
         filling.record_count += 1;
         self.next_lsn = lsn.next();
-        self.pending_bytes += len;
+        self.progress.add_pending(len);
         self.counters.records += 1;
-        let header_len = header_len(record.user_key.len(), record.value.len());
         let location = Location {
             segment: filling.segment.id,
             offset: u32::try_from(at).expect("segments are at most 256 MiB"),
             header_len: u32::try_from(header_len).expect("headers are far below 4 GiB"),
-            value_len: u32::try_from(record.value.len()).expect("values are at most 32 MiB"),
+            value_len: u32::try_from(value_len).expect("values are at most 32 MiB"),
         };
         Ok(Appended { lsn, location })
     }
@@ -282,8 +463,8 @@ impl GroupCommit {
     fn make_room(&mut self, len: usize) -> Result<(), AppendError> {
         if let Some(filling) = &mut self.filling {
             let used = filling.buffer.len() + len;
-            let fits =
-                used.next_multiple_of(BLOCK_SIZE) as u64 <= filling.segment.len - filling.offset;
+            let limit = self.active.as_ref().map_or(0, Tail::limit);
+            let fits = filling.offset + used.next_multiple_of(BLOCK_SIZE) as u64 <= limit;
             if fits && (used <= self.limits.frame_bytes_max || filling.record_count == 0) {
                 if used > filling.buffer.capacity() {
                     let room = used.max(2 * filling.buffer.capacity());
@@ -308,11 +489,12 @@ impl GroupCommit {
         frame_len: u64,
         open: Option<(u64, usize)>,
     ) -> Result<(OpenSegment, u64), AppendError> {
-        if let Some((segment, tail)) = self.active {
-            let tail = open
-                .map_or(tail, |(offset, used)| offset + used.next_multiple_of(BLOCK_SIZE) as u64);
-            if tail + frame_len <= segment.len {
-                return Ok((segment, tail));
+        if let Some(active) = &self.active {
+            let offset = open.map_or(active.offset, |(offset, used)| {
+                offset + used.next_multiple_of(BLOCK_SIZE) as u64
+            });
+            if offset + frame_len <= active.limit() {
+                return Ok((active.segment, offset));
             }
         }
         let fits = |spare: &OpenSegment| SEGMENT_HEADER_LEN + frame_len <= spare.len;
@@ -320,18 +502,25 @@ impl GroupCommit {
             return Err(AppendError::NoSegment { frame_len });
         };
         let segment = self.spares.remove(index).expect("position lies within the queue");
-        self.left.extend(self.active.take().map(|(left, _)| left));
-        self.active = Some((segment, SEGMENT_HEADER_LEN));
+        self.close_filling();
+        self.leave_active();
+        self.active = Some(Tail::new(segment, self.next_lsn, frame_len));
         Ok((segment, SEGMENT_HEADER_LEN))
+    }
+
+    fn leave_active(&mut self) {
+        if let Some(tail) = self.active.take() {
+            self.sealing.leave(tail);
+        }
     }
 
     fn close_filling(&mut self) {
         if let Some(filling) = self.filling.take() {
             let end = filling.offset + filling.buffer.len().next_multiple_of(BLOCK_SIZE) as u64;
-            if let Some((active, tail)) = &mut self.active
-                && active.id == filling.segment.id
+            if let Some(active) = &mut self.active
+                && active.segment.id == filling.segment.id
             {
-                *tail = end;
+                active.offset = end;
             }
             self.ready.push_back(filling);
         }
@@ -355,8 +544,8 @@ impl GroupCommit {
         self.failure.is_none()
             && self.filling.is_none()
             && self.ready.is_empty()
-            && self.in_flight.is_empty()
-            && self.watermark < self.durable_lsn
+            && self.sealing.is_settled()
+            && self.progress.is_watermark_behind()
     }
 
     /// Opens an empty frame that will carry the durable LSN; [`GroupCommit::submit`] sends it.
@@ -370,52 +559,100 @@ impl GroupCommit {
         }
     }
 
-    /// Ends a turn: closes the filling frame if it can go out now. `wall_ms` is stamped on frames.
+    /// Ends a turn: closes the filling frame if it can go out now. `wall_ms` is stamped on frames,
+    /// and decides when the next sync is due; a time that goes back counts as the newest before.
     pub fn submit(&mut self, wall_ms: u64) {
-        self.wall_ms = self.wall_ms.max(wall_ms);
-        if self.in_flight.len() + self.ready.len() < self.limits.frames_in_flight_max {
+        self.progress.set_now(wall_ms);
+        let under_way = self.progress.in_flight_count() + self.ready.len();
+        // A frame that would have to wait goes on filling instead: it makes a larger batch.
+        let held = self.filling.as_ref().is_some_and(|open| self.progress.is_held(open.segment.id));
+        if under_way < self.limits.frames_in_flight_max && !held {
             self.close_filling();
         }
     }
 
-    /// Takes the next frame to write, up to the limit of frames in flight.
+    /// Takes the next frame to write, up to the limit of frames in flight, the next file to sync, or
+    /// the next footer.
     pub fn poll_write(&mut self) -> Option<FrameWrite> {
-        if self.failure.is_some() || self.in_flight.len() >= self.limits.frames_in_flight_max {
+        if self.failure.is_some() {
+            return None;
+        }
+        self.seal_left();
+        let number = self.next_number;
+        let operation = match self.progress.start_sync(number) {
+            Some(file) => {
+                self.counters.syncs += 1;
+                DiskOperation::Sync { file }
+            }
+            None => match self.write_footer(number) {
+                Some(operation) => operation,
+                None => self.write_frame(number)?,
+            },
+        };
+        self.next_number += 1;
+        Some(FrameWrite { number, operation })
+    }
+
+    fn write_frame(&mut self, number: u64) -> Option<DiskOperation> {
+        let held = self.progress.is_held(self.ready.front()?.segment.id);
+        if held || self.progress.in_flight_count() >= self.limits.frames_in_flight_max {
             return None;
         }
         let Filling { segment, offset, mut buffer, first_lsn, record_count } =
             self.ready.pop_front()?;
         let place = Place { store: self.store, segment: segment.id, offset };
-        let durable_lsn = self.durable_lsn;
-        let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms: self.wall_ms };
-        let records_len = buffer.len() - FRAME_HEADER_LEN;
+        let (durable_lsn, wall_ms) = (self.progress.durable(), self.progress.now_ms());
+        let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms };
+        let len = buffer.len() - FRAME_HEADER_LEN;
         frame::finish(&mut buffer, &place, &stamp);
-        let number = self.next_number;
-        self.next_number += 1;
+        let tails = self.active.iter_mut().chain(self.sealing.tails_mut());
+        if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
+            tail.note_frame(offset, buffer.as_slice(), wall_ms);
+        }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
-        let flight =
-            InFlight { number, last_lsn, watermark: durable_lsn, len: records_len, done: false };
-        self.in_flight.push_back(flight);
+        let durably =
+            self.progress.depart(number, Departure { segment, last_lsn, record_count, len });
         self.counters.frames += 1;
         self.counters.frames_idle += u64::from(record_count == 0);
         self.counters.frame_bytes += buffer.len() as u64;
-        let (file, durability) = (segment.file, Durability::Durable);
-        let operation = DiskOperation::Write { file, offset, buffer, durability };
-        Some(FrameWrite { number, operation })
+        let durability = if durably { Durability::Durable } else { Durability::Cached };
+        Some(DiskOperation::Write { file: segment.file, offset, buffer, durability })
     }
 
-    /// Takes the completion of a frame's write. Returns whether more records are durable now.
+    /// Lets segments that were left be synced for good once their last frames are out.
+    fn seal_left(&mut self) {
+        for left in self.sealing.tails_mut().map(|tail| tail.segment.id) {
+            if !self.ready.iter().any(|frame| frame.segment.id == left) {
+                self.progress.seal(left);
+            }
+        }
+    }
+
+    /// Writes the footer of a segment that was left, once its frames are durable.
+    fn write_footer(&mut self, number: u64) -> Option<DiskOperation> {
+        let (progress, ready) = (&self.progress, &self.ready);
+        let is_durable = |id| {
+            !progress.holds_any_of(id)
+                && !ready.iter().any(|frame: &Filling| frame.segment.id == id)
+        };
+        let operation = self.sealing.start_footer(number, self.store, is_durable)?;
+        if let DiskOperation::Write { buffer, .. } = &operation {
+            self.counters.footer_bytes += buffer.len() as u64;
+        }
+        Some(operation)
+    }
+
+    /// Takes the completion of a write or sync. Returns whether more records may be acknowledged or
+    /// are durable now.
     ///
     /// # Panics
-    /// If no frame of that number is in flight.
+    /// If nothing of that number is under way.
     pub fn handle_written(
         &mut self,
         number: u64,
         result: Result<(), DiskError>,
         buffer: Option<IoBuffer>,
     ) -> bool {
-        let flight = self.in_flight.iter_mut().find(|flight| flight.number == number);
-        flight.expect("each frame completes once").done = true;
         if let Some(buffer) = buffer
             && self.buffers.len() < BUFFERS_KEPT_MAX
             && buffer.capacity() <= 2 * self.limits.frame_bytes_max
@@ -432,21 +669,26 @@ impl GroupCommit {
             });
         }
         if self.failure.is_some() {
+            let known = self.progress.abandon(number) || self.sealing.owns(number);
+            assert!(known, "each operation completes once");
             return false;
         }
-        let before = self.durable_lsn;
-        while let Some(flight) = self.in_flight.pop_front_if(|flight| flight.done) {
-            self.durable_lsn = flight.last_lsn;
-            self.watermark = flight.watermark;
-            self.pending_bytes -= flight.len;
+        if let Some(last_lsn) = self.sealing.arrive(number) {
+            self.progress.note_footer(last_lsn);
+            return false;
         }
-        self.durable_lsn > before
+        self.progress.arrive(number).expect("each operation completes once")
     }
 
-    /// Whether everything appended is durable and nothing is under way.
+    /// Whether everything appended is durable (under [`CommitDurability::Os`]: written) and nothing
+    /// is under way.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.filling.is_none() && self.ready.is_empty() && self.in_flight.is_empty()
+        self.failure.is_none()
+            && self.filling.is_none()
+            && self.ready.is_empty()
+            && self.sealing.is_settled()
+            && self.progress.is_settled()
     }
 }
 

@@ -9,7 +9,7 @@ fn log() -> GroupCommit {
     log
 }
 
-fn record(value: &[u8]) -> Record<'_> {
+pub(super) fn record(value: &[u8]) -> Record<'_> {
     Record {
         kind: RecordKind::Put,
         namespace: Namespace::PLAIN,
@@ -145,4 +145,28 @@ fn too_many_pending_bytes_push_back() {
     let write = log.poll_write().unwrap();
     log.handle_written(write.number, Ok(()), None);
     log.append(&record(&[0; 9000])).expect("a lone record is taken whatever its size");
+}
+
+#[test]
+fn copy_has_an_lsn_of_its_own_and_keeps_its_first_one() {
+    let mut log = log();
+    let original = log.append(&record(b"value")).unwrap();
+    log.submit(1);
+    let write = log.poll_write().unwrap();
+    let DiskOperation::Write { offset, buffer, .. } = &write.operation else { panic!("a frame") };
+    let at = u64::from(original.location.offset) - offset;
+    let bytes = &buffer.as_slice()[usize::try_from(at).unwrap()..];
+    let place = Place { store: [7; 16], segment: 1, offset: original.location.offset.into() };
+    let header = RecordHeader::decode(bytes, &place).unwrap();
+    let copy = log.append_copy_of(&header, header.value(bytes).unwrap()).unwrap();
+    assert_eq!((header.first_lsn, copy.lsn), (Lsn(11), Lsn(12)));
+    assert_eq!(copy.location.value_len, original.location.value_len);
+    log.submit(1);
+    let DiskOperation::Write { buffer, .. } = log.poll_write().unwrap().operation else {
+        panic!("a frame");
+    };
+    let place = place.at(copy.location.offset.into());
+    let copied = RecordHeader::decode(&buffer.as_slice()[FRAME_HEADER_LEN..], &place).unwrap();
+    assert_eq!(copied.first_lsn, Lsn(11));
+    assert_eq!((log.counters().records, log.counters().copies), (2, 1));
 }

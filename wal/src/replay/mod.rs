@@ -14,6 +14,7 @@
 
 use crate::checksum::{self, Place};
 use crate::disk::{BLOCK_SIZE, DiskError, DiskOperation, FileId, IoBuffer};
+use crate::footer::{Footer, Trailer};
 use crate::frame::{self, FRAME_HEADER_LEN, FrameHeader};
 use crate::lsn::Lsn;
 use crate::manifest::{Quarantine, Verdict};
@@ -22,7 +23,11 @@ use crate::record::{
     Key, Location, Namespace, RECORD_ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind,
     TouchBody, Version,
 };
-use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader, Space};
+
+mod settle;
+
+pub use settle::{Settlement, settle};
 
 /// Segments are read in pieces of this many bytes.
 const WINDOW_LEN: usize = 1 << 20;
@@ -42,8 +47,11 @@ pub struct ReplayedRecord {
     pub version: Version,
     /// Milliseconds since 1970, 0 = never.
     pub expiry_ms: u64,
-    /// Where it was first logged.
+    /// Where it was first logged; a copy keeps it.
     pub first_lsn: Lsn,
+    /// Its own number in the log: records count in the order of these. In a frame of which records
+    /// are lost it is the lowest that it can have; the order within the frame is true.
+    pub lsn: Lsn,
     /// Where it stands.
     pub location: Location,
     /// Of a touch record: which value it is about. `None` in a damaged one.
@@ -99,6 +107,9 @@ pub enum Damage {
     /// The segment's first block; nothing is lost, the manifest knows the same.
     #[error("segment header is damaged; nothing is lost")]
     SegmentHeader,
+    /// The segment's footer; nothing is lost, the frames say the same.
+    #[error("segment footer is damaged; nothing is lost")]
+    Footer,
     /// Bytes where nothing was ever written.
     #[error("stray bytes after the last frame")]
     Stray,
@@ -166,7 +177,58 @@ pub struct SegmentScan {
     salvaged: Vec<SalvagedFrame>,
 }
 
-/// Reads a segment's frames and hands their records to `visit`, in the order they stand.
+impl SegmentScan {
+    fn new(id: u64) -> Self {
+        Self {
+            id,
+            end: SEGMENT_HEADER_LEN,
+            frame_count: 0,
+            record_count: 0,
+            findings: Vec::new(),
+            durable_lsn: Lsn::ZERO,
+            wall_ms: 0,
+            intervals: Vec::new(),
+            bad: Vec::new(),
+            salvaged: Vec::new(),
+        }
+    }
+
+    /// What a scan of the segment's frames would find, as told by its footer.
+    #[must_use]
+    pub fn from_footer(footer: &Footer) -> Self {
+        let summary = footer.summary();
+        let mut scan = Self::new(footer.segment());
+        scan.end = summary.frames_end;
+        scan.frame_count = u64::from(summary.frame_count);
+        scan.record_count = u64::from(summary.record_count);
+        scan.durable_lsn = summary.last_lsn();
+        scan.wall_ms = summary.wall_ms;
+        if summary.record_count > 0 {
+            let (first, last) = (summary.first_lsn, summary.last_lsn());
+            let (segment, end) = (scan.id, scan.end);
+            scan.intervals.push(Interval { first, last, segment, end });
+        }
+        scan
+    }
+
+    /// LSNs of the segment's first and last record; segments of a log are in the order of these.
+    #[must_use]
+    pub fn lsns(&self) -> Option<(Lsn, Lsn)> {
+        let first = self.intervals.iter().map(|interval| interval.first).min()?;
+        let last = self.intervals.iter().map(|interval| interval.last).max()?;
+        Some((first, last))
+    }
+
+    /// Whether records were held back that only [`settle`] can tell the fate of. Who needs them at
+    /// their place in the log reads the segment once more with [`scan_settled`].
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        !self.salvaged.is_empty()
+    }
+}
+
+/// Reads a segment's frames and hands their records to `visit`, in the order they stand. Records of
+/// damaged frames are held back for [`settle`].
 ///
 /// Ranges of `skip` that an earlier recovery gave up as a torn tail are passed over.
 pub async fn scan_segment(
@@ -176,26 +238,42 @@ pub async fn scan_segment(
     skip: &[Quarantine],
     visit: &mut dyn FnMut(ReplayedRecord),
 ) -> SegmentScan {
-    let scan = SegmentScan {
-        id: source.id,
-        end: SEGMENT_HEADER_LEN,
-        frame_count: 0,
-        record_count: 0,
-        findings: Vec::new(),
-        durable_lsn: Lsn::ZERO,
-        wall_ms: 0,
-        intervals: Vec::new(),
-        bad: Vec::new(),
-        salvaged: Vec::new(),
-    };
-    let limit = source.cut.unwrap_or(source.len).min(source.len);
-    let reader = Reader::new(port.clone(), source);
-    let place = Place { store, segment: source.id, offset: 0 };
-    let skip = skip.iter().filter(|range| {
-        range.segment == source.id && range.verdict == Verdict::TailUncertain && range.len > 0
-    });
-    let skip = skip.map(|range| (range.offset, range.offset + range.len)).collect();
-    Scanner { scan, reader, place, limit, skip, gap: None }.run(visit).await
+    Scanner::new(port, store, source, skip, None).run(visit).await
+}
+
+/// Reads a segment once more, when it is settled what its damage means, and hands out all records
+/// that count, in the order they stand: also those of damaged frames that were durable, and none
+/// of frames that were given up.
+pub async fn scan_settled(
+    port: &DiskPort,
+    store: [u8; 16],
+    source: SegmentSource,
+    settlement: &Settlement,
+    visit: &mut dyn FnMut(ReplayedRecord),
+) -> SegmentScan {
+    let watermark = Some(settlement.watermark);
+    Scanner::new(port, store, source, &settlement.quarantine, watermark).run(visit).await
+}
+
+impl Scanner {
+    fn new(
+        port: &DiskPort,
+        store: [u8; 16],
+        source: SegmentSource,
+        skip: &[Quarantine],
+        watermark: Option<Lsn>,
+    ) -> Self {
+        let scan = SegmentScan::new(source.id);
+        let limit = source.cut.unwrap_or(source.len).min(source.len);
+        let reader = Reader::new(port.clone(), source);
+        let place = Place { store, segment: source.id, offset: 0 };
+        let skip = skip.iter().filter(|range| {
+            range.segment == source.id && range.verdict == Verdict::TailUncertain && range.len > 0
+        });
+        let skip =
+            skip.map(|range| (range.offset, range.offset.saturating_add(range.len))).collect();
+        Self { scan, reader, place, limit, skip, watermark, space: Space::Zeroed, gap: None }
+    }
 }
 
 struct Gap {
@@ -210,12 +288,16 @@ struct Scanner {
     place: Place,
     limit: u64,
     skip: Vec<(u64, u64)>,
+    /// Up to where damaged frames count, once that is settled.
+    watermark: Option<Lsn>,
+    space: Space,
     gap: Option<Gap>,
 }
 
 impl Scanner {
     async fn run(mut self, visit: &mut dyn FnMut(ReplayedRecord)) -> SegmentScan {
         self.check_segment_header().await;
+        self.check_footer().await;
         let mut offset = SEGMENT_HEADER_LEN;
         while offset + BLOCK_SIZE as u64 <= self.limit {
             if let Some((_, end)) = self.skip.iter().find(|(start, _)| *start == offset) {
@@ -244,8 +326,26 @@ impl Scanner {
         let sound = SegmentHeader::decode(block).is_ok_and(|header| {
             header.id == id && block.get(SegmentHeader::LEN..).is_some_and(frame::is_blank)
         });
-        if !sound {
+        if sound {
+            self.space = Space::of(block);
+        } else {
             self.find(0, SEGMENT_HEADER_LEN, Damage::SegmentHeader);
+        }
+    }
+
+    /// Leaves a valid footer out of the scan, and takes its word for what was durable.
+    async fn check_footer(&mut self) {
+        let SegmentSource { len, cut, .. } = self.reader.source;
+        let Some(trailer) = self.reader.trailer(&self.place).await else { return };
+        if cut.is_some_and(|cut| cut != trailer.summary.frames_end) {
+            return;
+        }
+        self.limit = self.limit.min(trailer.offset);
+        self.scan.durable_lsn = trailer.summary.last_lsn();
+        self.scan.wall_ms = trailer.summary.wall_ms;
+        let bytes = self.reader.read(trailer.offset, trailer.len).await;
+        if bytes.is_none_or(|bytes| trailer.verify(bytes.as_slice(), &self.place).is_err()) {
+            self.find(trailer.offset, len - trailer.offset, Damage::Footer);
         }
     }
 
@@ -285,6 +385,8 @@ impl Scanner {
         let Some(gap) = self.gap.take() else { return };
         let (found, end, damage) = match (next, gap.soiled) {
             (Some((offset, _)), _) => (gap.start, offset, Damage::NoFrame),
+            // What a file of an earlier life holds there means nothing.
+            (None, _) if self.space == Space::Reused => return,
             (None, Some((first, end))) => (first, end, Damage::Stray),
             (None, None) => return,
         };
@@ -311,8 +413,16 @@ impl Scanner {
             self.find(offset + position as u64, 1, Damage::FrameHeaderByte);
         }
         self.note_frame(offset, &header);
+        let settled = self.watermark.map(|watermark| header.last_lsn() <= watermark);
         match reading {
             FrameReading::Whole(records) => records.into_iter().for_each(visit),
+            FrameReading::ByteDamaged { records, .. } | FrameReading::Salvaged { records, .. }
+                if settled.is_some() =>
+            {
+                if settled == Some(true) {
+                    records.into_iter().for_each(visit);
+                }
+            }
             FrameReading::ByteDamaged { records, position, damage } => {
                 self.find(offset + position as u64, 1, damage);
                 // A torn write may look the same: the watermark tells them apart.
@@ -359,11 +469,19 @@ enum FrameReading {
     Salvaged { records: Vec<ReplayedRecord>, lost: u32 },
 }
 
+/// Reads a frame of which nothing but the header is known to be sound.
+pub(crate) fn fuzz_read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) {
+    let (FrameReading::Whole(records)
+    | FrameReading::ByteDamaged { records, .. }
+    | FrameReading::Salvaged { records, .. }) = read_frame(bytes, place, header);
+    assert!(records.iter().all(|record| u64::from(record.location.offset) > place.offset));
+}
+
 fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading {
     let payload = &bytes[FRAME_HEADER_LEN..];
     let found = FrameHeader::payload_checksum(place, payload);
     if found == header.payload_crc
-        && let Some((records, _)) = read_records(bytes, place, header.record_count)
+        && let Some((records, _)) = read_records(bytes, place, header)
     {
         return FrameReading::Whole(records);
     }
@@ -371,7 +489,7 @@ fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading
         let position = FRAME_HEADER_LEN + error.position;
         let mut repaired = bytes.to_vec();
         repaired[position] ^= error.difference;
-        if let Some((mut records, end)) = read_records(&repaired, place, header.record_count) {
+        if let Some((mut records, end)) = read_records(&repaired, place, header) {
             // The record that the byte belongs to, if it is not between records.
             let hit = records.iter_mut().find(|record| {
                 let start = usize::try_from(u64::from(record.location.offset) - place.offset);
@@ -388,26 +506,30 @@ fn read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) -> FrameReading
             return FrameReading::ByteDamaged { records, position, damage };
         }
     }
-    let (records, lost) = salvage(bytes, place, header.record_count);
+    let (records, lost) = salvage(bytes, place, header);
     FrameReading::Salvaged { records, lost }
 }
 
-/// Reads exactly `count` records, all valid; also returns where they end.
-fn read_records(bytes: &[u8], place: &Place, count: u32) -> Option<(Vec<ReplayedRecord>, usize)> {
+/// Reads as many records as the frame's header says, all valid; also returns where they end.
+fn read_records(
+    bytes: &[u8],
+    place: &Place,
+    frame: &FrameHeader,
+) -> Option<(Vec<ReplayedRecord>, usize)> {
     let mut records = Vec::new();
     let mut at = FRAME_HEADER_LEN;
-    for _ in 0..count {
+    for ordinal in 0..u64::from(frame.record_count) {
         let here = place.at(place.offset + at as u64);
         let header = RecordHeader::decode(bytes.get(at..)?, &here).ok()?;
         let value = header.value(&bytes[at..]).ok()?;
-        records.push(replayed(&header, &here, Some(value))?);
+        records.push(replayed(&header, &here, frame.first_lsn.plus(ordinal), Some(value))?);
         at += header.record_len();
     }
     Some((records, at))
 }
 
 /// Finds what records it can in a damaged frame; also returns how many are missing.
-fn salvage(bytes: &[u8], place: &Place, count: u32) -> (Vec<ReplayedRecord>, u32) {
+fn salvage(bytes: &[u8], place: &Place, frame: &FrameHeader) -> (Vec<ReplayedRecord>, u32) {
     let mut records = Vec::new();
     let mut at = FRAME_HEADER_LEN;
     while at + RECORD_HEADER_LEN <= bytes.len() {
@@ -419,17 +541,19 @@ fn salvage(bytes: &[u8], place: &Place, count: u32) -> (Vec<ReplayedRecord>, u32
             at += RECORD_ALIGNMENT;
             continue;
         };
-        records.extend(replayed(&header, &here, header.value(rest).ok()));
+        let lsn = frame.first_lsn.plus(records.len() as u64);
+        records.extend(replayed(&header, &here, lsn, header.value(rest).ok()));
         at += header.record_len();
     }
     let found = u32::try_from(records.len()).unwrap_or(u32::MAX);
-    (records, count.saturating_sub(found))
+    (records, frame.record_count.saturating_sub(found))
 }
 
 /// `value` is `None` if it is damaged. A touch record without a body is of no use.
 fn replayed(
     header: &RecordHeader<'_>,
     place: &Place,
+    lsn: Lsn,
     value: Option<&[u8]>,
 ) -> Option<ReplayedRecord> {
     let touch = match (header.kind, value) {
@@ -444,6 +568,7 @@ fn replayed(
         version: header.version,
         expiry_ms: header.expiry_ms,
         first_lsn: header.first_lsn,
+        lsn,
         location: Location {
             segment: place.segment,
             offset: u32::try_from(place.offset).ok()?,
@@ -513,6 +638,20 @@ impl Reader {
         whole
     }
 
+    /// The trailer in the last block, if there is a valid one.
+    async fn trailer(&self, segment: &Place) -> Option<Trailer> {
+        let last = self.source.len.checked_sub(BLOCK_SIZE as u64)?;
+        let whole = last >= SEGMENT_HEADER_LEN && last.is_multiple_of(BLOCK_SIZE as u64);
+        let block = if whole { self.read(last, BLOCK_SIZE).await? } else { return None };
+        Trailer::decode(block.as_slice(), segment, self.source.len).ok()
+    }
+
+    async fn read(&self, offset: u64, len: usize) -> Option<IoBuffer> {
+        let buffer = IoBuffer::with_capacity(len);
+        let read = DiskOperation::Read { file: self.source.file, offset, len, buffer };
+        self.port.transfer(read).await.ok().filter(|buffer| buffer.len() == len)
+    }
+
     async fn read_block(&self, offset: u64) -> Result<IoBuffer, DiskError> {
         let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
         let (file, len) = (self.source.file, BLOCK_SIZE);
@@ -520,204 +659,7 @@ impl Reader {
     }
 }
 
-/// What all segments of a shard say together.
-#[derive(Clone, Debug)]
-pub struct Settlement {
-    /// The highest LSN known durable from any valid frame or the manifest.
-    pub watermark: Lsn,
-    /// The highest LSN seen; new records go above it.
-    pub last_lsn: Lsn,
-    /// The newest frame's time.
-    pub wall_ms: u64,
-    /// All ranges given up, older ones included; for the manifest.
-    pub quarantine: Vec<Quarantine>,
-    /// Bytes of torn or rotten tail that this recovery gave up.
-    pub tail_uncertain_bytes: u64,
-    /// Records salvaged from damaged frames at or below the watermark.
-    pub salvaged: Vec<ReplayedRecord>,
-    /// Damage found, over all segments.
-    pub findings: Vec<Finding>,
-    /// Bad ranges above the watermark: torn or rotten, nothing acknowledged is known to be lost.
-    pub uncertain: Vec<Finding>,
-}
-
-impl Settlement {
-    /// Whether acknowledged records are lost and not known by key.
-    #[must_use]
-    pub fn is_suspect(&self) -> bool {
-        self.quarantine.iter().any(|range| range.verdict == Verdict::Corruption)
-    }
-}
-
-/// Decides what the bad ranges of a shard mean. `known` are the ranges earlier recoveries gave up,
-/// `durable_lsn` what the manifest knows to be durable.
-#[must_use]
-pub fn settle(scans: &[SegmentScan], known: &[Quarantine], durable_lsn: Lsn) -> Settlement {
-    let watermark = scans.iter().map(|scan| scan.durable_lsn).fold(durable_lsn, Lsn::max);
-    let intervals = merged(scans.iter().flat_map(|scan| &scan.intervals));
-    let last_seen = intervals.last().map_or(Lsn::ZERO, |interval| interval.last);
-    let mut settlement = Settlement {
-        watermark,
-        last_lsn: last_seen.max(watermark),
-        wall_ms: scans.iter().map(|scan| scan.wall_ms).max().unwrap_or(0),
-        quarantine: known.to_vec(),
-        tail_uncertain_bytes: 0,
-        salvaged: Vec::new(),
-        findings: Vec::new(),
-        uncertain: Vec::new(),
-    };
-    settle_gaps(&mut settlement, scans, &intervals);
-    settle_salvaged(&mut settlement, scans);
-    settle_empty_ranges(&mut settlement, scans);
-    let findings = scans.iter().flat_map(|scan| &scan.findings).copied();
-    let (uncertain, damage) = findings.partition(|finding| is_uncertain(&settlement, finding));
-    (settlement.uncertain, settlement.findings) = (uncertain, damage);
-    settlement
-}
-
-/// Whether a finding is explained by a write that was never acknowledged.
-fn is_uncertain(settlement: &Settlement, finding: &Finding) -> bool {
-    let holds = |range: &&Quarantine| {
-        range.segment == finding.segment
-            && (range.offset..range.offset + range.len.max(1)).contains(&finding.offset)
-    };
-    match settlement.quarantine.iter().find(holds) {
-        Some(range) => range.verdict == Verdict::TailUncertain,
-        None => matches!(
-            finding.damage,
-            Damage::NoFrame | Damage::Stray | Damage::Frame { records: 0, .. }
-        ),
-    }
-}
-
-fn merged<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Vec<Interval> {
-    let mut sorted: Vec<Interval> = intervals.copied().collect();
-    sorted.sort_unstable_by_key(|interval| (interval.first, interval.last));
-    let mut merged: Vec<Interval> = Vec::new();
-    for next in sorted {
-        match merged.last_mut() {
-            Some(last) if next.first <= last.last.next() => {
-                if next.last > last.last {
-                    (last.last, last.segment, last.end) = (next.last, next.segment, next.end);
-                }
-            }
-            _ => merged.push(next),
-        }
-    }
-    merged
-}
-
-/// Missing records: between the intervals, before the first, and up to the watermark.
-fn settle_gaps(settlement: &mut Settlement, scans: &[SegmentScan], intervals: &[Interval]) {
-    let mut previous: Option<&Interval> = None;
-    let mut gaps = Vec::new();
-    for interval in intervals {
-        let expected = previous.map_or(Lsn(1), |interval| interval.last.next());
-        if expected < interval.first {
-            gaps.push((expected, interval.first.before(), previous.copied()));
-        }
-        previous = Some(interval);
-    }
-    let expected = previous.map_or(Lsn(1), |interval| interval.last.next());
-    if expected <= settlement.watermark {
-        gaps.push((expected, settlement.watermark, previous.copied()));
-    }
-    let mut known: Vec<(Lsn, Lsn)> =
-        settlement.quarantine.iter().map(|range| (range.first_lsn, range.last_lsn)).collect();
-    known.sort_unstable();
-    let gaps = gaps.into_iter().flat_map(|(first, last, previous)| {
-        unexplained(first, last, &known).into_iter().map(move |(f, l)| (f, l, previous))
-    });
-    for (first_lsn, last_lsn, previous) in gaps {
-        let found = scans.iter().find_map(|scan| {
-            let holds = |bad: &&BadRange| {
-                bad.after.is_none_or(|after| after < first_lsn)
-                    && bad.before.is_none_or(|before| last_lsn < before)
-            };
-            // A range explains one gap; another gap is of a frame that left no trace.
-            let known = &settlement.quarantine;
-            let is_new = |bad: &&BadRange| {
-                !known.iter().any(|range| (range.segment, range.offset) == (scan.id, bad.offset))
-            };
-            let bad = scan.bad.iter().find(|bad| holds(bad) && is_new(bad));
-            bad.map(|bad| (scan.id, bad.offset, bad.len))
-        });
-        let nowhere = || previous.map_or((0, 0, 0), |interval| (interval.segment, interval.end, 0));
-        let (segment, offset, len) = found.unwrap_or_else(nowhere);
-        let lost = first_lsn <= settlement.watermark;
-        let verdict = if lost { Verdict::Corruption } else { Verdict::TailUncertain };
-        give_up(settlement, Quarantine { segment, offset, len, first_lsn, last_lsn, verdict });
-    }
-}
-
-/// The parts of `first..=last` that no range of `known`, sorted, covers.
-fn unexplained(first: Lsn, last: Lsn, known: &[(Lsn, Lsn)]) -> Vec<(Lsn, Lsn)> {
-    let mut parts = Vec::new();
-    let mut next = first;
-    for (known_first, known_last) in known {
-        if next > last || *known_first > last {
-            break;
-        }
-        if known_last < known_first {
-            continue;
-        }
-        if *known_first > next {
-            parts.push((next, known_first.before()));
-        }
-        next = next.max(known_last.next());
-    }
-    if next <= last {
-        parts.push((next, last));
-    }
-    parts
-}
-
-fn settle_salvaged(settlement: &mut Settlement, scans: &[SegmentScan]) {
-    for scan in scans {
-        for frame in &scan.salvaged {
-            let (first_lsn, last_lsn) = (frame.header.first_lsn, frame.header.last_lsn());
-            let durable = last_lsn <= settlement.watermark;
-            if durable {
-                settlement.salvaged.extend(&frame.records);
-            }
-            if durable && frame.lost == 0 {
-                continue;
-            }
-            let verdict = if durable { Verdict::Corruption } else { Verdict::TailUncertain };
-            let (segment, offset, len) = (scan.id, frame.offset, u64::from(frame.header.len));
-            give_up(settlement, Quarantine { segment, offset, len, first_lsn, last_lsn, verdict });
-        }
-    }
-}
-
-/// Bad ranges that explain no missing record: a lost idle frame, stray bytes, an unwritten frame.
-fn settle_empty_ranges(settlement: &mut Settlement, scans: &[SegmentScan]) {
-    for scan in scans {
-        for bad in &scan.bad {
-            let known = settlement
-                .quarantine
-                .iter()
-                .any(|range| range.segment == scan.id && range.offset == bad.offset);
-            if !known {
-                settlement.tail_uncertain_bytes += bad.len;
-            }
-        }
-    }
-}
-
-fn give_up(settlement: &mut Settlement, range: Quarantine) {
-    let known = settlement
-        .quarantine
-        .iter()
-        .any(|known| (known.segment, known.offset) == (range.segment, range.offset));
-    if known && range.len > 0 {
-        return;
-    }
-    if range.verdict == Verdict::TailUncertain {
-        settlement.tail_uncertain_bytes += range.len;
-    }
-    settlement.quarantine.push(range);
-}
-
+#[cfg(test)]
+mod reuse_tests;
 #[cfg(test)]
 mod tests;

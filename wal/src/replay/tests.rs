@@ -7,7 +7,7 @@ use crate::procedure::Procedure;
 use crate::record::Record;
 use crate::segment::{Identity, SegmentHeader};
 
-const STORE: [u8; 16] = [5; 16];
+pub(super) const STORE: [u8; 16] = [5; 16];
 const SEGMENT: u64 = 3;
 const SEGMENT_LEN: usize = 64 << 10;
 
@@ -79,33 +79,41 @@ impl Image {
         skip: &[Quarantine],
         cut: Option<u64>,
     ) -> (SegmentScan, Vec<ReplayedRecord>) {
-        let skip = skip.to_vec();
         let len = self.bytes.len() as u64;
-        let mut procedure = Procedure::new(|port| async move {
-            let mut records = Vec::new();
-            let source = SegmentSource { id: SEGMENT, file: FileId(0), len, cut };
-            let mut visit = |record| records.push(record);
-            let scan = scan_segment(&port, STORE, source, &skip, &mut visit).await;
-            (scan, records)
-        });
-        loop {
-            if let Some(output) = procedure.take_output() {
-                return output;
-            }
-            let request = procedure.poll_request().expect("the scan waits for a read");
-            let DiskOperation::Read { offset, len, mut buffer, .. } = request.operation else {
-                panic!("a scan only reads");
-            };
-            let offset = offset as usize;
-            buffer.set_len(0);
-            buffer.extend_from_slice(&self.bytes[offset..(offset + len).min(self.bytes.len())]);
-            let completion = DiskCompletion {
-                id: request.id,
-                result: Ok(DiskOutput::Done),
-                buffer: Some(buffer),
-            };
-            procedure.handle_disk(completion);
+        run_scan(&self.bytes, SegmentSource { id: SEGMENT, file: FileId(0), len, cut }, skip, None)
+    }
+}
+
+/// Scans a segment's bytes, with the settlement if there is one already.
+pub(super) fn run_scan(
+    bytes: &[u8],
+    source: SegmentSource,
+    skip: &[Quarantine],
+    settlement: Option<&Settlement>,
+) -> (SegmentScan, Vec<ReplayedRecord>) {
+    let (skip, settlement) = (skip.to_vec(), settlement.cloned());
+    let mut procedure = Procedure::new(|port| async move {
+        let mut records = Vec::new();
+        let mut visit = |record| records.push(record);
+        let scan = match settlement {
+            Some(known) => scan_settled(&port, STORE, source, &known, &mut visit).await,
+            None => scan_segment(&port, STORE, source, &skip, &mut visit).await,
+        };
+        (scan, records)
+    });
+    loop {
+        if let Some(output) = procedure.take_output() {
+            return output;
         }
+        let request = procedure.poll_request().expect("the scan waits for a read");
+        let DiskOperation::Read { offset, len, mut buffer, .. } = request.operation else {
+            panic!("a scan only reads");
+        };
+        let offset = offset as usize;
+        buffer.set_len(0);
+        buffer.extend_from_slice(&bytes[offset..(offset + len).min(bytes.len())]);
+        let (id, result) = (request.id, Ok(DiskOutput::Done));
+        procedure.handle_disk(DiskCompletion { id, result, buffer: Some(buffer) });
     }
 }
 
@@ -293,4 +301,47 @@ fn gap_without_a_trace_is_remembered_beside_one_with() {
     let (scan, _) = image.scan_with(&settled.quarantine, None);
     let again = settle(&[scan], &settled.quarantine, settled.last_lsn);
     assert!(!again.is_suspect(), "{:?}", again.quarantine);
+}
+
+#[test]
+fn settled_scan_hands_out_salvaged_records_in_place_and_torn_ones_not_at_all() {
+    let mut image = Image::new();
+    image.frame(0, &[b"one"]);
+    let rotten = image.frame(1, &[b"two", b"three"]);
+    image.frame(3, &[b"four"]);
+    let torn = image.frame(3, &[b"five", &[7; 9000]]);
+    image.frame(3, &[b"seven"]);
+    image.bytes[rotten + FRAME_HEADER_LEN + RECORD_HEADER_LEN + 8] ^= 1;
+    image.bytes[torn + BLOCK_SIZE..torn + 2 * BLOCK_SIZE].fill(0);
+    let (scan, records) = image.scan();
+    assert!(scan.holds_back());
+    assert_eq!(lsns(&records), [1, 4, 7]);
+    let settled = settle(&[scan], &[], Lsn::ZERO);
+    let len = image.bytes.len() as u64;
+    let source = SegmentSource { id: SEGMENT, file: FileId(0), len, cut: None };
+    let (_, records) = run_scan(&image.bytes, source, &[], Some(&settled));
+    assert_eq!(lsns(&records), [1, 2, 3, 4, 7]);
+    let damaged: Vec<bool> = records.iter().map(|record| record.damaged).collect();
+    assert_eq!(damaged, [false, true, false, false, false]);
+    assert!(records.iter().all(|record| record.lsn == record.first_lsn));
+}
+
+#[test]
+fn records_of_freed_segments_are_not_missed() {
+    let mut image = Image::new();
+    image.next_lsn = 51;
+    image.frame(50, &[b"one"]);
+    let (scan, _) = image.scan();
+    assert!(settle(std::slice::from_ref(&scan), &[], Lsn::ZERO).is_suspect());
+    let freed = Quarantine {
+        segment: 0,
+        offset: 0,
+        len: 0,
+        first_lsn: Lsn(1),
+        last_lsn: Lsn(50),
+        verdict: Verdict::Freed,
+    };
+    let settled = settle(&[scan], &[freed], Lsn::ZERO);
+    assert!(!settled.is_suspect() && settled.tail_uncertain_bytes == 0);
+    assert_eq!(settled.quarantine, [freed]);
 }
