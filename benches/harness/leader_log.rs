@@ -1,0 +1,254 @@
+//! [`LeaderLog`]: the log an ordinary engine has: a thread per writer, and a leader among them who
+//! writes and syncs what all have brought.
+//!
+//! A writer adds its record to the batch. Who finds nobody writing becomes the leader, takes the
+//! batch, writes it, syncs it and wakes the writers in it and one of those who came meanwhile: the
+//! next leader. One batch is under way at a time.
+
+use crate::disk_bytes::DiskCounters;
+use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::workload::{USER_KEY_LEN, Values};
+use rustix::fs::{CWD, Mode, OFlags, fdatasync, ftruncate, openat};
+use rustix::io::pwrite;
+use std::error::Error;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+use wal::disk::{BLOCK_SIZE, IoBuffer};
+
+/// Bytes of the file; writing starts again at its beginning.
+const FILE_LEN: u64 = 256 << 20;
+/// Most bytes of a batch: as much as a frame of ours.
+const BATCH_LEN_MAX: usize = 1 << 20;
+const WARMING_UP: u8 = 0;
+const MEASURING: u8 = 1;
+const STOPPING: u8 = 2;
+
+/// How a batch is made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncBy {
+    /// Appended through the page cache to a growing file, then fdatasync.
+    AppendFdatasync,
+    /// The same over blocks written before, as in a log that is used again.
+    OverwriteFdatasync,
+    /// O_DIRECT and O_DSYNC over blocks written before, padded to blocks.
+    DirectDsync,
+}
+
+/// A log file with its method.
+#[derive(Debug)]
+pub struct LeaderLog {
+    by: SyncBy,
+    path: PathBuf,
+    file: OwnedFd,
+    counters: DiskCounters,
+}
+
+#[derive(Debug)]
+struct Batches {
+    filling: IoBuffer,
+    /// The other buffer; none while a batch is under way.
+    spare: Option<IoBuffer>,
+    number: u64,
+    durable: u64,
+    offset: u64,
+}
+
+struct Shared<'a> {
+    log: &'a LeaderLog,
+    batches: Mutex<Batches>,
+    /// Writers wait at the one of their batch's number, odd or even.
+    woken: [Condvar; 2],
+    phase: AtomicU8,
+    value: &'a [u8],
+}
+
+impl LeaderLog {
+    /// Makes the file in `directory`.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn new(by: SyncBy, directory: &Path) -> Result<Self, Box<dyn Error>> {
+        let path = directory.join(format!("{by:?}.log"));
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = openat(CWD, &path, flags, mode)?;
+        if by != SyncBy::AppendFdatasync {
+            let zeros = vec![0; 1 << 20];
+            for offset in (0..FILE_LEN).step_by(zeros.len()) {
+                write_all(&file, &zeros, offset)?;
+            }
+            fdatasync(&file)?;
+        }
+        let direct = OFlags::DIRECT | OFlags::DSYNC;
+        let file = if by == SyncBy::DirectDsync {
+            openat(CWD, &path, flags | direct, mode)?
+        } else {
+            file
+        };
+        Ok(Self { by, path, file, counters: DiskCounters::of(directory) })
+    }
+
+    /// Measures that many writers once.
+    ///
+    /// # Errors
+    /// If the file cannot be emptied.
+    ///
+    /// # Panics
+    /// If the disk or a thread fails.
+    pub fn measure(
+        &self,
+        writers: usize,
+        values: &mut Values,
+        (warm_up, duration): (Duration, Duration),
+    ) -> io::Result<Sample> {
+        if self.by == SyncBy::AppendFdatasync {
+            ftruncate(&self.file, 0)?;
+        }
+        let user_bytes = values.user_bytes();
+        let shared = Shared {
+            log: self,
+            batches: Mutex::new(Batches {
+                filling: IoBuffer::with_capacity(BATCH_LEN_MAX),
+                spare: Some(IoBuffer::with_capacity(BATCH_LEN_MAX)),
+                number: 1,
+                durable: 0,
+                offset: 0,
+            }),
+            woken: [Condvar::new(), Condvar::new()],
+            phase: AtomicU8::new(WARMING_UP),
+            value: values.of(42),
+        };
+        thread::scope(|scope| {
+            let write = |_| scope.spawn(|| shared.run_writer());
+            let threads: Vec<_> = (0..writers).map(write).collect();
+            pause(warm_up);
+            shared.phase.store(MEASURING, Ordering::Relaxed);
+            let before = self.counters.read();
+            let measuring = Measuring::start(cpu_of_self());
+            pause(duration);
+            shared.phase.store(STOPPING, Ordering::Relaxed);
+            let cpu = cpu_of_self();
+            let bytes = self.counters.read().since(before);
+            let mut sample = measuring.finish(cpu, 0, Latencies::default());
+            // The time is taken; the operations are known when the writers have come back.
+            let seconds = duration.as_secs_f64();
+            for thread in threads {
+                sample.latencies.add(&thread.join().expect("a writer works"));
+            }
+            let count = sample.latencies.count();
+            sample.rate = count as f64 / seconds;
+            sample.cpu_micros /= (count as f64).max(1.0);
+            Ok(sample.with_disk(bytes, count * user_bytes))
+        })
+    }
+
+    /// Writes a batch and makes it durable; returns where the next goes.
+    fn write(&self, batch: &mut IoBuffer, offset: u64) -> io::Result<u64> {
+        if self.by == SyncBy::DirectDsync {
+            let len = batch.len();
+            batch.set_len(len.next_multiple_of(BLOCK_SIZE));
+        }
+        let len = batch.len() as u64;
+        // A growing file begins again as well, only later: the disk is not ours alone.
+        let limit = if self.by == SyncBy::AppendFdatasync { 16 * FILE_LEN } else { FILE_LEN };
+        let offset = if offset + len > limit { 0 } else { offset };
+        write_all(&self.file, batch.as_slice(), offset)?;
+        if self.by != SyncBy::DirectDsync {
+            fdatasync(&self.file)?;
+        }
+        Ok(offset + len)
+    }
+}
+
+impl Drop for LeaderLog {
+    fn drop(&mut self) {
+        // What is left goes with the temporary directory.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Shared<'_> {
+    /// Writes record after record; returns the latencies of those begun while measuring.
+    fn run_writer(&self) -> Latencies {
+        let mut latencies = Latencies::default();
+        loop {
+            let phase = self.phase.load(Ordering::Relaxed);
+            if phase == STOPPING {
+                return latencies;
+            }
+            let started = Instant::now();
+            // A header as long as ours, with a checksum over the value.
+            let mut header = [0; 72 + USER_KEY_LEN];
+            header[..4].copy_from_slice(&wal::checksum::plain(self.value).to_le_bytes());
+            self.append(&header);
+            if phase == MEASURING && self.phase.load(Ordering::Relaxed) == MEASURING {
+                latencies.record(started.elapsed(), 1);
+            }
+        }
+    }
+
+    fn append(&self, header: &[u8]) {
+        let mut batches = self.lock();
+        let len = header.len() + self.value.len();
+        while batches.filling.len() + len > BATCH_LEN_MAX {
+            let full = batches.number;
+            batches = self.advance(batches, full);
+        }
+        batches.filling.extend_from_slice(header);
+        batches.filling.extend_from_slice(self.value);
+        let own = batches.number;
+        while batches.durable < own {
+            batches = self.advance(batches, own);
+        }
+    }
+
+    /// Leads the filling batch to the disk; while one is under way, waits for it or the own one.
+    fn advance<'a>(
+        &'a self,
+        mut batches: MutexGuard<'a, Batches>,
+        own: u64,
+    ) -> MutexGuard<'a, Batches> {
+        let Some(empty) = batches.spare.take() else {
+            return self.woken[(own % 2) as usize].wait(batches).expect("no writer panics");
+        };
+        let number = batches.number;
+        let mut batch = std::mem::replace(&mut batches.filling, empty);
+        batches.number += 1;
+        let offset = batches.offset;
+        drop(batches);
+        let end = self.log.write(&mut batch, offset).expect("the disk takes what it took before");
+        batch.set_len(0);
+        let mut batches = self.lock();
+        batches.offset = end;
+        batches.durable = number;
+        batches.spare = Some(batch);
+        self.woken[(number % 2) as usize].notify_all();
+        self.woken[((number + 1) % 2) as usize].notify_one();
+        batches
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Batches> {
+        self.batches.lock().expect("no writer panics")
+    }
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = pwrite(file, bytes, offset)?;
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+fn pause(duration: Duration) {
+    let end = Instant::now() + duration;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
