@@ -93,8 +93,7 @@ impl Contestant {
                 sample.with_disk(bytes, puts * user_bytes)
             }
             Self::Leader { log, .. } => {
-                let times = (turns.warm_up, turns.duration);
-                log.measure(writers, &mut values, times).expect("its file can be emptied")
+                log.measure(writers, &mut values, turns).expect("its file can be emptied")
             }
         }
     }

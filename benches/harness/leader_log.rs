@@ -5,8 +5,10 @@
 //! batch, writes it, syncs it and wakes the writers in it and one of those who came meanwhile: the
 //! next leader. One batch is under way at a time.
 
+use crate::Turns;
 use crate::disk_bytes::DiskCounters;
-use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::figures::Sample;
+use crate::threads::{self, Phase};
 use crate::workload::{USER_KEY_LEN, Values};
 use rustix::fs::{CWD, Mode, OFlags, fdatasync, ftruncate, openat};
 use rustix::io::pwrite;
@@ -14,19 +16,13 @@ use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::thread;
-use std::time::{Duration, Instant};
 use wal::disk::{BLOCK_SIZE, IoBuffer};
 
 /// Bytes of the file; writing starts again at its beginning.
 const FILE_LEN: u64 = 256 << 20;
 /// Most bytes of a batch: as much as a frame of ours.
 const BATCH_LEN_MAX: usize = 1 << 20;
-const WARMING_UP: u8 = 0;
-const MEASURING: u8 = 1;
-const STOPPING: u8 = 2;
 
 /// How a batch is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +59,6 @@ struct Shared<'a> {
     batches: Mutex<Batches>,
     /// Writers wait at the one of their batch's number, odd or even.
     woken: [Condvar; 2],
-    phase: AtomicU8,
     value: &'a [u8],
 }
 
@@ -100,12 +95,7 @@ impl LeaderLog {
     ///
     /// # Panics
     /// If the disk or a thread fails.
-    pub fn measure(
-        &self,
-        writers: usize,
-        values: &mut Values,
-        (warm_up, duration): (Duration, Duration),
-    ) -> io::Result<Sample> {
+    pub fn measure(&self, writers: usize, values: &mut Values, turns: Turns) -> io::Result<Sample> {
         if self.by == SyncBy::AppendFdatasync {
             ftruncate(&self.file, 0)?;
         }
@@ -120,31 +110,10 @@ impl LeaderLog {
                 offset: 0,
             }),
             woken: [Condvar::new(), Condvar::new()],
-            phase: AtomicU8::new(WARMING_UP),
             value: values.of(42),
         };
-        thread::scope(|scope| {
-            let write = |_| scope.spawn(|| shared.run_writer());
-            let threads: Vec<_> = (0..writers).map(write).collect();
-            pause(warm_up);
-            shared.phase.store(MEASURING, Ordering::Relaxed);
-            let before = self.counters.read();
-            let measuring = Measuring::start(cpu_of_self());
-            pause(duration);
-            shared.phase.store(STOPPING, Ordering::Relaxed);
-            let cpu = cpu_of_self();
-            let bytes = self.counters.read().since(before);
-            let mut sample = measuring.finish(cpu, 0, Latencies::default());
-            // The time is taken; the operations are known when the writers have come back.
-            let seconds = duration.as_secs_f64();
-            for thread in threads {
-                sample.latencies.add(&thread.join().expect("a writer works"));
-            }
-            let count = sample.latencies.count();
-            sample.rate = count as f64 / seconds;
-            sample.cpu_micros /= (count as f64).max(1.0);
-            Ok(sample.with_disk(bytes, count * user_bytes))
-        })
+        let work = |_, phase: &Phase| phase.repeat(|| shared.write_one());
+        Ok(threads::measure(writers, turns, &self.counters, user_bytes, work))
     }
 
     /// Writes a batch and makes it durable; returns where the next goes.
@@ -173,23 +142,12 @@ impl Drop for LeaderLog {
 }
 
 impl Shared<'_> {
-    /// Writes record after record; returns the latencies of those begun while measuring.
-    fn run_writer(&self) -> Latencies {
-        let mut latencies = Latencies::default();
-        loop {
-            let phase = self.phase.load(Ordering::Relaxed);
-            if phase == STOPPING {
-                return latencies;
-            }
-            let started = Instant::now();
-            // A header as long as ours, with a checksum over the value.
-            let mut header = [0; 72 + USER_KEY_LEN];
-            header[..4].copy_from_slice(&wal::checksum::plain(self.value).to_le_bytes());
-            self.append(&header);
-            if phase == MEASURING && self.phase.load(Ordering::Relaxed) == MEASURING {
-                latencies.record(started.elapsed(), 1);
-            }
-        }
+    /// Writes a record and waits until it is durable.
+    fn write_one(&self) {
+        // A header as long as ours, with a checksum over the value.
+        let mut header = [0; 72 + USER_KEY_LEN];
+        header[..4].copy_from_slice(&wal::checksum::plain(self.value).to_le_bytes());
+        self.append(&header);
     }
 
     fn append(&self, header: &[u8]) {
@@ -244,11 +202,4 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()
         offset += written as u64;
     }
     Ok(())
-}
-
-fn pause(duration: Duration) {
-    let end = Instant::now() + duration;
-    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
-        thread::park_timeout(left);
-    }
 }

@@ -8,6 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 
+mod child;
 mod closed_loop;
 mod disk_bytes;
 mod driver;
@@ -15,10 +16,13 @@ mod figures;
 mod leader_log;
 mod machine;
 mod plot;
+mod raw_reads;
 mod report;
 mod store_rig;
+mod threads;
 mod workload;
 
+pub use child::{number, run_again};
 pub use closed_loop::ClosedLoop;
 pub use disk_bytes::{DiskBytes, DiskCounters};
 pub use driver::{AnyIo, DRIVERS, Driver, drivers};
@@ -29,6 +33,7 @@ pub use figures::{
 pub use leader_log::{LeaderLog, SyncBy};
 pub use machine::Machine;
 pub use plot::{Axis, Plot, Series};
+pub use raw_reads::{DataFiles, RawReads, has_fio};
 pub use report::{Report, Table};
 pub use store_rig::{Got, OpenTimes, ReadEnd, RigOptions, StoreRig, Wait};
 pub use workload::{Choice, USER_KEY_LEN, VALUE_LEN_MIN, Values, Zipf, key};

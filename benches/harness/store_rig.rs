@@ -4,11 +4,12 @@
 //! the same order as in the node's event loop; doors and connections are left out.
 
 use crate::driver::{AnyIo, Driver};
-use crate::workload::key;
+use crate::workload::{Values, key};
 use kadring::event_loop::run_procedure;
 use kadring::io::{Completion, DiskOwner, Io, Monotonic, Request};
 use std::error::Error;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use storage::{Event, Get, KeyRef, LogClock, Put, Store, StoreOptions, StoreStatus, WriteError};
 use wal::Lsn;
@@ -22,6 +23,9 @@ const RAW: DiskOwner = DiskOwner(1);
 const IDENTITY: Identity = Identity { store: [7; 16], node_id: [1; 20], shard: 0, shard_count: 1 };
 /// Where the store is, below the data directory.
 const DIRECTORY: &str = "shard-00";
+
+/// Bytes of keys and values stored between two turns of [`StoreRig::load`].
+const LOADED_PER_TURN: u64 = 256 << 10;
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug)]
@@ -227,6 +231,19 @@ impl StoreRig {
         self.store.set_now(self.clock.read(wall.0, monotonic.0).now);
     }
 
+    /// Stores the values of a range of keys as fast as it goes, durable or not.
+    pub fn load(&mut self, keys: Range<u64>, values: &mut Values) {
+        let per_turn = (LOADED_PER_TURN / values.user_bytes()).max(1);
+        for index in keys {
+            while self.put(index, values.of(index)).is_none() {
+                self.turn(Wait::Completion);
+            }
+            if index % per_turn == 0 {
+                self.turn(Wait::No);
+            }
+        }
+    }
+
     /// The reads that have ended.
     pub fn take_reads(&mut self) -> std::vec::Drain<'_, ReadEnd> {
         self.reads.drain(..)
@@ -245,13 +262,25 @@ impl StoreRig {
         }
     }
 
+    /// Turns until everything is durable and the disk has nothing left to do for the store.
+    pub fn rest(&mut self) {
+        self.settle();
+        while self.in_flight > 0 || !self.store.is_quiet() {
+            self.turn(Wait::Completion);
+        }
+    }
+
     /// Ends in order, as a node does that is told to stop.
     pub fn close(mut self) {
         self.settle();
         self.store.seal();
-        while !self.store.is_quiet() {
-            self.turn(Wait::Completion);
-        }
+        self.rest();
+    }
+
+    /// Where the store's files are, given the data directory.
+    #[must_use]
+    pub fn directory_in(path: &Path) -> PathBuf {
+        path.join(DIRECTORY)
     }
 
     /// The store's figures.
