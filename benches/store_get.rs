@@ -225,7 +225,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{VALUE_LEN} B, {keys} keys, {} turns of {:?}", turns.repeats, turns.duration);
     let has_fio = has_fio();
     if !has_fio {
-        println!("FIO ROWS SKIPPED: no fio is installed");
+        println!("FIO ROWS SKIPPED: no fio with io_uring is installed");
     }
     let stores = fill_all(&arguments, scratch.path())?;
     let contestants = contestants(&stores, has_fio);

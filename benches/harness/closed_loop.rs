@@ -41,6 +41,15 @@ impl ClosedLoop {
         }
     }
 
+    /// Changes how many there are.
+    ///
+    /// # Panics
+    /// If one of them is waiting.
+    pub fn employ(&mut self, writers: usize, readers: usize) {
+        assert!(self.writing.is_empty() && self.reading.is_empty(), "all of them are idle");
+        (self.writers_idle, self.readers_idle) = (writers, readers);
+    }
+
     /// Forgets what was measured so far.
     pub fn forget(&mut self) {
         self.puts.clear();

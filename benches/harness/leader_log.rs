@@ -100,18 +100,7 @@ impl LeaderLog {
             ftruncate(&self.file, 0)?;
         }
         let user_bytes = values.user_bytes();
-        let shared = Shared {
-            log: self,
-            batches: Mutex::new(Batches {
-                filling: IoBuffer::with_capacity(BATCH_LEN_MAX),
-                spare: Some(IoBuffer::with_capacity(BATCH_LEN_MAX)),
-                number: 1,
-                durable: 0,
-                offset: 0,
-            }),
-            woken: [Condvar::new(), Condvar::new()],
-            value: values.of(42),
-        };
+        let shared = Shared::new(self, values.of(42));
         let work = |_, phase: &Phase| phase.repeat(|| shared.write_one());
         Ok(threads::measure(writers, turns, &self.counters, user_bytes, work))
     }
@@ -141,7 +130,18 @@ impl Drop for LeaderLog {
     }
 }
 
-impl Shared<'_> {
+impl<'a> Shared<'a> {
+    fn new(log: &'a LeaderLog, value: &'a [u8]) -> Self {
+        let batches = Batches {
+            filling: IoBuffer::with_capacity(BATCH_LEN_MAX),
+            spare: Some(IoBuffer::with_capacity(BATCH_LEN_MAX)),
+            number: 1,
+            durable: 0,
+            offset: 0,
+        };
+        Self { log, batches: Mutex::new(batches), woken: Default::default(), value }
+    }
+
     /// Writes a record and waits until it is durable.
     fn write_one(&self) {
         // A header as long as ours, with a checksum over the value.
@@ -166,11 +166,11 @@ impl Shared<'_> {
     }
 
     /// Leads the filling batch to the disk; while one is under way, waits for it or the own one.
-    fn advance<'a>(
-        &'a self,
-        mut batches: MutexGuard<'a, Batches>,
+    fn advance<'b>(
+        &'b self,
+        mut batches: MutexGuard<'b, Batches>,
         own: u64,
-    ) -> MutexGuard<'a, Batches> {
+    ) -> MutexGuard<'b, Batches> {
         let Some(empty) = batches.spare.take() else {
             return self.woken[(own % 2) as usize].wait(batches).expect("no writer panics");
         };
@@ -202,4 +202,43 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()
         offset += written as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The baseline must not be fast by losing records: each is in the file once, whole, and at
+    /// once after its append has returned.
+    #[test]
+    fn every_appended_record_is_in_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = LeaderLog::new(SyncBy::AppendFdatasync, directory.path()).unwrap();
+        let value = [0xee; 24];
+        let shared = Shared::new(&log, &value);
+        std::thread::scope(|scope| {
+            for thread in 0..8_u8 {
+                let (shared, path) = (&shared, &log.path);
+                scope.spawn(move || {
+                    for number in 0..50_u8 {
+                        let header = [thread, number, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff];
+                        shared.append(&header);
+                        if number % 10 == 0 {
+                            let bytes = std::fs::read(path).unwrap();
+                            assert!(bytes.chunks_exact(32).any(|record| record[..8] == header));
+                        }
+                    }
+                });
+            }
+        });
+        let bytes = std::fs::read(&log.path).unwrap();
+        let mut found: Vec<(u8, u8)> = bytes
+            .chunks_exact(32)
+            .inspect(|record| assert_eq!(record[8..], value))
+            .map(|record| (record[0], record[1]))
+            .collect();
+        found.sort_unstable();
+        let all = (0..8).flat_map(|thread| (0..50).map(move |number| (thread, number)));
+        assert_eq!(found, all.collect::<Vec<_>>());
+    }
 }

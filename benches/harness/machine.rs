@@ -33,7 +33,7 @@ impl Machine {
         note("disk_logical_block", queue("logical_block_size").into());
         note("disk_rotational", queue("rotational").into());
         note("tcp", read("/proc/sys/net/ipv4/tcp_congestion_control").trim().into());
-        note("load", read("/proc/loadavg").split(' ').next().unwrap_or("?").into());
+        note("load", load().into());
         note("commit", commit().into());
         Self { facts }
     }
@@ -72,6 +72,12 @@ impl Machine {
 #[must_use]
 pub(crate) fn block_device(directory: &Path) -> Option<PathBuf> {
     device_of(&mount(directory).1)
+}
+
+/// How many threads wanted to run in the last minute: who disturbs.
+#[must_use]
+pub(crate) fn load() -> String {
+    read("/proc/loadavg").split(' ').next().unwrap_or("?").to_owned()
 }
 
 fn read(path: impl AsRef<Path>) -> String {

@@ -191,10 +191,11 @@ impl DataFiles {
     }
 }
 
-/// Whether fio is installed.
+/// Whether fio is installed, and knows io_uring.
 #[must_use]
 pub fn has_fio() -> bool {
-    Command::new("fio").arg("--version").output().is_ok_and(|output| output.status.success())
+    let output = Command::new("fio").arg("--enghelp=io_uring").output();
+    output.is_ok_and(|output| output.status.success())
 }
 
 /// Carries out one operation past the store and waits for it.

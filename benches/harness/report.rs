@@ -2,7 +2,7 @@
 
 use crate::Flags;
 use crate::figures::{DISK_COLUMNS, SUMMARY_COLUMNS, Summary};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::plot::Plot;
 use serde_json::{Map, Value, json};
 use std::error::Error;
@@ -83,8 +83,9 @@ impl Report {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn finish(self) -> Result<(), Box<dyn Error>> {
+    pub fn finish(mut self) -> Result<(), Box<dyn Error>> {
         let file = self.folder.join(format!("{}.json", self.name));
+        self.set("load_after", machine::load());
         let text = serde_json::to_string_pretty(&Value::Object(self.root))?;
         std::fs::write(&file, text + "\n")?;
         println!("result: {}", file.display());
