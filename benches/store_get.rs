@@ -108,7 +108,8 @@ fn fill(driver: Driver, path: PathBuf, keys: u64, direct: bool) -> Result<Filled
     Ok(Filled { name: driver.name, rig, files, direct })
 }
 
-fn contestants(stores: &[Filled], has_fio: bool) -> Vec<Contestant> {
+/// A smoke run leaves out what differs from others in a number only.
+fn contestants(stores: &[Filled], has_fio: bool, smoke: bool) -> Vec<Contestant> {
     let mut all = Vec::new();
     let mut add = |filled: usize, name: String, how: How| {
         let name = name + if stores[filled].direct { "" } else { " buffered" };
@@ -137,6 +138,7 @@ fn contestants(stores: &[Filled], has_fio: bool) -> Vec<Contestant> {
             add(first, "fio registered 8k".to_owned(), How::Fio { len: SPAN_LEN, flags });
         }
     }
+    all.retain(|contestant| !smoke || !contestant.name.contains("8k"));
     all
 }
 
@@ -228,7 +230,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("FIO ROWS SKIPPED: no fio with io_uring is installed");
     }
     let stores = fill_all(&arguments, scratch.path())?;
-    let contestants = contestants(&stores, has_fio);
+    let contestants = contestants(&stores, has_fio, flags.smoke);
     let names: Vec<&str> = contestants.iter().map(|one| one.name.as_str()).collect();
     let mut bench = Bench { stores, counters: DiskCounters::of(scratch.path()), keys, turns };
     let mut lines: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();

@@ -41,8 +41,8 @@ struct Arguments {
     /// Drivers to compare.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     io: Vec<String>,
-    /// Numbers of writers.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,16,64,256")]
+    /// Numbers of writers [default: 1,16,64,256].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
     writers: Vec<usize>,
     /// Keys that are written over and over.
     #[arg(long, value_name = "N", default_value_t = 100_000)]
@@ -50,6 +50,16 @@ struct Arguments {
     /// Adds the stores through the page cache.
     #[arg(long)]
     buffered: bool,
+}
+
+impl Arguments {
+    fn writers(&self) -> Vec<usize> {
+        match (self.writers.as_slice(), self.flags.smoke) {
+            ([], true) => vec![1, 64],
+            ([], false) => vec![1, 16, 64, 256],
+            (given, _) => given.to_vec(),
+        }
+    }
 }
 
 /// Who takes part.
@@ -144,7 +154,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let mut contestants = contestants(&arguments, scratch.path())?;
     let mut lines: Vec<Series> = Vec::new();
-    for &writers in &arguments.writers {
+    for writers in arguments.writers() {
         let summaries = interleave(contestants.len(), turns.repeats, |index| {
             contestants[index].measure(writers, arguments.keys, turns)
         });
@@ -160,7 +170,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             lines[index].points.push((writers as f64, summary.rate()));
         }
     }
-    if arguments.writers.len() > 1 {
+    if arguments.writers().len() > 1 {
         let plot = Plot {
             title: format!("Durable puts of {VALUE_LEN} B"),
             across: "writers".to_owned(),
