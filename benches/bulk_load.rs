@@ -142,8 +142,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let frames = median_of(|left| left.frame_bytes_per_user_byte);
         let segments = median_of(|left| left.segment_bytes);
         println!(
-            "{}: {resident:.1} resident bytes/key, frames {frames:.2} B per user byte, {:.0} MiB of \
-             segments",
+            "{}: {resident:.1} resident bytes/key, frames {frames:.2} B per user byte, \
+             {:.0} MiB of segments",
             driver.name,
             segments / 1_048_576.0
         );

@@ -111,7 +111,9 @@ impl Contestant {
 
 fn contestants(arguments: &Arguments, scratch: &Path) -> Result<Vec<Contestant>, Box<dyn Error>> {
     let mut all = Vec::new();
-    for driver in drivers(&arguments.io, &["uring", "pread-4"])? {
+    let default = ["uring", "pread-4", "pread-1", "pread-16", "pread-64"];
+    let default = if arguments.flags.smoke { &default[..2] } else { &default };
+    for driver in drivers(&arguments.io, default)? {
         all.push(Contestant::store(driver, scratch, true)?);
         if arguments.buffered {
             all.push(Contestant::store(driver, scratch, false)?);

@@ -34,6 +34,7 @@ impl Machine {
         note("disk_rotational", queue("rotational").into());
         note("tcp", read("/proc/sys/net/ipv4/tcp_congestion_control").trim().into());
         note("load", load().into());
+        note("cpu_pressure_percent", cpu_pressure().into());
         note("commit", commit().into());
         Self { facts }
     }
@@ -78,6 +79,14 @@ pub(crate) fn block_device(directory: &Path) -> Option<PathBuf> {
 #[must_use]
 pub(crate) fn load() -> String {
     read("/proc/loadavg").split(' ').next().unwrap_or("?").to_owned()
+}
+
+/// Share of the last 10 seconds, in percent, in which some thread waited for a processor.
+#[must_use]
+pub(crate) fn cpu_pressure() -> f64 {
+    let text = read("/proc/pressure/cpu");
+    let figure = text.split_once("avg10=").and_then(|(_, rest)| rest.split(' ').next());
+    figure.and_then(|figure| figure.parse().ok()).unwrap_or(0.0)
 }
 
 fn read(path: impl AsRef<Path>) -> String {

@@ -8,6 +8,9 @@ use serde_json::{Map, Value, json};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+/// Above this share of time with waiting threads, in percent, figures are not to be trusted.
+const PRESSURE_MAX: f64 = 10.0;
+
 /// The result of a bench, written to `target/bench/<name>.json` in the end.
 #[derive(Debug)]
 pub struct Report {
@@ -25,6 +28,13 @@ impl Report {
     pub fn new(bench: &str, flags: &Flags, directory: &Path) -> Result<Self, Box<dyn Error>> {
         let machine = Machine::look(directory);
         println!("{}", machine.line());
+        let pressure = machine::cpu_pressure();
+        if pressure > PRESSURE_MAX {
+            println!(
+                "BUSY MACHINE: threads waited for a processor {pressure:.0} % of the time; one \
+                 thread then loses to many, and tails are the scheduler's"
+            );
+        }
         let executables = crate::executables()?;
         let folder = executables.parent().unwrap_or(&executables).join("bench");
         std::fs::create_dir_all(&folder)?;
