@@ -75,7 +75,7 @@ fn fill(driver: Driver, path: &Path, keys: u64, value_len: usize) -> Result<(), 
         "process_written": bytes.process_written,
         "device_written": bytes.device_written,
         "resident_per_key": resident as f64 / keys as f64,
-        "frame_bytes_per_user_byte": status.log.frame_bytes as f64 / user_bytes as f64,
+        "frame_bytes_per_user_byte": status.frame_bytes as f64 / user_bytes as f64,
         "segment_bytes": status.segment_bytes,
     });
     println!("{said}");

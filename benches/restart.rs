@@ -76,7 +76,7 @@ fn check(rig: &mut StoreRig, values: &Values, key: u64) {
         },
     };
     let value = value.unwrap_or_else(|| panic!("key {key} is missing"));
-    assert!(values.is_of(key, &value.value), "key {key} has its own value");
+    assert!(values.is_of(key, &value), "key {key} has its own value");
 }
 
 /// Opens the store, and says in JSON how long everything took since this process began.

@@ -87,7 +87,7 @@ impl ClosedLoop {
             match rig.get(key) {
                 Got::Missing => panic!("key {key} is missing"),
                 Got::Found(value) => {
-                    assert!(self.values.is_of(key, &value.value), "key {key} has its own value");
+                    assert!(self.values.is_of(key, &value), "key {key} has its own value");
                     self.gets.record(now.elapsed(), 1);
                 }
                 Got::Pending(read) => {
@@ -110,7 +110,7 @@ impl ClosedLoop {
         for (read, value) in rig.take_reads() {
             let (key, since) = self.reading.remove(&read).expect("each read ends once");
             let value = value.unwrap_or_else(|| panic!("key {key} is missing"));
-            assert!(self.values.is_of(key, &value.value), "key {key} has its own value");
+            assert!(self.values.is_of(key, &value), "key {key} has its own value");
             self.gets.record(now - since, 1);
             self.readers_idle += 1;
         }

@@ -35,7 +35,7 @@ pub use machine::Machine;
 pub use plot::{Axis, Plot, Series};
 pub use raw_reads::{DataFiles, RawReads, has_fio};
 pub use report::{Report, Table};
-pub use store_rig::{Got, OpenTimes, ReadEnd, RigOptions, StoreRig, Wait};
+pub use store_rig::{Got, OpenTimes, ReadEnd, RigOptions, RigStatus, StoreRig, Wait};
 pub use workload::{Choice, USER_KEY_LEN, VALUE_LEN_MIN, Values, Zipf, key};
 
 use std::io;

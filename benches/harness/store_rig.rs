@@ -5,13 +5,14 @@
 
 use crate::driver::{AnyIo, Driver};
 use crate::workload::{Values, key};
+use bytes::Bytes;
 use kadring::event_loop::run_procedure;
 use kadring::io::{Completion, DiskOwner, Io, Monotonic, Request};
 use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use storage::{Event, Get, KeyRef, LogClock, Put, Store, StoreOptions, StoreStatus, WriteError};
+use storage::{Event, Get, KeyRef, LogClock, Put, Store, StoreOptions, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskOperation, DiskRequest, FileName, RequestId};
 use wal::group_commit::GroupCommitLimits;
@@ -59,6 +60,17 @@ pub struct OpenTimes {
     pub segments: u64,
 }
 
+/// Figures of a store.
+#[derive(Clone, Copy, Debug)]
+pub struct RigStatus {
+    /// Live keys.
+    pub keys: u64,
+    /// Bytes of all segments, the active one and the spare included.
+    pub segment_bytes: u64,
+    /// Bytes of frames written since the store was opened.
+    pub frame_bytes: u64,
+}
+
 /// How a turn waits for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -74,13 +86,13 @@ pub enum Got {
     /// No such key.
     Missing,
     /// From memory.
-    Found(storage::Value),
+    Found(Bytes),
     /// [`StoreRig::take_reads`] will have it under this number.
     Pending(u64),
 }
 
 /// A read that has ended: its number, and the value if there was such a key.
-pub type ReadEnd = (u64, Option<storage::Value>);
+pub type ReadEnd = (u64, Option<Bytes>);
 
 /// A store on a driver.
 #[derive(Debug)]
@@ -169,7 +181,7 @@ impl StoreRig {
         let (id, user_key) = key(index);
         match self.store.get(&KeyRef { id, user_key: &user_key }) {
             Ok(Get::Missing) => Got::Missing,
-            Ok(Get::Found(value)) => Got::Found(value),
+            Ok(Get::Found(value)) => Got::Found(value.value),
             Ok(Get::Pending(read)) => Got::Pending(read.0),
             Err(error) => panic!("{error}"),
         }
@@ -217,7 +229,7 @@ impl StoreRig {
             match event {
                 Event::Read { id, result } => {
                     let found = result.expect("the disk returns what was written");
-                    self.reads.push((id.0, found.map(|(_, value)| value)));
+                    self.reads.push((id.0, found.map(|(_, value)| value.value)));
                 }
                 Event::Failed(error) => panic!("a write has failed: {error}"),
                 Event::Damaged { file, offset, .. } => panic!("{file} is damaged at {offset}"),
@@ -285,8 +297,13 @@ impl StoreRig {
 
     /// The store's figures.
     #[must_use]
-    pub fn status(&self) -> StoreStatus {
-        self.store.status()
+    pub fn status(&self) -> RigStatus {
+        let status = self.store.status();
+        RigStatus {
+            keys: status.keys,
+            segment_bytes: status.segment_bytes,
+            frame_bytes: status.log.frame_bytes,
+        }
     }
 
     /// Carries out an operation past the store, on the same driver; [`Self::take_raw`] will have
