@@ -192,10 +192,11 @@ fn measure_store(
 fn print_ratios(report: &mut Report, depth: usize, names: &[&str], summaries: &[Summary]) {
     for (name, summary) in names.iter().zip(summaries).skip(1) {
         let ratio = summaries[0].ratio_to(summary);
-        println!("{} / {name}: {ratio}", names[0]);
+        let cpu = summaries[0].cpu_micros() / summary.cpu_micros();
+        println!("{} / {name}: {ratio}, of its CPU per operation {cpu:.2}", names[0]);
         report.push(
             "ratios",
-            json!({ "of": names[0], "to": name, "depth": depth, "ratio": ratio.json() }),
+            json!({ "of": names[0], "to": name, "depth": depth, "ratio": ratio.json(), "cpu_ratio": cpu }),
         );
         if *name == "fio" && depth == 64 {
             let verdict = if ratio.of_medians >= 0.95 { "reached" } else { "NOT REACHED" };

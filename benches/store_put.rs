@@ -132,10 +132,11 @@ fn contestants(arguments: &Arguments, scratch: &Path) -> Result<Vec<Contestant>,
 fn print_ratios(report: &mut Report, writers: usize, names: &[&str], summaries: &[Summary]) {
     for (name, summary) in names.iter().zip(summaries).skip(1) {
         let ratio = summaries[0].ratio_to(summary);
-        println!("{} / {name}: {ratio}", names[0]);
+        let cpu = summaries[0].cpu_micros() / summary.cpu_micros();
+        println!("{} / {name}: {ratio}, of its CPU per operation {cpu:.2}", names[0]);
         report.push(
             "ratios",
-            json!({ "of": names[0], "to": name, "writers": writers, "ratio": ratio.json() }),
+            json!({ "of": names[0], "to": name, "writers": writers, "ratio": ratio.json(), "cpu_ratio": cpu }),
         );
         if *name == LEADERS[0].0 && writers == 64 {
             let verdict = if ratio.of_medians >= 2.0 { "reached" } else { "NOT REACHED" };

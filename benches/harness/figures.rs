@@ -190,7 +190,7 @@ impl Summary {
             "ops_per_s": self.rate(),
             "ops_per_s_each": self.rates,
             "latency": self.latencies.json(),
-            "cpu_s_per_million": median(&self.cpu_micros),
+            "cpu_s_per_million": self.cpu_micros(),
             "disk": self.disk.map(|disk| disk.json()),
         })
     }
@@ -222,6 +222,13 @@ impl Summary {
         median(&self.rates)
     }
 
+    /// Median of microseconds of CPU per operation. Unlike rates, it hardly depends on who else
+    /// wants the processors.
+    #[must_use]
+    pub fn cpu_micros(&self) -> f64 {
+        median(&self.cpu_micros)
+    }
+
     /// How this rate compares with another contestant's in the same repeats.
     ///
     /// # Panics
@@ -244,7 +251,7 @@ impl Summary {
     #[must_use]
     pub fn cells(&self) -> [String; 5] {
         let latency = |percent| format!("{:.0}", self.latencies.micros(percent));
-        let cpu = format!("{:.2}", median(&self.cpu_micros));
+        let cpu = format!("{:.2}", self.cpu_micros());
         [format!("{:.0}", self.rate()), latency(50.0), latency(99.0), latency(99.9), cpu]
     }
 }

@@ -79,6 +79,12 @@ impl Plot {
     }
 }
 
+/// A number with no more digits than it needs.
+fn label(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// The two kinds of axis are two types; what is drawn on them is the same.
 macro_rules! fill {
     ($name:ident, $axis:ty) => {
@@ -86,6 +92,8 @@ macro_rules! fill {
             let failed = |error: &dyn std::fmt::Display| error.to_string();
             let mut mesh = chart.configure_mesh();
             mesh.x_desc(&self.across).y_desc(&self.up).light_line_style(WHITE);
+            mesh.x_label_formatter(&|value| label(*value));
+            mesh.y_label_formatter(&|value| label(*value));
             mesh.draw().map_err(|error| failed(&error))?;
             for (index, series) in self.series.iter().enumerate() {
                 let style = ShapeStyle::from(Palette99::pick(index).mix(1.0)).stroke_width(2);
@@ -114,6 +122,13 @@ impl Plot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_have_no_needless_digits() {
+        for (value, expected) in [(0.0, "0"), (1.25, "1.25"), (1.5, "1.5"), (60_000.0, "60000")] {
+            assert_eq!(label(value), expected);
+        }
+    }
 
     #[test]
     fn plot_holds_its_names_and_refuses_to_be_empty() {
