@@ -133,7 +133,7 @@ fn print_ratios(report: &mut Report, writers: usize, names: &[&str], summaries: 
     for (name, summary) in names.iter().zip(summaries).skip(1) {
         let ratio = summaries[0].ratio_to(summary);
         let cpu = summaries[0].cpu_micros() / summary.cpu_micros();
-        println!("{} / {name}: {ratio}, of its CPU per operation {cpu:.2}", names[0]);
+        println!("{} / {name}: {ratio}, at {cpu:.2} of its CPU per operation", names[0]);
         report.push(
             "ratios",
             json!({ "of": names[0], "to": name, "writers": writers, "ratio": ratio.json(), "cpu_ratio": cpu }),
