@@ -196,7 +196,13 @@ fn print_ratios(report: &mut Report, depth: usize, names: &[&str], summaries: &[
         println!("{} / {name}: {ratio}, at {cpu:.2} of its CPU per operation", names[0]);
         report.push(
             "ratios",
-            json!({ "of": names[0], "to": name, "depth": depth, "ratio": ratio.json(), "cpu_ratio": cpu }),
+            json!({
+                "of": names[0],
+                "to": name,
+                "depth": depth,
+                "ratio": ratio.json(),
+                "cpu_ratio": cpu,
+            }),
         );
         if *name == "fio" && depth == 64 {
             let verdict = if ratio.of_medians >= 0.95 { "reached" } else { "NOT REACHED" };

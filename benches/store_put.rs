@@ -136,7 +136,13 @@ fn print_ratios(report: &mut Report, writers: usize, names: &[&str], summaries: 
         println!("{} / {name}: {ratio}, at {cpu:.2} of its CPU per operation", names[0]);
         report.push(
             "ratios",
-            json!({ "of": names[0], "to": name, "writers": writers, "ratio": ratio.json(), "cpu_ratio": cpu }),
+            json!({
+                "of": names[0],
+                "to": name,
+                "writers": writers,
+                "ratio": ratio.json(),
+                "cpu_ratio": cpu,
+            }),
         );
         if *name == LEADERS[0].0 && writers == 64 {
             let verdict = if ratio.of_medians >= 2.0 { "reached" } else { "NOT REACHED" };
