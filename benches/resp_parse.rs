@@ -5,15 +5,18 @@
 //! even where it borrows, so 2-4 times that, and twice as much again where it owns.
 //!
 //! Rounds of all contestants interleave, so that a change of clock speed hits them alike.
-//! `--smoke` only shows that it runs.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 
+use clap::Parser as _;
 use kadring::resp::command::Command;
 use kadring::resp::frame::{Parsed, Parser, ParserLimits};
+use kadring_benches::{Flags, Report};
 use redis_protocol::resp2::decode::{decode, decode_range};
 use redis_protocol::resp2::types::{OwnedFrame, RangeFrame};
+use serde_json::json;
+use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -85,8 +88,16 @@ fn encode(arguments: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Plan {
+    rounds: usize,
+    commands: usize,
+}
+
 /// Runs one workload and prints a line per contestant.
-fn run(name: &str, arguments: &[&[u8]], pipeline: usize, rounds: usize, commands: usize) {
+fn run(report: &mut Report, name: &str, arguments: &[&[u8]], pipeline: usize, plan: Plan) {
+    let Plan { rounds, commands } = plan;
     let buffer = encode(arguments).repeat(pipeline);
     let expected = arguments.iter().map(|argument| argument.len()).sum::<usize>() * pipeline;
     let passes = commands.div_ceil(pipeline);
@@ -117,12 +128,30 @@ fn run(name: &str, arguments: &[&[u8]], pipeline: usize, rounds: usize, commands
             at(99),
             at(50) / ours
         );
+        report.push(
+            "rows",
+            json!({
+                "contestant": contestant,
+                "workload": { "command": name, "pipeline": pipeline },
+                "p50_ns": at(50),
+                "p99_ns": at(99),
+                "ratio": at(50) / ours,
+            }),
+        );
     }
 }
 
-fn main() {
-    let is_smoke = std::env::args().any(|argument| argument == "--smoke");
-    let (rounds, commands) = if is_smoke { (10, 500) } else { (200, 20_000) };
+#[derive(Debug, clap::Parser)]
+struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Arguments { flags } = Arguments::parse();
+    let (rounds, commands) = if flags.smoke { (10, 500) } else { (200, 20_000) };
+    let plan = Plan { rounds, commands };
+    let mut report = Report::new("resp_parse", &flags, flags.scratch()?.path())?;
     println!(
         "{:<10} {:>8}  {:<24} {:>9} {:>9} {:>8}",
         "command", "pipeline", "parser", "p50 ns", "p99 ns", "ratio"
@@ -130,8 +159,9 @@ fn main() {
     let key = b"user:00000000042";
     let (small, large) = (vec![b'v'; 64], vec![b'v'; 4096]);
     for pipeline in [1, 16] {
-        run("GET", &[b"GET", key], pipeline, rounds, commands);
-        run("SET 64 B", &[b"SET", key, &small], pipeline, rounds, commands);
-        run("SET 4 KiB", &[b"SET", key, &large], pipeline, rounds, commands);
+        run(&mut report, "GET", &[b"GET", key], pipeline, plan);
+        run(&mut report, "SET 64 B", &[b"SET", key, &small], pipeline, plan);
+        run(&mut report, "SET 4 KiB", &[b"SET", key, &large], pipeline, plan);
     }
+    report.finish()
 }

@@ -16,11 +16,12 @@
 
 use clap::Parser;
 use kadring_benches::{
-    Flags, Latencies, Measuring, SUMMARY_COLUMNS, Sample, Summary, Table, cpu_of_process,
-    executables, interleave, machine_line,
+    Flags, Latencies, Measuring, Report, SUMMARY_COLUMNS, Sample, Summary, Table, Turns,
+    cpu_of_process, executables, interleave,
 };
 use rustix::event::epoll;
 use rustix::io::Errno;
+use serde_json::json;
 use std::error::Error;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -395,8 +396,7 @@ impl<'a> Generator<'a> {
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    duration: Duration,
-    repeats: usize,
+    turns: Turns,
     connections: usize,
 }
 
@@ -411,11 +411,11 @@ fn measure(
     for index in 0..plan.connections {
         generator.start(index)?;
     }
-    generator.run(Instant::now() + plan.duration / 5, true)?;
+    generator.run(Instant::now() + 2 * plan.turns.warm_up, true)?;
     generator.latencies.clear();
     let before = generator.operations;
     let measuring = Measuring::start(cpu_of_process(pid));
-    generator.run(Instant::now() + plan.duration, true)?;
+    generator.run(Instant::now() + plan.turns.duration, true)?;
     let operations = generator.operations - before;
     let latencies = std::mem::take(&mut generator.latencies);
     let sample = measuring.finish(cpu_of_process(pid), operations, latencies);
@@ -423,11 +423,20 @@ fn measure(
     Ok(sample)
 }
 
-fn print(workload: &Workload, servers: &[Server], summaries: &[Summary]) {
+fn print(report: &mut Report, workload: &Workload, servers: &[Server], summaries: &[Summary]) {
     println!();
     TABLE.row(&workload.name(), SUMMARY_COLUMNS);
     for (server, summary) in servers.iter().zip(summaries) {
         TABLE.row(server.name, summary.cells().iter().map(String::as_str));
+        report.push(
+            "rows",
+            json!({
+                "contestant": server.name,
+                "workload": workload.name(),
+                "result": summary.json(),
+                "kadring_uring_ratio": summaries[0].ratio_to(summary).json(),
+            }),
+        );
     }
     let mut line = "ratios:".to_owned();
     for (server, summary) in servers.iter().zip(summaries).skip(1) {
@@ -469,13 +478,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let Arguments { flags, connections, only, binary } = Arguments::parse();
     let given = binary.is_some();
     let binary = binary.map_or_else(build, Ok)?;
-    let (millis, repeats) = if flags.smoke { (20, 2) } else { (1000, 3) };
-    let plan = Plan { duration: Duration::from_millis(millis), repeats, connections };
-    println!("{}", machine_line(flags.scratch()?.path()));
+    let plan = Plan { turns: flags.turns(1.0, 3), connections };
+    let mut report = Report::new("resp_throughput", &flags, flags.scratch()?.path())?;
     if given {
         println!("{} as given: it need not be of that commit", binary.display());
     }
-    println!("{connections} connections, {repeats} interleaved repeats of {millis} ms");
+    println!(
+        "{connections} connections, {} interleaved repeats of {:?}",
+        plan.turns.repeats, plan.turns.duration
+    );
     let pinned = pin();
     let redis = works("redis-server", &["--version"]);
     if !redis {
@@ -490,12 +501,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         for server in &servers {
             fill(server, workload, &value)?;
         }
-        let summaries = interleave(servers.len(), plan.repeats, |index| {
+        let summaries = interleave(servers.len(), plan.turns.repeats, |index| {
             let server = &servers[index];
             measure(server, &plan, workload, &batches)
                 .unwrap_or_else(|error| panic!("{} on {}: {error}", workload.name(), server.name))
         });
-        print(workload, &servers, &summaries);
+        print(&mut report, workload, &servers, &summaries);
     }
-    Ok(())
+    report.finish()
 }

@@ -23,13 +23,14 @@ use kadring::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use kadring::io::uring::{UringIo, UringOptions};
 use kadring::io::{Completion, DiskOwner, Io, Request};
 use kadring_benches::{
-    Flags, Latencies, Measuring, SUMMARY_COLUMNS, Sample, Summary, Table, cpu_of_self, interleave,
-    machine_line,
+    Flags, Latencies, Measuring, Report, SUMMARY_COLUMNS, Sample, Summary, Table, Turns,
+    cpu_of_self, interleave,
 };
+use serde_json::json;
 use std::collections::VecDeque;
 use std::error::Error;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use wal::Lsn;
 use wal::disk::{
     BLOCK_SIZE, DiskCompletion, DiskOperation, DiskRequest, Durability, FileId, FileName, IoBuffer,
@@ -60,9 +61,7 @@ struct Arguments {
 /// How long and on how much.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    warm_up: Duration,
-    duration: Duration,
-    repeats: usize,
+    turns: Turns,
     segment_len: u64,
 }
 
@@ -206,13 +205,13 @@ impl<'a, I: Io> Appender<'a, I> {
 
     /// Measures once, and tells what the log wrote meanwhile.
     fn measure(mut self, plan: &Plan) -> (Sample, Wrote) {
-        self.run_until(Instant::now() + plan.warm_up);
+        self.run_until(Instant::now() + plan.turns.warm_up);
         self.latencies.clear();
         self.wrote = Wrote::default();
         let before = self.log.counters();
         let durable = self.log.durable_lsn();
         let measuring = Measuring::start(cpu_of_self());
-        self.run_until(Instant::now() + plan.duration);
+        self.run_until(Instant::now() + plan.turns.duration);
         let appends = self.log.durable_lsn().0 - durable.0;
         let latencies = std::mem::take(&mut self.latencies);
         let sample = measuring.finish(cpu_of_self(), appends, latencies);
@@ -280,11 +279,11 @@ impl<'a, I: Io> Raw<'a, I> {
     }
 
     fn measure(mut self, plan: &Plan, per_write: f64) -> Sample {
-        self.run_until(Instant::now() + plan.warm_up);
+        self.run_until(Instant::now() + plan.turns.warm_up);
         self.latencies.clear();
         let before = self.writes;
         let measuring = Measuring::start(cpu_of_self());
-        self.run_until(Instant::now() + plan.duration);
+        self.run_until(Instant::now() + plan.turns.duration);
         let appends = ((self.writes - before) as f64 * per_write) as u64;
         let latencies = std::mem::take(&mut self.latencies);
         let sample = measuring.finish(cpu_of_self(), appends, latencies);
@@ -341,7 +340,12 @@ fn run_one<I: Io>(
     sample
 }
 
-fn print(workload: Workload, summaries: &[Summary], wrote: &[Wrote; DRIVERS.len()]) {
+fn print(
+    report: &mut Report,
+    workload: Workload,
+    summaries: &[Summary],
+    wrote: &[Wrote; DRIVERS.len()],
+) {
     println!("\n{} B, {} writers", workload.value_len, workload.writers);
     let extra = ["rec/frame", "depth", "dev/user B"];
     TABLE.row("", SUMMARY_COLUMNS.into_iter().chain(extra));
@@ -355,6 +359,16 @@ fn print(workload: Workload, summaries: &[Summary], wrote: &[Wrote; DRIVERS.len(
             cells.extend([records, depth, device].map(|figure| format!("{figure:.2}")));
         }
         TABLE.row(name, cells.iter().map(String::as_str));
+        report.push(
+            "rows",
+            json!({
+                "contestant": name,
+                "workload": { "value_bytes": workload.value_len, "writers": workload.writers },
+                "result": summaries[index].json(),
+                "records_per_frame": wrote.get(index).map(Wrote::records_per_frame),
+                "depth": wrote.get(index).map(Wrote::depth),
+            }),
+        );
     }
     let (log, raw) = summaries.split_at(DRIVERS.len());
     let [uring, runtime, pread] = log else { unreachable!("one row per driver") };
@@ -376,15 +390,14 @@ fn open(path: &Path) -> Result<DataDirectory, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let Arguments { flags } = Arguments::parse();
-    let (millis, repeats, segment_len) =
-        if flags.smoke { (10, 2, 4 << 20) } else { (1000, 5, 128 << 20) };
-    let duration = Duration::from_millis(millis);
-    let plan = Plan { warm_up: duration / 10, duration, repeats, segment_len };
+    let turns = flags.turns(1.0, 5);
+    let plan = Plan { turns, segment_len: if flags.smoke { 4 << 20 } else { 128 << 20 } };
     let scratch = flags.scratch()?;
-    println!("{}", machine_line(scratch.path()));
+    let mut report = Report::new("wal_append", &flags, scratch.path())?;
     println!(
-        "{repeats} interleaved repeats of {millis} ms, {} frames in flight, ratios of medians \
-         (min-max)",
+        "{} interleaved repeats of {:?}, {} frames in flight, ratios of medians (min-max)",
+        turns.repeats,
+        turns.duration,
         GroupCommitLimits::default().frames_in_flight_max
     );
     let options = UringOptions { handle_signals: false, ..UringOptions::default() };
@@ -400,7 +413,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         for writers in WRITERS {
             let workload = Workload { value_len, writers };
             let mut wrote = [Wrote::default(); DRIVERS.len()];
-            let summaries = interleave(2 * DRIVERS.len(), plan.repeats, |index| {
+            let summaries = interleave(2 * DRIVERS.len(), plan.turns.repeats, |index| {
                 let (driver, raw) = (index % DRIVERS.len(), index >= DRIVERS.len());
                 let wrote = &mut wrote[driver];
                 match DRIVERS[driver] {
@@ -409,8 +422,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                     _ => run_one(&mut pread, wrote, &plan, workload, raw),
                 }
             });
-            print(workload, &summaries, &wrote);
+            print(&mut report, workload, &summaries, &wrote);
         }
     }
-    Ok(())
+    report.finish()
 }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use storage::{LogClock, OpenError, Opened, RecoveryReport, StoreOptions};
 use wal::disk::FileName;
-use wal::group_commit::GroupCommitLimits;
+use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
 
-use crate::config::{Config, IoDriver, SHARDS_MAX};
+use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
 use crate::event_loop::{EventLoop, run_procedure};
-use crate::io::device::DeviceProbe;
+use crate::io::device::{self, DeviceProbe};
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
@@ -20,6 +20,9 @@ use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
+
+/// With `durability = interval`, the longest that a write stays without a sync, in milliseconds.
+const SYNC_INTERVAL_MS: u32 = 1000;
 
 /// What a node tells whoever started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +144,7 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
         IoDriver::TokioUring => {
             let io = TokioUringIo::new(directory, TokioUringOptions::default())
                 .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
-            serve(io, &config, direct, &mut on_event)
+            serve(io, &config, durability, &mut on_event)
         }
         IoDriver::Pread => {
             let options = PreadOptions { threads: config.pread_threads, ..PreadOptions::default() };
@@ -347,10 +350,16 @@ impl<I: Io> Shards<'_, I> {
 
 /// The limits and promises of a shard's log.
 fn commit_limits_of(durability: DurabilityFacts) -> GroupCommitLimits {
-    // TODO: set the log's sync method and durability from these two once it has such fields; until
-    // then it syncs by flag and always, the strongest of the promises.
-    let DurabilityFacts { mode: _, method: _, .. } = durability;
-    GroupCommitLimits::default()
+    let sync_method = match durability.method {
+        device::SyncMethod::Dsync => SyncMethod::Dsync,
+        device::SyncMethod::Sync => SyncMethod::SyncPerBatch,
+    };
+    let durability = match durability.mode {
+        DurabilityMode::Always => CommitDurability::Always,
+        DurabilityMode::Interval => CommitDurability::Interval { ms: SYNC_INTERVAL_MS },
+        DurabilityMode::Os => CommitDurability::Os,
+    };
+    GroupCommitLimits { sync_method, durability, ..GroupCommitLimits::default() }
 }
 
 fn log_report(shard: ShardIndex, report: &RecoveryReport) {

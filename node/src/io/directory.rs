@@ -37,11 +37,13 @@ pub struct DirectoryOptions {
     pub create: bool,
     /// How long to wait for a lock that another process holds.
     pub lock_wait: Duration,
+    /// Whether to pass the page cache by where the file system allows it; the benches compare.
+    pub direct: bool,
 }
 
 impl Default for DirectoryOptions {
     fn default() -> Self {
-        Self { create: true, lock_wait: Duration::from_secs(5) }
+        Self { create: true, lock_wait: Duration::from_secs(5), direct: true }
     }
 }
 
@@ -120,7 +122,7 @@ impl DataDirectory {
         if let Err(error) = write_pid(&lock) {
             tracing::warn!(%error, "cannot note the process id in the lock file");
         }
-        let direct = probe_direct(&root).unwrap_or(false);
+        let direct = options.direct && probe_direct(&root).unwrap_or(false);
         Ok(Self { path: path.to_owned(), root, lock, direct })
     }
 

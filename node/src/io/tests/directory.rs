@@ -8,7 +8,8 @@ use crate::io::directory::{DataDirectory, DirectoryError, DirectoryOptions};
 
 on_all_drivers![second_open_is_locked, lock_is_free_once_the_driver_is_dropped];
 
-const AT_ONCE: DirectoryOptions = DirectoryOptions { create: true, lock_wait: Duration::ZERO };
+const AT_ONCE: DirectoryOptions =
+    DirectoryOptions { create: true, lock_wait: Duration::ZERO, direct: true };
 
 fn second_open_is_locked<D: Driver>() {
     let scratch = Scratch::new();

@@ -131,7 +131,7 @@ impl Scratch {
     }
 
     pub(super) fn open(&self) -> DataDirectory {
-        let options = DirectoryOptions { create: true, lock_wait: Duration::ZERO };
+        let options = DirectoryOptions { lock_wait: Duration::ZERO, ..DirectoryOptions::default() };
         DataDirectory::open(&self.0.join("data"), options).unwrap()
     }
 }

@@ -1,0 +1,163 @@
+//! How fast can a store be filled, and what does a key cost then?
+//!
+//! Unit: records per second on one thread, bytes written per byte of keys and values, resident
+//! bytes per key. Expected: a record of 256 B costs about 0.15 us for the key's id, 0.1 us for
+//! checksums, 0.1 us for copies and 0.3 us for the index, so 1 M/s is within reach, and the disk
+//! takes its 344 MB/s. A record of 256 B with a key of 16 B is 344 B long: 1.26 times what the user
+//! counts; on a fresh store the zeros that go ahead double that.
+//!
+//! The keys are new and in random order of their ids. One thread puts them as fast as the store
+//! takes them and waits for durability once, in the end. Each load is a process of its own:
+//! resident bytes are what it grew by, with the allocator's slack and what was freed but kept.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its result")]
+
+use clap::Parser;
+use kadring::io::process::resident_bytes;
+use kadring_benches::{
+    DiskBytes, DiskCounters, Driver, Flags, Latencies, Measuring, Report, RigOptions, Sample,
+    StoreRig, Table, Values, cpu_of_self, drivers, interleave, median, number, run_again,
+};
+use serde_json::json;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+const TABLE: Table = Table { name_width: 16, width: 10 };
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    flags: Flags,
+    /// Drivers to compare.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    io: Vec<String>,
+    /// Number of records; at most 50,000 in a smoke run.
+    #[arg(long, value_name = "N", default_value_t = 5_000_000)]
+    keys: u64,
+    /// Bytes of a value.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    value_bytes: usize,
+    /// Fills a store there and says how it went; the bench starts itself so.
+    #[arg(long, value_name = "D", hide = true)]
+    fill: Option<PathBuf>,
+}
+
+/// What a load leaves behind, beside its speed.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    resident_per_key: f64,
+    frame_bytes_per_user_byte: f64,
+    segment_bytes: f64,
+}
+
+/// Fills a new store in `path`, and says in JSON how it went.
+fn fill(driver: Driver, path: &Path, keys: u64, value_len: usize) -> Result<(), Box<dyn Error>> {
+    let mut values = Values::new(value_len);
+    let user_bytes = keys * values.user_bytes();
+    let options = RigOptions { cache_bytes: 0, ..RigOptions::default() };
+    let (mut rig, _) = StoreRig::open(driver, path, options)?;
+    let counters = DiskCounters::of(path);
+    let resident_before = resident_bytes();
+    let before = counters.read();
+    let measuring = Measuring::start(cpu_of_self());
+    rig.load(0..keys, &mut values);
+    rig.settle();
+    let sample = measuring.finish(cpu_of_self(), keys, Latencies::default());
+    let bytes = counters.read().since(before);
+    rig.rest();
+    let resident = resident_bytes().saturating_sub(resident_before);
+    let status = rig.status();
+    assert_eq!(status.keys, keys, "every key is there");
+    rig.close();
+    let said = json!({
+        "rate": sample.rate,
+        "cpu_micros": sample.cpu_micros,
+        "process_written": bytes.process_written,
+        "device_written": bytes.device_written,
+        "resident_per_key": resident as f64 / keys as f64,
+        "frame_bytes_per_user_byte": status.frame_bytes as f64 / user_bytes as f64,
+        "segment_bytes": status.segment_bytes,
+    });
+    println!("{said}");
+    Ok(())
+}
+
+/// Has a child fill a store in `path`, and removes it.
+fn load(
+    driver: Driver,
+    path: &Path,
+    keys: u64,
+    value_len: usize,
+) -> Result<(Sample, Left), Box<dyn Error>> {
+    let arguments = [
+        format!("--fill={}", path.display()),
+        format!("--io={}", driver.name),
+        format!("--keys={keys}"),
+        format!("--value-bytes={value_len}"),
+    ];
+    let said = run_again(&arguments)?;
+    std::fs::remove_dir_all(path)?;
+    let bytes = |name| number(&said, name).map(|bytes| bytes as u64);
+    let disk = DiskBytes {
+        process_written: bytes("process_written")?,
+        device_written: bytes("device_written")?,
+        ..DiskBytes::default()
+    };
+    let (rate, cpu_micros) = (number(&said, "rate")?, number(&said, "cpu_micros")?);
+    let sample = Sample { rate, cpu_micros, latencies: Latencies::default(), disk: None };
+    let left = Left {
+        resident_per_key: number(&said, "resident_per_key")?,
+        frame_bytes_per_user_byte: number(&said, "frame_bytes_per_user_byte")?,
+        segment_bytes: number(&said, "segment_bytes")?,
+    };
+    Ok((sample.with_disk(disk, keys * Values::new(value_len).user_bytes()), left))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Arguments { flags, io, keys, value_bytes, fill: child } = Arguments::parse();
+    let drivers = drivers(&io, &["uring", "pread-4"])?;
+    if let Some(path) = child {
+        return fill(drivers[0], &path, keys, value_bytes);
+    }
+    let keys = if flags.smoke { keys.min(50_000) } else { keys };
+    let repeats = flags.turns(0.0, 3).repeats;
+    let scratch = flags.scratch()?;
+    let mut report = Report::new("bulk_load", &flags, scratch.path())?;
+    println!("{keys} x {value_bytes} B, {repeats} turns, fresh stores");
+    let mut left: Vec<Vec<Left>> = vec![Vec::new(); drivers.len()];
+    let summaries = interleave(drivers.len(), repeats, |index| {
+        let path = scratch.path().join(drivers[index].name);
+        let (sample, one) = load(drivers[index], &path, keys, value_bytes)
+            .unwrap_or_else(|error| panic!("{:?}: {error}", drivers[index]));
+        left[index].push(one);
+        sample
+    });
+    let workload = json!({ "keys": keys, "value_bytes": value_bytes });
+    let names = drivers.iter().map(|driver| driver.name);
+    report.rows(TABLE, &workload, names.zip(&summaries));
+    for (driver, left) in drivers.iter().zip(&left) {
+        let median_of =
+            |figure: fn(&Left) -> f64| median(&left.iter().map(figure).collect::<Vec<_>>());
+        let resident = median_of(|left| left.resident_per_key);
+        let frames = median_of(|left| left.frame_bytes_per_user_byte);
+        let segments = median_of(|left| left.segment_bytes);
+        println!(
+            "{}: {resident:.1} resident bytes/key, frames {frames:.2} B per user byte, \
+             {:.0} MiB of segments",
+            driver.name,
+            segments / 1_048_576.0
+        );
+        report.push(
+            "left",
+            json!({
+                "contestant": driver.name,
+                "resident_bytes_per_key": resident,
+                "frame_bytes_per_user_byte": frames,
+                "segment_bytes": segments,
+            }),
+        );
+    }
+    let verdict = if summaries[0].rate() >= 1e6 { "reached" } else { "not reached" };
+    println!("aim of 1,000,000 records/s: {verdict}");
+    report.finish()
+}
