@@ -12,13 +12,14 @@ use wal::segment::Identity;
 
 use crate::config::{Config, IoDriver, SHARDS_MAX};
 use crate::event_loop::{EventLoop, run_procedure};
+use crate::io::device::DeviceProbe;
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex};
-use crate::resp::door::{Door, NodeFacts};
+use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
 
 /// What a node tells whoever started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +117,13 @@ impl RunError {
 pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
     process::raise_open_files_limit();
     let directory = open_directory(&config.data_dir, true)?;
-    let direct = directory.direct();
-    if !direct {
+    let probe = DeviceProbe::read_or_measure(&directory);
+    let durability = DurabilityFacts {
+        mode: config.durability,
+        method: config.sync_method.unwrap_or(probe.choice),
+        probe,
+    };
+    if !probe.direct {
         tracing::warn!(
             data_dir = %config.data_dir.display(),
             "this file system takes no O_DIRECT: writes go through the page cache and fdatasync"
@@ -130,17 +136,17 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
             if !io.flags_refused().is_empty() {
                 tracing::warn!(refused = ?io.flags_refused(), "older kernel: ring set up without");
             }
-            serve(io, &config, direct, &mut on_event)
+            serve(io, &config, durability, &mut on_event)
         }
         IoDriver::TokioUring => {
             let io = TokioUringIo::new(directory, TokioUringOptions::default())
                 .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
-            serve(io, &config, direct, &mut on_event)
+            serve(io, &config, durability, &mut on_event)
         }
         IoDriver::Pread => {
             let options = PreadOptions { threads: config.pread_threads, ..PreadOptions::default() };
             let io = PreadIo::new(directory, options).map_err(RunError::driver)?;
-            serve(io, &config, direct, &mut on_event)
+            serve(io, &config, durability, &mut on_event)
         }
     }
 }
@@ -219,11 +225,11 @@ pub(crate) fn all_shard_directories() -> Vec<FileName> {
 fn serve<I: Io>(
     mut io: I,
     config: &Config,
-    direct: bool,
+    durability: DurabilityFacts,
     on_event: &mut impl FnMut(RunEvent),
 ) -> Result<(), RunError> {
     let started_ms = io.now().1.0;
-    let mut shards = Shards { io: &mut io, config, terminated: false };
+    let mut shards = Shards { io: &mut io, config, durability, terminated: false };
     let opened = shards.open()?;
     let terminated = shards.terminated;
     let log_ms = opened.iter().map(|shard| shard.log_ms).max().unwrap_or(0);
@@ -231,7 +237,7 @@ fn serve<I: Io>(
     let facts = NodeFacts {
         node_id: opened[0].store.identity().node_id,
         driver: io.name(),
-        direct,
+        durability,
         process_id: std::process::id(),
         data_dir: config.data_dir.display().to_string(),
         client: None,
@@ -281,6 +287,7 @@ fn listen<I: Io>(
 struct Shards<'a, I: Io> {
     io: &'a mut I,
     config: &'a Config,
+    durability: DurabilityFacts,
     terminated: bool,
 }
 
@@ -325,7 +332,7 @@ impl<I: Io> Shards<'_, I> {
             must_exist,
             segment_bytes: self.config.segment_bytes,
             cache_bytes: self.config.cache_bytes / usize::from(identity.shard_count),
-            log: GroupCommitLimits::default(),
+            log: commit_limits_of(self.durability),
         };
         let procedure = storage::open(options, self.io.now().1.0);
         let owner = DiskOwner(identity.shard);
@@ -336,6 +343,14 @@ impl<I: Io> Shards<'_, I> {
         log_report(identity.shard, &opened.report);
         Ok(opened)
     }
+}
+
+/// The limits and promises of a shard's log.
+fn commit_limits_of(durability: DurabilityFacts) -> GroupCommitLimits {
+    // TODO: set the log's sync method and durability from these two once it has such fields; until
+    // then it syncs by flag and always, the strongest of the promises.
+    let DurabilityFacts { mode: _, method: _, .. } = durability;
+    GroupCommitLimits::default()
 }
 
 fn log_report(shard: ShardIndex, report: &RecoveryReport) {

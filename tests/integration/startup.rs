@@ -83,6 +83,8 @@ fn bad_flags_and_values_are_usage_errors() {
         &["run", "--io", "floppy", "--data-dir", &data_dir],
         &["run", "--client", "nowhere", "--data-dir", &data_dir],
         &["run", "--shards", "0", "--data-dir", &data_dir],
+        &["run", "--durability", "sometimes", "--data-dir", &data_dir],
+        &["run", "--sync-method", "fsync", "--data-dir", &data_dir],
         &["run", "--shards", "many", "--data-dir", &data_dir],
         &["no-such-command"],
     ] {
@@ -321,5 +323,36 @@ fn store_without_a_sound_manifest_or_segment_header_keeps_its_values() {
     for key in 0..50 {
         let reply = client.call_line(&format!("GET k{key}")).unwrap();
         assert_eq!(reply.bytes(), Some(&b"v"[..]), "k{key}");
+    }
+}
+
+#[test]
+fn device_is_measured_at_the_first_start_and_the_operator_has_the_last_word() {
+    for driver in Driver::ALL {
+        let node = TestNode::start(driver);
+        let info = |node: &TestNode| {
+            let reply = node.client().call(&[b"INFO", b"durability"]).unwrap();
+            String::from_utf8(reply.bytes().unwrap().to_vec()).unwrap()
+        };
+        let first = info(&node);
+        let file = node.directory.path().join("data/device.toml");
+        let stored = fs::read_to_string(&file).unwrap();
+        assert!(first.contains("durability:always\r\n"), "{first}");
+        if stored.contains("direct = true") {
+            let field = |name| first.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            assert!(stored.contains(&format!("dsync_us = {}\n", field("write_dsync_us:"))));
+            assert!(stored.contains(&format!("sync_us = {}\n", field("write_sync_us:"))));
+            assert!(stored.contains(&format!("choice = \"{}\"\n", field("sync_method:"))));
+        } else {
+            skipped("times of durable writes", "no O_DIRECT here");
+        }
+        let node = node.crash_and_restart();
+        assert_eq!(info(&node), first, "not measured again");
+        assert_eq!(fs::read_to_string(&file).unwrap(), stored);
+
+        let other = if first.contains("sync_method:dsync") { "sync" } else { "dsync" };
+        let node = TestNode::start_with(driver, &[("KADRING_SYNC_METHOD", other)]);
+        let overridden = info(&node);
+        assert!(overridden.contains(&format!("sync_method:{other}\r\n")), "{overridden}");
     }
 }

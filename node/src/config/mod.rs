@@ -25,6 +25,8 @@ pub use settings::{SETTINGS, Setting, flag_name, variable_name};
 
 use settings::Raw;
 
+use crate::io::device::SyncMethod;
+
 /// Shards of a data directory at most (DESIGN 2).
 pub const SHARDS_MAX: u16 = 16;
 /// Bytes of the smallest segment, with which every store starts.
@@ -54,6 +56,10 @@ pub struct Config {
     pub io: IoDriver,
     /// Blocking file threads of the `pread` driver, 1 to 64.
     pub pread_threads: usize,
+    /// What a reply to a write promises.
+    pub durability: DurabilityMode,
+    /// How writes are made durable; `None` is what was measured to be best on this device.
+    pub sync_method: Option<SyncMethod>,
     /// Bytes of a full-grown segment: a power of two from 4 MiB to 256 MiB.
     pub segment_bytes: u64,
     /// Bytes of values kept in memory for reading; 0 keeps none.
@@ -103,6 +109,35 @@ pub enum IoDriver {
     TokioUring,
     /// Blocking file calls on threads and readiness-driven sockets.
     Pread,
+}
+
+/// What a reply to a write promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DurabilityMode {
+    /// The write is on stable storage.
+    Always,
+    /// The operating system has the write; it reaches stable storage within about a second.
+    Interval,
+    /// The operating system has the write, and decides when it reaches stable storage.
+    Os,
+}
+
+impl DurabilityMode {
+    /// The word for it in configuration and INFO.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Interval => "interval",
+            Self::Os => "os",
+        }
+    }
+
+    /// The mode that the word means.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Always, Self::Interval, Self::Os].into_iter().find(|mode| mode.name() == name)
+    }
 }
 
 /// How a log line looks.
@@ -174,6 +209,8 @@ impl Default for Config {
             shards: None,
             io: IoDriver::Uring,
             pread_threads: 4,
+            durability: DurabilityMode::Always,
+            sync_method: None,
             segment_bytes: 64 << 20,
             cache_bytes: 256 << 20,
             limits: ClientLimits {

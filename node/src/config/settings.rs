@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{
-    Config, IoDriver, LogFormat, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
+    Config, DurabilityMode, IoDriver, LogFormat, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
     VALUE_BYTES_LIMIT, size,
 };
+use crate::io::device::SyncMethod;
 use crate::logging;
 
 /// One row of [`SETTINGS`].
@@ -115,6 +116,34 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.pread_threads, raw.number()),
         valid: |config| (1..=64).contains(&config.pread_threads),
         show: |config| config.pread_threads.to_string(),
+    },
+    Setting {
+        key: "durability",
+        flag: "durability",
+        value_name: "always|interval|os",
+        help: "What a reply to a write promises: always, it is on stable storage; interval, it is \
+               about to be, in a second or so; os, when the operating system likes",
+        expected: "always, interval or os",
+        apply: |config, raw| set(&mut config.durability, DurabilityMode::from_name(raw.text()?)),
+        valid: |_| true,
+        show: |config| config.durability.name().to_owned(),
+    },
+    Setting {
+        key: "sync_method",
+        flag: "sync-method",
+        value_name: "auto|dsync|sync",
+        help: "How writes are made durable: dsync, each by itself; sync, by flushing the device \
+               after some; auto, what was faster at the directory's first start",
+        expected: "auto, dsync or sync",
+        apply: |config, raw| {
+            let method = match raw.text()? {
+                "auto" => None,
+                name => Some(SyncMethod::from_name(name)?),
+            };
+            set(&mut config.sync_method, Some(method))
+        },
+        valid: |_| true,
+        show: |config| config.sync_method.map_or("auto", SyncMethod::name).to_owned(),
     },
     Setting {
         key: "segment_bytes",

@@ -65,12 +65,14 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 15] = [
+const SAMPLES: [(&str, &str, &str); 17] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("shards", "3", "3"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
+    ("durability", "os", "\"os\""),
+    ("sync_method", "sync", "\"sync\""),
     ("segment_bytes", "8MiB", "8388608"),
     ("cache_bytes", "0", "0"),
     ("connections_max", "7", "7"),
@@ -120,6 +122,8 @@ fn every_field_has_a_setting() {
         shards,
         io,
         pread_threads,
+        durability,
+        sync_method,
         segment_bytes,
         cache_bytes,
         limits,
@@ -131,6 +135,8 @@ fn every_field_has_a_setting() {
     assert_ne!(shards, defaults.shards);
     assert_ne!(io, defaults.io);
     assert_ne!(pread_threads, defaults.pread_threads);
+    assert_ne!(durability, defaults.durability);
+    assert_ne!(sync_method, defaults.sync_method);
     assert_ne!(segment_bytes, defaults.segment_bytes);
     assert_ne!(cache_bytes, defaults.cache_bytes);
     let ClientLimits {
@@ -206,6 +212,10 @@ fn values_out_of_form_or_range_name_their_place_and_what_is_accepted() {
          [::1]:7379",
     );
     flag("io", "epoll").refuses("--io is \"epoll\"; give uring, tokio-uring or pread");
+    flag("durability", "everysec")
+        .refuses("--durability is \"everysec\"; give always, interval or os");
+    flag("durability", "Always").refuses("--durability is \"Always\"; give always, interval or os");
+    flag("sync_method", "fsync").refuses("--sync-method is \"fsync\"; give auto, dsync or sync");
     flag("data_dir", "").refuses("--data-dir is \"\"; give the path of a directory");
     flag("log", "inof").refuses(
         "--log is inof; give off, error, warn, info, debug or trace, also as module=level, with \

@@ -27,3 +27,27 @@ pub(crate) fn short_write() -> DiskError {
 pub(crate) fn is_interruption(errno: Errno) -> bool {
     matches!(errno, Errno::INTR | Errno::AGAIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_sorted_by_what_a_core_does_about_them() {
+        for (errno, kind) in [
+            (Errno::NOSPC, DiskErrorKind::NoSpace),
+            (Errno::DQUOT, DiskErrorKind::NoSpace),
+            (Errno::NOENT, DiskErrorKind::NotFound),
+            (Errno::ACCESS, DiskErrorKind::PermissionDenied),
+            (Errno::PERM, DiskErrorKind::PermissionDenied),
+            (Errno::ROFS, DiskErrorKind::PermissionDenied),
+            (Errno::IO, DiskErrorKind::Io),
+            (Errno::FBIG, DiskErrorKind::Io),
+            (Errno::INTR, DiskErrorKind::Io),
+            (Errno::CANCELED, DiskErrorKind::Io),
+        ] {
+            assert_eq!(disk_error(errno), DiskError { kind, code: errno.raw_os_error() });
+        }
+        assert_eq!(short_write().kind, DiskErrorKind::ShortWrite);
+    }
+}

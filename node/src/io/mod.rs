@@ -23,6 +23,7 @@ use bytes::Bytes;
 use wal::disk::{BufferSource, DiskCompletion, DiskRequest, HeapBuffers};
 
 mod clock;
+pub mod device;
 pub mod directory;
 mod disk_error;
 mod mapping;

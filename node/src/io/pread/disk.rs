@@ -13,7 +13,7 @@ use wal::disk::{
     FileName, IoBuffer, OpenMode, RequestId,
 };
 
-use crate::io::directory::{DataDirectory, OpenedFile};
+use crate::io::directory::{DataDirectory, OpenedFile, file_len};
 use crate::io::disk_error::{REPEATS_MAX, disk_error, is_interruption, short_write};
 use crate::io::mapping::Mapping;
 use crate::io::{Completion, DiskOwner};
@@ -267,7 +267,8 @@ impl Worker {
                 drop(file);
                 Ok(())
             }
-            Work::Sync { file } => repeat(|| rustix::fs::fsync(&file)),
+            // Content, and the length where it has changed; not the times of the file.
+            Work::Sync { file } => repeat(|| rustix::fs::fdatasync(&file)),
             Work::CreateDirectory { name } => repeat(|| directory.create_directory(&name)),
             Work::SyncDirectory { name } => repeat(|| directory.sync_directory(&name)),
             Work::Rename { from, to } => repeat(|| directory.rename(&from, &to)),
@@ -313,16 +314,27 @@ fn repeat<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
 }
 
 fn read(file: impl AsFd, offset: u64, len: usize, buffer: &mut IoBuffer) -> Outcome {
+    let file = file.as_fd();
+    fill(buffer, offset, len, |room, at| pread(file, room, at), || file_len(file))
+}
+
+/// Reads until `len` bytes are there or the file has ended.
+fn fill(
+    buffer: &mut IoBuffer,
+    offset: u64,
+    len: usize,
+    mut read: impl FnMut(&mut [u8], u64) -> Result<usize, Errno>,
+    file_len: impl Fn() -> Result<u64, Errno>,
+) -> Outcome {
     let mut done = 0;
     let mut result = Ok(DiskOutput::Done);
     while done < len {
         let at = offset + done as u64;
-        match repeat(|| pread(&file, &mut buffer.spare_mut()[done..len], at)) {
+        match repeat(|| read(&mut buffer.spare_mut()[done..len], at)) {
             Ok(count) => {
                 done += count;
                 // A short read is the end of the file or an interruption; its length tells which.
-                let ended = crate::io::directory::file_len(&file)
-                    .is_ok_and(|file_len| offset + done as u64 >= file_len);
+                let ended = file_len().is_ok_and(|file_len| offset + done as u64 >= file_len);
                 if count == 0 || ended {
                     break;
                 }
@@ -348,17 +360,97 @@ fn map(file: impl AsFd, len: usize) -> Result<IoBuffer, Errno> {
 
 fn write(file: impl AsFd, offset: u64, buffer: &IoBuffer, durable: bool, direct: bool) -> Outcome {
     let bytes = buffer.as_slice();
-    let count = if durable && direct {
+    if durable && direct {
         let flags = ReadWriteFlags::DSYNC;
-        repeat(|| pwritev2(&file, &[IoSlice::new(bytes)], offset, flags))?
-    } else {
-        repeat(|| pwrite(&file, bytes, offset))?
-    };
-    if count < bytes.len() {
-        return Err(Failure::ShortWrite);
+        return put(bytes, |bytes| pwritev2(&file, &[IoSlice::new(bytes)], offset, flags));
     }
-    if durable && !direct {
+    let output = put(bytes, |bytes| pwrite(&file, bytes, offset))?;
+    if durable {
         repeat(|| rustix::fs::fdatasync(&file))?;
     }
-    Ok(DiskOutput::Done)
+    Ok(output)
+}
+
+/// Writes all of `bytes` in one call or fails; only a call that wrote nothing is repeated.
+fn put(bytes: &[u8], mut write: impl FnMut(&[u8]) -> Result<usize, Errno>) -> Outcome {
+    let count = repeat(|| write(bytes))?;
+    if count < bytes.len() { Err(Failure::ShortWrite) } else { Ok(DiskOutput::Done) }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What the kernel rarely answers, played by closures.
+
+    use std::cell::Cell;
+
+    use wal::disk::{BLOCK_SIZE, DiskErrorKind};
+
+    use super::*;
+
+    const LEN: usize = 4 * BLOCK_SIZE;
+
+    /// Reads from a file of `file_len` bytes with each of `answers` in turn, then block by block.
+    fn read_with(file_len: usize, answers: &[Result<usize, Errno>]) -> (Outcome, IoBuffer) {
+        let mut buffer = IoBuffer::with_capacity(LEN);
+        let mut answers = answers.iter().copied();
+        let read = |room: &mut [u8], at: u64| {
+            let left = file_len.saturating_sub(at as usize);
+            let count = answers.next().unwrap_or(Ok(BLOCK_SIZE))?.min(room.len()).min(left);
+            for (index, byte) in room[..count].iter_mut().enumerate() {
+                *byte = ((at as usize + index) / 512) as u8;
+            }
+            Ok(count)
+        };
+        let outcome = fill(&mut buffer, 0, LEN, read, || Ok(file_len as u64));
+        (outcome, buffer)
+    }
+
+    fn kind(outcome: Outcome) -> Option<DiskErrorKind> {
+        outcome.err().map(|failure| failure.into_disk_error().kind)
+    }
+
+    fn sectors(buffer: &IoBuffer) -> bool {
+        buffer.as_slice().iter().enumerate().all(|(index, byte)| *byte == (index / 512) as u8)
+    }
+
+    #[test]
+    fn short_and_interrupted_reads_go_on_where_they_ended() {
+        let answers = [Err(Errno::INTR), Ok(512), Err(Errno::AGAIN), Ok(1024), Err(Errno::INTR)];
+        let (outcome, buffer) = read_with(2 * LEN, &answers);
+        assert_eq!((kind(outcome), buffer.len()), (None, LEN));
+        assert!(sectors(&buffer));
+        let (outcome, buffer) = read_with(LEN - 512, &answers);
+        assert_eq!((kind(outcome), buffer.len()), (None, LEN - 512), "the file ends");
+        assert!(sectors(&buffer));
+    }
+
+    #[test]
+    fn read_that_fails_on_its_way_says_so_and_keeps_what_came() {
+        let (outcome, buffer) = read_with(LEN, &[Ok(BLOCK_SIZE), Err(Errno::IO)]);
+        assert_eq!((kind(outcome), buffer.len()), (Some(DiskErrorKind::Io), BLOCK_SIZE));
+    }
+
+    /// The outcome of a write that gets `answers` in turn, and how often it was tried.
+    fn write_with(answers: &[Result<usize, Errno>]) -> (Option<DiskErrorKind>, usize) {
+        let tries = Cell::new(0);
+        let outcome = put(&[0; LEN], |_| {
+            tries.set(tries.get() + 1);
+            answers[(tries.get() - 1).min(answers.len() - 1)]
+        });
+        (kind(outcome), tries.get())
+    }
+
+    #[test]
+    fn write_is_repeated_only_if_it_wrote_nothing() {
+        let none = (None, 3);
+        assert_eq!(write_with(&[Err(Errno::INTR), Err(Errno::AGAIN), Ok(LEN)]), none);
+        assert_eq!(write_with(&[Ok(BLOCK_SIZE)]), (Some(DiskErrorKind::ShortWrite), 1));
+        assert_eq!(write_with(&[Ok(0)]), (Some(DiskErrorKind::ShortWrite), 1));
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            assert_eq!(write_with(&[Err(errno)]), (Some(DiskErrorKind::NoSpace), 1));
+        }
+        assert_eq!(write_with(&[Err(Errno::IO)]), (Some(DiskErrorKind::Io), 1));
+        let for_ever = write_with(&[Err(Errno::INTR)]);
+        assert_eq!(for_ever, (Some(DiskErrorKind::Io), usize::from(REPEATS_MAX) + 1));
+    }
 }

@@ -30,6 +30,7 @@ on_all_drivers![
     mapping_takes_place_beside_other_work,
     buffers_of_the_driver_are_read_and_written,
     buffers_of_the_driver_outlive_it,
+    full_disk_is_a_short_write_then_no_space,
 ];
 
 const FILE: FileId = FileId(1);
@@ -473,4 +474,46 @@ fn buffers_of_the_driver_outlive_it<D: Driver>() {
     let mut later = source.take(len);
     later.pad_to(len);
     assert_eq!(kept.as_slice(), blocks(4, |i| i as u8).as_slice());
+}
+
+/// On a file system of 16 blocks, of which the directory itself takes some.
+fn full_disk_is_a_short_write_then_no_space<D: Driver>() {
+    // Only this thread, and those it starts, see the file system; it is gone with the last.
+    let scratch = Scratch::new();
+    let path = scratch.0.clone();
+    let thread = std::thread::spawn(|| {
+        if let Err(error) = mount_blocks(&scratch.0, 16) {
+            eprintln!("SKIPPED, nothing was tested: cannot mount a small file system: {error}");
+            return;
+        }
+        let Some(mut rig) = Rig::<D>::in_scratch(scratch) else {
+            return;
+        };
+        rig.must(open(FILE, "file", OpenMode::Create));
+        for durability in [Durability::Cached, Durability::Durable] {
+            let completion = rig.disk(write(FILE, 0, blocks(20, |_| 1), durability));
+            assert_eq!(completion.result.unwrap_err().kind, DiskErrorKind::ShortWrite);
+            assert_eq!(completion.buffer.unwrap().len(), 20 * BLOCK_SIZE);
+            let completion = rig.disk(write(FILE, 20 * BLOCK_SIZE, blocks(1, |_| 1), durability));
+            assert_eq!(completion.result.unwrap_err().kind, DiskErrorKind::NoSpace);
+        }
+        // What there is room for can be written over.
+        rig.must(write(FILE, 0, blocks(2, |_| 7), Durability::Durable));
+        let back = rig.disk(read(FILE, 0, 2 * BLOCK_SIZE)).buffer.unwrap();
+        assert_eq!(back.as_slice(), blocks(2, |_| 7).as_slice());
+    });
+    thread.join().unwrap();
+    // The thread could not remove what it had mounted on.
+    let _ = std::fs::remove_dir(path);
+}
+
+/// Mounts a file system in memory for the calling thread alone.
+fn mount_blocks(path: &std::path::Path, count: usize) -> Result<(), rustix::io::Errno> {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    // SAFETY: this gives the thread its own view of mounts; no memory or descriptors are involved.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let size = std::ffi::CString::new(format!("size={}", count * BLOCK_SIZE)).unwrap();
+    mount("none", path, "tmpfs", MountFlags::empty(), &*size)
 }

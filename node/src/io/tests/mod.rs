@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_types, reason = "plain sockets are the other end of what is tested")]
 
+mod device;
 mod directory;
 mod disk;
 mod network;
@@ -75,7 +76,7 @@ impl Driver for TokioUringIo {
     }
 }
 
-fn ring_or_excuse(directory: DataDirectory, options: UringOptions) -> Option<UringIo> {
+pub(super) fn ring_or_excuse(directory: DataDirectory, options: UringOptions) -> Option<UringIo> {
     driver_or_excuse(UringIo::new(directory, options))
 }
 
@@ -113,10 +114,10 @@ macro_rules! on_all_drivers {
 use on_all_drivers;
 
 /// A directory of its own for a test, removed at its end.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::below(std::env::temp_dir())
     }
 
@@ -129,7 +130,7 @@ impl Scratch {
         Self(path)
     }
 
-    fn open(&self) -> DataDirectory {
+    pub(super) fn open(&self) -> DataDirectory {
         let options = DirectoryOptions { create: true, lock_wait: Duration::ZERO };
         DataDirectory::open(&self.0.join("data"), options).unwrap()
     }

@@ -329,3 +329,174 @@ fn done(outcome: Outcome) -> Result<DiskOutput, DiskError> {
 fn path(name: &FileName) -> CString {
     CString::new(relative(name)).expect("cores make file names without zero bytes")
 }
+
+#[cfg(test)]
+mod tests {
+    //! What the kernel rarely answers: steps that never went to it get completions made up here.
+    //! What follows from them does go to the kernel.
+
+    use wal::disk::{BLOCK_SIZE, DiskErrorKind, OpenMode};
+
+    use super::*;
+    use crate::io::tests::{Scratch, ring_or_excuse};
+    use crate::io::uring::UringOptions;
+    use crate::io::{Io, Request};
+
+    const OWNER: DiskOwner = DiskOwner(1);
+    const FILE: FileId = FileId(1);
+    const LEN: usize = 4 * BLOCK_SIZE;
+
+    struct Rig {
+        io: UringIo,
+        _scratch: Scratch,
+    }
+
+    impl Rig {
+        /// A driver with a file of four blocks, each filled with its number plus one.
+        fn new() -> Option<Self> {
+            let scratch = Scratch::new();
+            let options =
+                UringOptions { handle_signals: false, buffer_bytes: 0, ..UringOptions::default() };
+            let io = ring_or_excuse(scratch.open(), options)?;
+            let mut rig = Self { io, _scratch: scratch };
+            let name = FileName::new("file");
+            let open = DiskOperation::Open { file: FILE, name, mode: OpenMode::Create };
+            rig.submit(open).result.unwrap();
+            let (offset, durability) = (0, Durability::Durable);
+            let write = DiskOperation::Write { file: FILE, offset, buffer: whole(), durability };
+            rig.submit(write).result.unwrap();
+            Some(rig)
+        }
+
+        fn submit(&mut self, operation: DiskOperation) -> DiskCompletion {
+            let request = DiskRequest { id: RequestId(1), operation };
+            self.io.submit(Request::Disk(OWNER, request));
+            self.finish()
+        }
+
+        fn finish(&mut self) -> DiskCompletion {
+            let mut done = Vec::new();
+            while done.is_empty() {
+                self.io.wait(None, &mut done).unwrap();
+            }
+            match done.pop() {
+                Some(Completion::Disk(OWNER, completion)) if done.is_empty() => completion,
+                other => panic!("{other:?}, {done:?}"),
+            }
+        }
+
+        fn file(&self) -> Rc<OpenFile> {
+            self.io.open_file(OWNER, FILE).unwrap()
+        }
+
+        fn read(&self) -> Step {
+            let (file, buffer) = (self.file(), IoBuffer::with_capacity(LEN));
+            Step::Read { file, offset: 0, len: LEN, read: 0, buffer }
+        }
+
+        fn write(&self, buffer: IoBuffer) -> Step {
+            let durability = Durability::Durable;
+            Step::Write { file: self.file(), offset: 0, buffer, durability }
+        }
+
+        /// Answers a step as the kernel might; says whether that was the end of it.
+        fn answer(&mut self, step: Step, repeats: u16, result: i32) -> bool {
+            let task = DiskTask { owner: OWNER, id: RequestId(2), repeats, step };
+            self.io.handle_disk(task, Cqe { user_data: 1 << 32, result, flags: 0 });
+            self.io.slots_in_use() == 0
+        }
+    }
+
+    fn whole() -> IoBuffer {
+        let mut buffer = IoBuffer::zeroed(LEN);
+        for (index, block) in buffer.as_mut_slice().chunks_mut(BLOCK_SIZE).enumerate() {
+            block.fill(index as u8 + 1);
+        }
+        buffer
+    }
+
+    fn negative(errno: Errno) -> i32 {
+        -errno.raw_os_error()
+    }
+
+    #[test]
+    fn interrupted_steps_are_repeated() {
+        let Some(mut rig) = Rig::new() else { return };
+        for errno in [Errno::INTR, Errno::AGAIN] {
+            let step = rig.read();
+            assert!(!rig.answer(step, 0, negative(errno)));
+            let completion = rig.finish();
+            assert_eq!(completion.result, Ok(DiskOutput::Done));
+            assert_eq!(completion.buffer.unwrap().as_slice(), whole().as_slice());
+            for step in [rig.write(whole()), Step::Sync { file: rig.file() }] {
+                assert!(!rig.answer(step, 0, negative(errno)));
+                assert_eq!(rig.finish().result, Ok(DiskOutput::Done));
+            }
+        }
+    }
+
+    #[test]
+    fn steps_are_not_repeated_for_ever() {
+        let Some(mut rig) = Rig::new() else { return };
+        let step = rig.read();
+        assert!(rig.answer(step, REPEATS_MAX, negative(Errno::INTR)));
+        let completion = rig.finish();
+        assert_eq!(completion.result.unwrap_err().kind, DiskErrorKind::Io);
+        assert!(completion.buffer.unwrap().is_empty());
+    }
+
+    #[test]
+    fn short_read_goes_on_where_it_ended() {
+        let Some(mut rig) = Rig::new() else { return };
+        let Step::Read { file, offset, len, read, mut buffer } = rig.read() else {
+            unreachable!("a read was made");
+        };
+        // What the first half is to have brought; the kernel brings the second.
+        buffer.spare_mut()[..2 * BLOCK_SIZE].fill(0xee);
+        let step = Step::Read { file, offset, len, read, buffer };
+        assert!(!rig.answer(step, 0, 2 * BLOCK_SIZE as i32));
+        let completion = rig.finish();
+        assert_eq!(completion.result, Ok(DiskOutput::Done));
+        let buffer = completion.buffer.unwrap();
+        let firsts: Vec<u8> = buffer.as_slice().chunks(BLOCK_SIZE).map(|block| block[0]).collect();
+        assert_eq!(firsts, [0xee, 0xee, 3, 4]);
+    }
+
+    /// Repeating it would overwrite a range whose state is unknown.
+    #[test]
+    fn short_write_is_reported_and_not_repeated() {
+        let Some(mut rig) = Rig::new() else { return };
+        for written in [0, BLOCK_SIZE as i32, LEN as i32 - 1] {
+            let step = rig.write(whole());
+            assert!(rig.answer(step, 0, written), "{written}");
+            let completion = rig.finish();
+            assert_eq!(completion.result.unwrap_err().kind, DiskErrorKind::ShortWrite);
+            assert_eq!(completion.buffer.unwrap().len(), LEN);
+        }
+    }
+
+    #[test]
+    fn errors_end_a_write_at_once() {
+        let Some(mut rig) = Rig::new() else { return };
+        for (errno, kind) in [
+            (Errno::NOSPC, DiskErrorKind::NoSpace),
+            (Errno::DQUOT, DiskErrorKind::NoSpace),
+            (Errno::IO, DiskErrorKind::Io),
+            (Errno::CANCELED, DiskErrorKind::Io),
+        ] {
+            let step = rig.write(whole());
+            assert!(rig.answer(step, 0, negative(errno)), "{errno}");
+            let completion = rig.finish();
+            assert_eq!(completion.result.unwrap_err().kind, kind);
+            assert_eq!(completion.buffer.unwrap().len(), LEN);
+        }
+    }
+
+    /// After an interruption Linux has closed the descriptor; it may be another file's by now.
+    #[test]
+    fn interrupted_close_is_not_repeated() {
+        let Some(mut rig) = Rig::new() else { return };
+        assert!(rig.answer(Step::Close { fd: -1 }, 0, negative(Errno::INTR)));
+        assert!(rig.finish().result.is_err());
+    }
+}

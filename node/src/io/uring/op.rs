@@ -185,13 +185,11 @@ impl Step {
                 let rw_flags = if durable { dsync() } else { 0 };
                 file.write(buffer.as_slice(), *offset, rw_flags, arena)
             }
-            Self::WriteSync { file, .. } => {
+            // Content, and the length where it has changed; not the times of the file, which would
+            // cost a commit of the file system's journal each time.
+            Self::WriteSync { file, .. } | Self::Sync { file } => {
                 let (target, flags) = file.target();
                 opcode::Fsync::new(target).flags(FsyncFlags::DATASYNC).build().flags(flags)
-            }
-            Self::Sync { file } => {
-                let (target, flags) = file.target();
-                opcode::Fsync::new(target).build().flags(flags)
             }
             Self::OpenDirectory { path } => {
                 opcode::OpenAt::new(root, path.as_ptr()).flags(bits(directory_flags())).build()

@@ -7,6 +7,8 @@ use storage::StoreStatus;
 
 use super::Door;
 use super::about::REDIS_VERSION;
+use crate::config::DurabilityMode;
+use crate::io::device::{DeviceProbe, SyncMethod};
 use crate::keyspace::Keyspace;
 use crate::resp::command::Tail;
 
@@ -17,8 +19,8 @@ pub struct NodeFacts {
     pub node_id: [u8; 20],
     /// The driver's name.
     pub driver: &'static str,
-    /// Whether files are opened with O_DIRECT.
-    pub direct: bool,
+    /// What is promised of writes and how that is kept.
+    pub durability: DurabilityFacts,
     /// The process' id.
     pub process_id: u32,
     /// The data directory.
@@ -35,8 +37,19 @@ pub struct NodeFacts {
     pub tail_uncertain_bytes: u64,
 }
 
-const SECTIONS: [&str; 7] =
-    ["Server", "Clients", "Memory", "Persistence", "Stats", "Keyspace", "Kadring"];
+/// What is promised of writes and how that is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct DurabilityFacts {
+    /// What a reply to a write promises.
+    pub mode: DurabilityMode,
+    /// How writes are made durable.
+    pub method: SyncMethod,
+    /// What was measured of the device.
+    pub probe: DeviceProbe,
+}
+
+const SECTIONS: [&str; 8] =
+    ["Server", "Clients", "Memory", "Persistence", "Durability", "Stats", "Keyspace", "Kadring"];
 
 impl Door {
     pub(super) fn info(&self, keyspace: &Keyspace, sections: Tail<'_>) -> String {
@@ -65,6 +78,7 @@ impl Door {
             "Clients" => self.clients(),
             "Memory" => self.memory(keyspace),
             "Persistence" => persistence(keyspace),
+            "Durability" => durability(&self.facts.durability),
             "Stats" => self.stats(keyspace),
             "Keyspace" => return keys(keyspace),
             _ => return self.kadring(keyspace),
@@ -137,8 +151,8 @@ impl Door {
         let mut fields = vec![
             ("node_id".to_owned(), hex(&facts.node_id)),
             ("io".to_owned(), facts.driver.to_owned()),
-            ("o_direct".to_owned(), u8::from(facts.direct).to_string()),
-            ("durability".to_owned(), "always".to_owned()),
+            ("o_direct".to_owned(), u8::from(facts.durability.probe.direct).to_string()),
+            ("durability".to_owned(), facts.durability.mode.name().to_owned()),
             ("shards".to_owned(), keyspace.stores().len().to_string()),
             ("damage_found_at_start".to_owned(), facts.damage_found.to_string()),
             ("tail_uncertain_bytes".to_owned(), facts.tail_uncertain_bytes.to_string()),
@@ -176,6 +190,21 @@ fn persistence(keyspace: &Keyspace) -> Vec<(&'static str, String)> {
         ("aof_enabled", "1".to_owned()),
         ("aof_last_write_status", status.to_owned()),
     ]
+}
+
+/// Times that were not measured, and a cache that is not known, are left out.
+fn durability(facts: &DurabilityFacts) -> Vec<(&'static str, String)> {
+    let DurabilityFacts { mode, method, probe } = facts;
+    let mut fields = vec![
+        ("durability", mode.name().to_owned()),
+        ("sync_method", method.name().to_owned()),
+        ("sync_method_measured", probe.choice.name().to_owned()),
+    ];
+    for (name, time) in [("write_dsync_us", probe.dsync_us), ("write_sync_us", probe.sync_us)] {
+        fields.extend(time.map(|time| (name, time.to_string())));
+    }
+    fields.extend(probe.write_cache.map(|cache| ("write_cache", cache.name().to_owned())));
+    fields
 }
 
 fn keys(keyspace: &Keyspace) -> Vec<(String, String)> {

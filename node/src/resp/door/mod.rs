@@ -36,7 +36,7 @@ use execute::{Caller, Outcome};
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
-pub use info::NodeFacts;
+pub use info::{DurabilityFacts, NodeFacts};
 
 /// Counters of the door since the start.
 #[derive(Clone, Copy, Debug, Default)]
