@@ -236,7 +236,8 @@ impl Work {
                 };
             }
             Self::Close { file } => OpenFile::close(file).await,
-            Self::Sync { file } => repeat(async || file.file.sync_all().await).await,
+            // Content, and the length where it has changed; not the times of the file.
+            Self::Sync { file } => repeat(async || file.file.sync_data().await).await,
             Self::CreateDirectory { path } => create_directory(&path).await,
             Self::SyncDirectory { path } => sync_directory(&path).await,
             Self::Rename { from, to } => {
