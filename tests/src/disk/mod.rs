@@ -229,24 +229,6 @@ impl SimulatedDisk {
         self.names.plant(&FileName::new(name), inode);
     }
 
-    /// Gives a file a second name at once, not durable until its directory is synced.
-    ///
-    /// # Errors
-    /// `NotFound` without such a file or directory, `Io` if the name is taken.
-    pub fn link(&mut self, from: &FileName, to: &FileName) -> Result<(), DiskErrorKind> {
-        let number = self.next_number();
-        self.names.link(number, from, to)
-    }
-
-    /// Removes an empty directory at once, not durably until its parent is synced.
-    ///
-    /// # Errors
-    /// `NotFound` without such a directory, `Io` if something is in it.
-    pub fn remove_directory(&mut self, name: &FileName) -> Result<(), DiskErrorKind> {
-        let number = self.next_number();
-        self.names.remove_directory(number, name)
-    }
-
     /// Number of requests submitted since the disk was new.
     #[must_use]
     pub fn request_count(&self) -> u64 {

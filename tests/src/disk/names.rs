@@ -17,8 +17,6 @@ enum Change {
     Create(FileName, InodeId),
     Rename(FileName, FileName, InodeId),
     Remove(FileName, InodeId),
-    Link(FileName, InodeId),
-    RemoveDirectory(FileName),
 }
 
 impl Change {
@@ -28,19 +26,16 @@ impl Change {
             Self::MakeDirectory(name)
             | Self::Create(name, _)
             | Self::Rename(name, ..)
-            | Self::Remove(name, _)
-            | Self::Link(name, _)
-            | Self::RemoveDirectory(name) => name.parent(),
+            | Self::Remove(name, _) => name.parent(),
         }
     }
 
     fn inode(&self) -> Option<InodeId> {
         match self {
-            Self::MakeDirectory(_) | Self::RemoveDirectory(_) => None,
-            Self::Create(_, inode)
-            | Self::Rename(_, _, inode)
-            | Self::Remove(_, inode)
-            | Self::Link(_, inode) => Some(*inode),
+            Self::MakeDirectory(_) => None,
+            Self::Create(_, inode) | Self::Rename(_, _, inode) | Self::Remove(_, inode) => {
+                Some(*inode)
+            }
         }
     }
 }
@@ -59,11 +54,6 @@ impl Tree {
             Change::Create(name, _) => !self.files.contains_key(name),
             Change::Rename(from, _, inode) => self.files.get(from) == Some(inode),
             Change::Remove(name, inode) => self.files.get(name) == Some(inode),
-            // A file without any name left is gone: nothing can be linked to it.
-            Change::Link(to, inode) => {
-                !self.files.contains_key(to) && self.files.values().any(|named| named == inode)
-            }
-            Change::RemoveDirectory(name) => self.is_empty_directory(name),
         }
     }
 
@@ -82,23 +72,12 @@ impl Tree {
             Change::Remove(name, _) => {
                 self.files.remove(name);
             }
-            Change::Link(to, inode) => {
-                self.files.insert(to.clone(), *inode);
-            }
-            Change::RemoveDirectory(name) => {
-                self.directories.remove(name);
-            }
         }
     }
 
     fn has_directory(&self, name: &FileName) -> bool {
         name.as_str().is_empty()
             || (self.directories.contains(name) && self.has_directory(&name.parent()))
-    }
-
-    fn is_empty_directory(&self, name: &FileName) -> bool {
-        !self.files.keys().any(|file| file.parent() == *name)
-            && !self.directories.iter().any(|inner| inner.parent() == *name && inner != name)
     }
 
     /// Drops what lies in directories that are not there.
@@ -182,36 +161,6 @@ impl Names {
     pub(super) fn remove(&mut self, number: u64, name: &FileName) -> Result<(), DiskErrorKind> {
         let inode = self.inode(name).ok_or(DiskErrorKind::NotFound)?;
         self.change(number, Change::Remove(name.clone(), inode));
-        Ok(())
-    }
-
-    /// Gives a file a second name, which must be free.
-    pub(super) fn link(
-        &mut self,
-        number: u64,
-        from: &FileName,
-        to: &FileName,
-    ) -> Result<(), DiskErrorKind> {
-        let inode = self.inode(from).ok_or(DiskErrorKind::NotFound)?;
-        self.require_directory(&to.parent())?;
-        if self.inode(to).is_some() {
-            return Err(DiskErrorKind::Io);
-        }
-        self.change(number, Change::Link(to.clone(), inode));
-        Ok(())
-    }
-
-    /// Removes a directory, which must be empty.
-    pub(super) fn remove_directory(
-        &mut self,
-        number: u64,
-        name: &FileName,
-    ) -> Result<(), DiskErrorKind> {
-        self.require_directory(name)?;
-        if !self.running.is_empty_directory(name) {
-            return Err(DiskErrorKind::Io);
-        }
-        self.change(number, Change::RemoveDirectory(name.clone()));
         Ok(())
     }
 

@@ -545,39 +545,6 @@ fn listing_names_the_files_of_one_directory() {
 }
 
 #[test]
-fn link_is_a_second_name_that_a_power_loss_may_take() {
-    let mut core = Core::with_log(40, 1);
-    let (log, copy) = (FileName::new("log"), FileName::new("copy"));
-    core.disk.link(&log, &copy).unwrap();
-    assert_eq!(core.disk.link(&log, &copy), Err(DiskErrorKind::Io));
-    core.done(durable(0, &[7]));
-    assert_eq!(sectors(&core.disk, "copy")[0], 7, "one file, two names");
-    assert_eq!(crashes(&core.disk, 50, names), ["copy log".to_owned(), "log".to_owned()].into());
-    core.done(sync_directory(""));
-    core.done(DiskOperation::Remove { name: log });
-    let seen = crashes(&core.disk, 50, |disk| (names(disk), sectors(disk, "copy")[0]));
-    assert_eq!(seen, [("copy".to_owned(), 7), ("copy log".to_owned(), 7)].into());
-}
-
-#[test]
-fn removed_directory_may_come_back_empty() {
-    let mut core = Core::new(41);
-    core.disk.plant_file("snapshot/a", b"1");
-    let directory = FileName::new("snapshot");
-    assert_eq!(core.disk.remove_directory(&directory), Err(DiskErrorKind::Io));
-    core.done(DiskOperation::Remove { name: directory.join("a") });
-    core.disk.remove_directory(&directory).unwrap();
-    let listing = |disk: &SimulatedDisk| {
-        let mut core = Core::on(disk.clone());
-        let list = DiskOperation::ListDirectory { name: FileName::new("snapshot") };
-        format!("{:?}", core.run(list).result.map_err(|error| error.kind))
-    };
-    assert_eq!(crashes(&core.disk, 100, listing).len(), 3, "with a file, empty, gone");
-    core.done(sync_directory(""));
-    assert_eq!(crashes(&core.disk, 20, listing).len(), 1, "a parent's sync covers the removal");
-}
-
-#[test]
 fn renamed_and_rewritten_file_may_show_its_old_content() {
     let mut core = Core::with_log(42, 2);
     core.done(durable(0, &[1, 1]));
