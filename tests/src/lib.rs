@@ -4,6 +4,7 @@
 
 pub mod crash_loop;
 pub mod disk;
+pub mod fuzz;
 pub mod ledger;
 pub mod node_process;
 pub mod resp_client;

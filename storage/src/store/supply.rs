@@ -115,7 +115,8 @@ impl SegmentSupply {
             self.finish(now, result);
         }
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
-        let wanted = wanted || self.wanted_frame_len > 0;
+        // A failure is also got rid of by trying again, whatever it was that was wanted.
+        let wanted = wanted || self.wanted_frame_len > 0 || self.failure.is_some();
         if wanted && due && self.preparing.is_none() && self.prepared.is_none() {
             self.start();
         }

@@ -1,14 +1,32 @@
-//! Runs seeds of the simulator: `sim store --seeds 200 --from 0`.
+//! Runs seeds of the simulator, on as many threads as there are cores.
 //!
-//! Prints one line per hundred seeds and a summary; a seed that fails is printed with the command
-//! that repeats it, and the exit code is 1.
+//! ```text
+//! sim store --seeds 500 --operations 5000     long traces, crashes at sampled places
+//! sim store --seeds 200                       short traces, a crash at every disk request
+//! sim store --exhaustive                      every image that a power loss can leave
+//! sim errors --seeds 4                        each request fails in each way
+//! ```
+//!
+//! A seed that fails is printed with the command that repeats it, and the exit code is 1.
 
 #![expect(clippy::print_stdout, reason = "the output is what this program is for")]
 
+use std::cell::Cell;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
-use clap::{Parser, Subcommand};
-use kadring_tests::store_world::{self, Summary, Trial};
+use clap::{Args, Parser, Subcommand};
+use kadring_tests::store_world::{self, Crashes, NthFailure, Summary, Trial, errors};
+
+/// Most images in one seed of an exhaustive run, unless told otherwise.
+const IMAGES_MAX: u64 = 4_096;
+
+thread_local! {
+    /// The seed that this thread tries: a panic ends the program, and the seed must be known.
+    static SEED: Cell<u64> = const { Cell::new(0) };
+}
 
 /// Tries many seeds of the simulated world.
 #[derive(Debug, Parser)]
@@ -18,59 +36,150 @@ struct Arguments {
     what: What,
 }
 
+#[derive(Debug, Args)]
+struct Seeds {
+    /// How many seeds.
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// The first one.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Goes on after a seed that failed.
+    #[arg(long)]
+    keep_going: bool,
+    /// Threads, by default one for each core.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
-    /// One store, with a crash at every disk request.
+    /// One store, with crashes: at every disk request if the trace is short, else at some.
     Store {
-        /// How many seeds.
-        #[arg(long, default_value_t = 200)]
-        seeds: u64,
-        /// The first one.
-        #[arg(long, default_value_t = 0)]
-        from: u64,
-        /// Commands between two starts, at most.
+        #[command(flatten)]
+        seeds: Seeds,
+        /// Commands of a seed.
+        #[arg(long, default_value_t = 100)]
+        operations: u32,
+        /// Tries every image that a power loss can leave where at most 12 pieces are in doubt, and
+        /// every second crash during recovery.
         #[arg(long)]
-        operations: Option<u32>,
-        /// Goes on after a seed that failed.
+        exhaustive: bool,
+        /// Images in one seed of an exhaustive run, about.
+        #[arg(long, default_value_t = IMAGES_MAX)]
+        images: u64,
+    },
+    /// One store without crashes, as often as it has requests: each fails in each way.
+    Errors {
+        #[command(flatten)]
+        seeds: Seeds,
+        /// Commands of a seed.
+        #[arg(long, default_value_t = 40)]
+        operations: u32,
+        /// Only this request fails.
+        #[arg(long, requires = "error")]
+        nth: Option<u64>,
+        /// How: eio, enospc, edquot or short.
         #[arg(long)]
-        keep_going: bool,
+        error: Option<String>,
+        /// And all after it.
+        #[arg(long)]
+        sticky: bool,
     },
 }
 
 fn main() -> ExitCode {
-    let What::Store { seeds, from, operations, keep_going } = Arguments::parse().what;
-    let mut trial = Trial::default();
-    trial.operations_max = operations.unwrap_or(trial.operations_max);
-    let (mut failed, mut total) = (0, Summary::default());
-    for seed in from..from.saturating_add(seeds) {
-        // A panic ends this program at once; the seed must be known all the same.
-        std::panic::set_hook(Box::new(move |panic| {
-            eprintln!("{panic}\nSEED={seed}\nrepeat: sim store --seeds 1 --from {seed}");
-        }));
-        match store_world::run(seed, trial) {
-            Ok(summary) => add(&mut total, summary),
-            Err(error) => {
-                eprintln!("{error}\n");
-                failed += 1;
-                if !keep_going {
-                    return ExitCode::FAILURE;
-                }
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!(
+            "{panic}\nSEED={0}\nrepeat: the same command with --seeds 1 --from {0}",
+            SEED.get()
+        );
+    }));
+    match Arguments::parse().what {
+        What::Store { seeds, operations, exhaustive, images } => {
+            let mut trial = Trial::of(operations);
+            if exhaustive {
+                trial.crashes = Crashes::Exhaustive { images_max: images };
             }
+            run_stores(&seeds, trial)
+        }
+        What::Errors { seeds, operations, nth, error, sticky } => {
+            let error = error.map(|name| errors::named(&name).ok_or(name));
+            let error = match error.transpose() {
+                Ok(error) => error,
+                Err(name) => {
+                    eprintln!("no such error: {name}");
+                    return ExitCode::from(2);
+                }
+            };
+            let only = nth.zip(error).map(|(nth, error)| NthFailure { nth, error, sticky });
+            run_errors(&seeds, operations, only)
         }
     }
+}
+
+fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
+    let total = Mutex::new(Summary::default());
+    let failed = run_all(seeds, |seed| {
+        let summary = store_world::run(seed, trial).map_err(|error| vec![error])?;
+        add(&mut total.lock().unwrap_or_else(std::sync::PoisonError::into_inner), &summary);
+        Ok(())
+    });
+    let total = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     println!(
-        "{} seeds ok, {failed} failed: {} commands, {} disk requests, {} crashes recovered twice",
-        seeds - failed,
-        total.operations,
-        total.requests,
-        total.crashes
+        "{} commands, {} disk requests, {} starts, {} crash images, {} damaged stores",
+        total.operations, total.requests, total.generations, total.crashes, total.damaged
     );
+    finish(seeds, failed)
+}
+
+fn run_errors(seeds: &Seeds, operations: u32, only: Option<NthFailure>) -> ExitCode {
+    let (requests, runs) = (AtomicU64::new(0), AtomicU64::new(0));
+    let failed = run_all(seeds, |seed| {
+        let summary = errors::run(seed, operations, only)?;
+        requests.fetch_add(summary.requests, Ordering::Relaxed);
+        runs.fetch_add(summary.runs, Ordering::Relaxed);
+        Ok(())
+    });
+    println!("{} disk requests, {} runs", requests.into_inner(), runs.into_inner());
+    finish(seeds, failed)
+}
+
+fn finish(seeds: &Seeds, failed: u64) -> ExitCode {
+    println!("{} seeds from {}, {failed} failed", seeds.seeds, seeds.from);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn add(total: &mut Summary, summary: Summary) {
+/// Tries all seeds and prints what went wrong; returns how many failed.
+fn run_all(seeds: &Seeds, run: impl Fn(u64) -> Result<(), Vec<String>> + Sync) -> u64 {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let end = seeds.from.saturating_add(seeds.seeds);
+    let (next, failed) = (AtomicU64::new(seeds.from), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..seeds.threads.unwrap_or(cores) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        break;
+                    }
+                    SEED.set(seed);
+                    let Err(complaints) = run(seed) else { continue };
+                    eprintln!("{}\n", complaints.join("\n\n"));
+                    failed.fetch_add(1, Ordering::Relaxed);
+                    stop.fetch_or(!seeds.keep_going, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    failed.into_inner()
+}
+
+fn add(total: &mut Summary, summary: &Summary) {
     total.operations += summary.operations;
     total.requests += summary.requests;
     total.crashes += summary.crashes;
     total.generations += summary.generations;
+    total.damaged += summary.damaged;
 }

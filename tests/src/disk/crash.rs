@@ -3,6 +3,7 @@
 //! Everything is reduced to yes-or-no questions, asked in a fixed order. A power loss answers them
 //! from a seed; the enumeration answers them in every possible way.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use fastrand::Rng;
@@ -39,6 +40,16 @@ pub enum CrashUnit {
     Block,
     /// The whole write.
     Write,
+}
+
+/// What the disk writes as a whole: smaller pieces never tear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SectorSize {
+    /// 512 bytes, as most disks emulate.
+    #[default]
+    Bytes512,
+    /// 4 KiB, native.
+    Bytes4096,
 }
 
 /// What a lost sector of a pending write holds.
@@ -143,6 +154,7 @@ pub(super) struct BlockFate {
 /// Answers the questions of one power loss.
 pub(super) struct Choices<'a> {
     source: Source<'a>,
+    sector: SectorSize,
     /// Whether the write at hand is kept, where it is kept or lost as a whole.
     write_kept: bool,
     /// How many more sectors of the write at hand are kept, where a prefix is.
@@ -150,8 +162,8 @@ pub(super) struct Choices<'a> {
 }
 
 impl<'a> Choices<'a> {
-    fn new(source: Source<'a>) -> Self {
-        Self { source, write_kept: false, prefix: 0 }
+    fn new(source: Source<'a>, sector: SectorSize) -> Self {
+        Self { source, sector, write_kept: false, prefix: 0 }
     }
 
     /// Whether a change of a name survives.
@@ -194,6 +206,9 @@ impl<'a> Choices<'a> {
             Source::Drawn { rng, plan, .. } => {
                 self.write_kept = survives(rng, plan.contents);
                 self.prefix = rng.usize(..=sectors);
+                if self.sector == SectorSize::Bytes4096 {
+                    self.prefix -= self.prefix % SECTORS_PER_BLOCK;
+                }
             }
             Source::Listed { path, unit: CrashUnit::Write } => self.write_kept = path.answer(),
             Source::Listed { .. } => {}
@@ -225,7 +240,7 @@ impl<'a> Choices<'a> {
                         mask_of(|bit| open & bit != 0 && survives(rng, survival))
                     }
                 };
-                BlockFate { kept, noise: noise(rng, plan.lost, open & !kept) }
+                BlockFate { kept, noise: noise(rng, plan.lost, open & !kept, self.sector) }
             }
         }
     }
@@ -252,18 +267,25 @@ fn mask_of(mut sector: impl FnMut(u8) -> bool) -> u8 {
     (0..SECTORS_PER_BLOCK).map(|index| 1 << index).filter(|bit| sector(*bit)).sum()
 }
 
-fn noise(rng: &mut Rng, lost: LostSector, sectors: u8) -> Option<(u8, Block)> {
+fn noise(rng: &mut Rng, lost: LostSector, sectors: u8, sector: SectorSize) -> Option<(u8, Block)> {
     if lost == LostSector::Old || sectors == 0 {
         return None;
     }
-    let mask = mask_of(|bit| sectors & bit != 0 && rng.u8(..4) == 0);
+    let mask = match sector {
+        SectorSize::Bytes512 => mask_of(|bit| sectors & bit != 0 && rng.u8(..4) == 0),
+        SectorSize::Bytes4096 if sectors == u8::MAX && rng.u8(..4) == 0 => u8::MAX,
+        SectorSize::Bytes4096 => 0,
+    };
+    if mask == 0 {
+        return None;
+    }
     let mut bytes = [0; BLOCK_SIZE];
     if lost == LostSector::SometimesGarbage {
         for sector in bytes.chunks_mut(SECTOR_SIZE) {
             rng.fill(sector);
         }
     }
-    (mask != 0).then(|| (mask, Block::new(&bytes)))
+    Some((mask, Block::new(&bytes)))
 }
 
 impl SimulatedDisk {
@@ -289,7 +311,14 @@ impl SimulatedDisk {
             }
         };
         let seed = rng.u64(..);
-        let mut disk = pending.resolve(&mut Choices::new(Source::Drawn { rng, plan, stale }));
+        let plan = match (self.sector, plan.unit) {
+            (SectorSize::Bytes4096, CrashUnit::Sector) => {
+                CrashPlan { unit: CrashUnit::Block, ..plan }
+            }
+            _ => plan,
+        };
+        let source = Source::Drawn { rng, plan, stale };
+        let mut disk = pending.resolve(&mut Choices::new(source, self.sector));
         disk.rng = Rng::with_seed(seed);
         disk
     }
@@ -303,7 +332,8 @@ impl SimulatedDisk {
     pub fn crash_images(&self, limit: usize) -> CrashImages {
         let disk = self.with_requests_pending();
         let units = [CrashUnit::Sector, CrashUnit::Block, CrashUnit::Write];
-        let unit = units.into_iter().find(|unit| {
+        let mut units = units.into_iter().filter(|unit| self.tears(*unit));
+        let unit = units.find(|unit| {
             let questions = disk.questions(*unit);
             questions <= EXHAUSTIVE_QUESTIONS_MAX && 1 << questions <= limit
         });
@@ -320,7 +350,12 @@ impl SimulatedDisk {
     /// Number of pieces of work, names and sectors, that a power loss may now keep or lose.
     #[must_use]
     pub fn pending_items(&self) -> usize {
-        self.with_requests_pending().questions(CrashUnit::Sector)
+        let unit = if self.tears(CrashUnit::Sector) { CrashUnit::Sector } else { CrashUnit::Block };
+        self.with_requests_pending().questions(unit)
+    }
+
+    fn tears(&self, unit: CrashUnit) -> bool {
+        unit != CrashUnit::Sector || self.sector == SectorSize::Bytes512
     }
 
     /// Kills the process without a power loss: completed work stays in the page cache, as little
@@ -352,6 +387,8 @@ impl SimulatedDisk {
             open: std::collections::BTreeMap::new(),
             in_flight: Vec::new(),
             faults: Faults::default(),
+            past_writes: VecDeque::new(),
+            sector: self.sector,
             capacity: self.capacity,
             statistics: self.statistics,
             completed: self.completed,
@@ -425,10 +462,11 @@ impl Iterator for CrashImages {
             return Some(self.disk.crash(&mut self.rng));
         };
         let unit = *unit;
-        let image = self.disk.resolve(&mut Choices::new(Source::Listed { path, unit }));
+        let source = Source::Listed { path, unit };
+        let image = self.disk.resolve(&mut Choices::new(source, self.disk.sector));
         if !path.advance() {
             self.listing = None;
-            if unit == CrashUnit::Sector {
+            if unit == CrashUnit::Sector || self.disk.sector == SectorSize::Bytes4096 {
                 self.left = 0;
             }
         }

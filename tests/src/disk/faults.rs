@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use wal::disk::{BLOCK_SIZE, DiskErrorKind, DiskOperation};
+use wal::disk::{BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation};
 
-use super::SimulatedDisk;
-use super::file::SECTOR_SIZE;
+use super::file::{Block, SECTOR_SIZE};
+use super::names::InodeId;
+use super::{SimulatedDisk, code_of};
 
 /// Which requests a planned failure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,7 +43,9 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
-    pub(super) fn of(operation: &DiskOperation) -> Self {
+    /// The kind of an operation.
+    #[must_use]
+    pub fn of(operation: &DiskOperation) -> Self {
         match operation {
             DiskOperation::CreateDirectory { .. } => Self::CreateDirectory,
             DiskOperation::ListDirectory { .. } => Self::ListDirectory,
@@ -61,14 +64,51 @@ impl OperationKind {
     }
 }
 
+impl OperationKind {
+    /// Whether the error has a meaning for such a request.
+    fn can_end_with(self, error: DiskErrorKind) -> bool {
+        match error {
+            DiskErrorKind::ShortWrite => self == Self::Write,
+            DiskErrorKind::NoSpace => {
+                !matches!(self, Self::Read | Self::Close | Self::ListDirectory | Self::Remove)
+            }
+            _ => true,
+        }
+    }
+}
+
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    Fail(DiskErrorKind),
+    Fail(DiskError),
     /// The write lands at this offset and reports success.
     Misdirect(u64),
     /// The write lands nowhere and reports success.
     Lose,
+}
+
+/// Durable writes that are remembered for damage at rest.
+pub(super) const PAST_WRITES_MAX: usize = 64;
+
+/// A durable write and what its range held before.
+#[derive(Clone, Debug)]
+pub(super) struct PastWrite {
+    pub(super) inode: InodeId,
+    /// Its first block.
+    pub(super) first: u64,
+    pub(super) old: Vec<Block>,
+}
+
+/// Where a durable write landed; valid until the next request completes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenRange {
+    index: usize,
+    /// The file.
+    pub name: String,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How many bytes.
+    pub len: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -76,7 +116,7 @@ struct PlannedFailure {
     kind: OperationKind,
     /// How many more requests of the kind until it strikes.
     until: u64,
-    error: DiskErrorKind,
+    error: DiskError,
     sticky: bool,
 }
 
@@ -97,7 +137,7 @@ impl Faults {
             }
             failure.until = failure.until.saturating_sub(1);
             let strikes = failure.until == 0;
-            if strikes {
+            if strikes && kind.can_end_with(failure.error.kind) {
                 struck = struck.or(Some(Fault::Fail(failure.error)));
             }
             !strikes || failure.sticky
@@ -115,11 +155,20 @@ impl SimulatedDisk {
     ///
     /// A write that fails with `Io` may have landed in part, with `ShortWrite` a prefix of it has,
     /// and no later sync makes that durable. A failed sync leaves what it should have covered in
-    /// doubt for ever, as kernels do. Everything else that fails has no effect.
+    /// doubt for ever, as kernels do. Everything else that fails has no effect. Where the error has
+    /// no meaning (a short write, of a sync) the request goes on unharmed.
     ///
     /// # Panics
     /// If `n` is 0.
     pub fn fail_nth(&mut self, n: u64, kind: OperationKind, error: DiskErrorKind, sticky: bool) {
+        self.fail_nth_with(n, kind, DiskError { kind: error, code: code_of(error) }, sticky);
+    }
+
+    /// Like [`SimulatedDisk::fail_nth`], with the operating system's error number.
+    ///
+    /// # Panics
+    /// If `n` is 0.
+    pub fn fail_nth_with(&mut self, n: u64, kind: OperationKind, error: DiskError, sticky: bool) {
         assert!(n > 0, "the first request is number 1");
         self.faults.failures.push(PlannedFailure { kind, until: n, error, sticky });
     }
@@ -154,6 +203,41 @@ impl SimulatedDisk {
     /// If there is no such file.
     pub fn fail_reads(&mut self, name: &str, offset: u64, len: u64) {
         Arc::make_mut(self.inode_named(name)).spoil(offset, len);
+    }
+
+    /// The newest durable writes into files that still have a name, oldest first.
+    #[must_use]
+    pub fn past_writes(&self) -> Vec<WrittenRange> {
+        let named: Vec<_> = self.names.files().collect();
+        let range = |(index, write): (usize, &PastWrite)| {
+            let (name, _) = named.iter().find(|(_, inode)| *inode == write.inode)?;
+            Some(WrittenRange {
+                index,
+                name: name.as_str().to_owned(),
+                offset: write.first * BLOCK_SIZE as u64,
+                len: write.old.len() * BLOCK_SIZE,
+            })
+        };
+        self.past_writes.iter().enumerate().filter_map(range).collect()
+    }
+
+    /// Makes a past write look as if it had gone astray: its range holds what it held before, and
+    /// `victim`, a file and a block's offset there, holds what was written (as far as that file
+    /// goes). Without a victim the write went nowhere.
+    ///
+    /// # Panics
+    /// If the range is not one of [`SimulatedDisk::past_writes`], or there is no such file.
+    pub fn misdirect_at_rest(&mut self, written: &WrittenRange, victim: Option<(&str, u64)>) {
+        let start = usize::try_from(written.offset).expect("a simulated file fits in memory");
+        let bytes = self.read_file(&written.name)[start..start + written.len].to_vec();
+        let old = self.past_writes[written.index].old.clone();
+        let old: Vec<u8> = old.iter().flat_map(|block| *block.as_slice()).collect();
+        self.overwrite_at_rest(&written.name, written.offset, &old);
+        if let Some((name, offset)) = victim {
+            let room = self.inode_named(name).len().saturating_sub(offset);
+            let len = bytes.len().min(usize::try_from(room).expect("it fits in memory"));
+            self.overwrite_at_rest(name, offset, &bytes[..len]);
+        }
     }
 
     /// Changes a byte at rest.

@@ -423,6 +423,11 @@ impl Inode {
         self.unreadable.extend(offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES));
     }
 
+    /// `count` durable blocks from block `first` on.
+    pub(super) fn durable_range(&self, first: u64, count: usize) -> Vec<Block> {
+        (first..).take(count).map(|index| self.durable.block(index)).collect()
+    }
+
     /// Durable blocks that are not zeros, for use as stale content elsewhere.
     pub(super) fn durable_blocks(&self) -> impl Iterator<Item = &Block> {
         self.durable.0.values()

@@ -14,6 +14,7 @@
 //!   each creation, renaming and removal, as far as what it builds on survived;
 //! * a sync covers what completed before it was submitted; a failed one leaves that in doubt for
 //!   ever, whatever is synced later;
+//! * the sector that never tears is 512 bytes or 4 KiB, as told;
 //! * an emptied file (`Create` over an existing name) may come back whole until it is synced.
 //!
 //! Whatever real drivers give no order for is a panic here: overlapping requests in flight, the use
@@ -22,7 +23,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -44,13 +45,14 @@ mod names;
 mod tests;
 
 pub use crash::{
-    CrashImages, CrashPlan, CrashUnit, EXHAUSTIVE_QUESTIONS_MAX, ExposedBlock, LostSector, Survival,
+    CrashImages, CrashPlan, CrashUnit, EXHAUSTIVE_QUESTIONS_MAX, ExposedBlock, LostSector,
+    SectorSize, Survival,
 };
 pub use drive::{run_procedure, run_procedure_until};
-pub use faults::OperationKind;
+pub use faults::{OperationKind, WrittenRange};
 pub use file::SECTOR_SIZE;
 
-use faults::{Fault, Faults};
+use faults::{Fault, Faults, PAST_WRITES_MAX, PastWrite};
 use file::{Inode, Landing, blocks_of};
 use names::{InodeId, Names};
 
@@ -101,7 +103,7 @@ impl InFlight {
     fn changes_nothing(&self) -> bool {
         match (self.fault, &self.operation) {
             (Some(Fault::Fail(error)), DiskOperation::Write { .. }) => {
-                !matches!(error, DiskErrorKind::Io | DiskErrorKind::ShortWrite)
+                !matches!(error.kind, DiskErrorKind::Io | DiskErrorKind::ShortWrite)
             }
             (Some(Fault::Fail(_)), _) => true,
             _ => false,
@@ -116,6 +118,9 @@ pub struct SimulatedDisk {
     open: BTreeMap<(u16, FileId), OpenFile>,
     in_flight: Vec<InFlight>,
     faults: Faults,
+    /// The newest durable writes, for damage at rest.
+    past_writes: VecDeque<PastWrite>,
+    sector: SectorSize,
     capacity: Option<u64>,
     statistics: Statistics,
     completed: u64,
@@ -133,12 +138,19 @@ impl SimulatedDisk {
             open: BTreeMap::new(),
             in_flight: Vec::new(),
             faults: Faults::default(),
+            past_writes: VecDeque::new(),
+            sector: SectorSize::default(),
             capacity: None,
             statistics: Statistics::default(),
             completed: 0,
             inodes_made: 0,
             rng: Rng::with_seed(seed),
         }
+    }
+
+    /// Says what this disk writes as a whole.
+    pub fn set_sector_size(&mut self, sector: SectorSize) {
+        self.sector = sector;
     }
 
     /// Begins a request of the core `owner`, whose file and request ids are its own.
@@ -152,7 +164,8 @@ impl SimulatedDisk {
         let kind = OperationKind::of(&operation);
         let mut fault = self.faults.strike(kind);
         if fault.is_none() && !self.has_room_for(inode, &operation) {
-            fault = Some(Fault::Fail(DiskErrorKind::NoSpace));
+            let error = DiskErrorKind::NoSpace;
+            fault = Some(Fault::Fail(DiskError { kind: error, code: code_of(error) }));
         }
         let covers = self.completed;
         self.in_flight.push(InFlight { owner, id, operation, inode, covers, fault });
@@ -277,7 +290,10 @@ impl SimulatedDisk {
             _ => self.carry_out(&mut request),
         };
         self.statistics.failures += u64::from(result.is_err());
-        let result = result.map_err(|kind| DiskError { kind, code: code_of(kind) });
+        let result = result.map_err(|kind| match request.fault {
+            Some(Fault::Fail(error)) if error.kind == kind => error,
+            _ => DiskError { kind, code: code_of(kind) },
+        });
         let buffer = match request.operation {
             DiskOperation::Read { buffer, .. } | DiskOperation::Write { buffer, .. } => {
                 Some(buffer)
@@ -289,7 +305,7 @@ impl SimulatedDisk {
 
     fn carry_out(&mut self, request: &mut InFlight) -> Result<DiskOutput, DiskErrorKind> {
         let failure = match request.fault {
-            Some(Fault::Fail(error)) => Err(error),
+            Some(Fault::Fail(error)) => Err(error.kind),
             _ => Ok(()),
         };
         let number = self.next_number();
@@ -375,6 +391,9 @@ impl SimulatedDisk {
         let Some(Fault::Fail(error)) = request.fault else {
             self.land(number, request, *offset, buffer.as_slice(), |_| true);
             if *durability == Durability::Durable {
+                if request.fault.is_none() {
+                    self.note_past_write(id, *offset, buffer.as_slice());
+                }
                 self.inode_mut(id).settle_write(number);
             }
             return Ok(());
@@ -383,13 +402,22 @@ impl SimulatedDisk {
             let blocks = buffer.len() / BLOCK_SIZE;
             let prefix = self.rng.usize(..blocks.max(1));
             let mut rng = self.rng.fork();
-            let is_short = error == DiskErrorKind::ShortWrite;
+            let is_short = error.kind == DiskErrorKind::ShortWrite;
             self.land(number, request, *offset, buffer.as_slice(), |block| {
                 if is_short { block < prefix } else { rng.bool() }
             });
             self.inode_mut(id).fail_write(number);
         }
-        Err(error)
+        Err(error.kind)
+    }
+
+    fn note_past_write(&mut self, inode: InodeId, offset: u64, bytes: &[u8]) {
+        let first = offset / BLOCK_SIZE as u64;
+        let old = self.inodes[&inode].durable_range(first, bytes.len() / BLOCK_SIZE);
+        if self.past_writes.len() == PAST_WRITES_MAX {
+            self.past_writes.pop_front();
+        }
+        self.past_writes.push_back(PastWrite { inode, first, old });
     }
 
     /// Lets a write reach the operating system, as far as its blocks are `landed`.
@@ -522,6 +550,8 @@ impl Clone for SimulatedDisk {
             open: self.open.clone(),
             in_flight: in_flight.collect(),
             faults: self.faults.clone(),
+            past_writes: self.past_writes.clone(),
+            sector: self.sector,
             capacity: self.capacity,
             statistics: self.statistics,
             completed: self.completed,

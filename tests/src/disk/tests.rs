@@ -544,6 +544,65 @@ fn listing_names_the_files_of_one_directory() {
     assert_eq!(core.error(rename("none", "some")), DiskErrorKind::NotFound);
 }
 
+#[test]
+fn renamed_and_rewritten_file_may_show_its_old_content() {
+    let mut core = Core::with_log(42, 2);
+    core.done(durable(0, &[1, 1]));
+    core.done(rename("log", "recycled"));
+    core.done(sync_directory(""));
+    core.done(cached(0, &[2, 2]));
+    let seen = crashes(&core.disk, 200, |disk| sectors(disk, "recycled"));
+    assert!(seen.contains(&vec![1; 16]) && seen.contains(&vec![2; 16]));
+}
+
+#[test]
+fn native_sectors_of_4_kib_do_not_tear() {
+    let mut core = Core::with_log(43, 3);
+    core.disk.set_sector_size(SectorSize::Bytes4096);
+    core.done(cached(0, &[7, 7, 7]));
+    assert_eq!(core.disk.pending_items(), 3);
+    let whole =
+        |sectors: &[u8]| sectors.chunks(8).all(|block| block.iter().all(|s| *s == block[0]));
+    let mut rng = Rng::with_seed(43);
+    for _ in 0..300 {
+        let lost = LostSector::SometimesGarbage;
+        let plan = CrashPlan { lost, ..CrashPlan::draw(&mut rng) };
+        let image = core.disk.crash_with(&mut rng, plan);
+        let bytes = image.read_file("log");
+        for block in bytes.chunks(BLOCK_SIZE) {
+            let noise = block[0] != block[1] || block[1] != block[2];
+            assert!(noise || block.iter().all(|byte| *byte == block[0]));
+        }
+    }
+    let images = core.images(4096);
+    assert_eq!(images.len(), 8);
+    assert!(images.iter().all(|image| whole(&sectors(image, "log"))));
+}
+
+#[test]
+fn past_write_goes_astray_at_rest() {
+    let mut core = Core::with_log(44, 4);
+    core.done(durable(0, &[1]));
+    core.done(durable(0, &[2]));
+    core.done(durable(1, &[3]));
+    let writes = core.disk.past_writes();
+    assert_eq!((writes.len(), writes[1].offset, writes[1].len), (3, 0, BLOCK_SIZE));
+    core.disk.misdirect_at_rest(&writes[1], Some(("log", 3 * BLOCK_SIZE as u64)));
+    let fills: Vec<_> = sectors(&core.disk, "log").into_iter().step_by(8).collect();
+    assert_eq!(fills, [1, 3, 0, 2]);
+    core.disk.misdirect_at_rest(&writes[2], None);
+    let bytes = core.disk.durable_file("log").unwrap();
+    assert_eq!((bytes[0], bytes[BLOCK_SIZE]), (1, 0));
+}
+
+#[test]
+fn planned_failure_tells_its_error_number() {
+    let mut core = Core::with_log(45, 1);
+    let quota = DiskError { kind: DiskErrorKind::NoSpace, code: 122 };
+    core.disk.fail_nth_with(1, OperationKind::Write, quota, false);
+    assert_eq!(core.run(cached(0, &[1])).result.unwrap_err(), quota);
+}
+
 /// A mixed workload with several requests in flight; returns the order of completions.
 fn churn(core: &mut Core, requests: Range<u64>) -> Vec<RequestId> {
     let mut order = Vec::new();

@@ -1,9 +1,15 @@
 //! What a store may answer: every state that was ever given to each key, by record number.
 
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use bytes::Bytes;
 use storage::KeyRef;
 use wal::Lsn;
 use wal::record::{Key, Version};
+
+/// Acknowledged steps are forgotten once a key has this many.
+const STEPS_KEPT: usize = 16;
 
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,15 +28,19 @@ pub enum KeyState {
 }
 
 impl KeyState {
+    /// Whether the key is seen to be gone at `now_ms`.
+    #[must_use]
+    pub fn is_gone(&self, now_ms: u64) -> bool {
+        match self {
+            Self::Absent => true,
+            Self::Present { expiry_ms, .. } => *expiry_ms != 0 && *expiry_ms <= now_ms,
+        }
+    }
+
     /// What is seen of this state at `now_ms`.
     #[must_use]
     pub fn seen_at(&self, now_ms: u64) -> Self {
-        match self {
-            Self::Present { expiry_ms, .. } if *expiry_ms != 0 && *expiry_ms <= now_ms => {
-                Self::Absent
-            }
-            other => other.clone(),
-        }
+        if self.is_gone(now_ms) { Self::Absent } else { self.clone() }
     }
 
     /// A short form for messages: values by length and first bytes.
@@ -45,12 +55,51 @@ impl KeyState {
             }
         }
     }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        if let Self::Present { value, version, expiry_ms } = self {
+            (value, version, expiry_ms).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Step {
     lsn: Lsn,
     state: KeyState,
+}
+
+/// How the ids of the keys lie in the key space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyPattern {
+    /// All over it.
+    Spread,
+    /// Half of them share their first 40 bits, in groups.
+    Prefix40,
+    /// Nearly all of them share their first 60 bits.
+    Prefix60,
+}
+
+impl KeyPattern {
+    fn key(self, index: usize) -> ModelKey {
+        let number = index as u64;
+        let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
+        let mut id = [0; 20];
+        id[..8].copy_from_slice(&spread);
+        match self {
+            Self::Spread => {}
+            Self::Prefix40 if index.is_multiple_of(2) => {
+                let group = (number / 24).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
+                id[..5].copy_from_slice(&group[..5]);
+            }
+            Self::Prefix60 if !index.is_multiple_of(16) => id[..8].copy_from_slice(&[0xAB; 8]),
+            Self::Prefix40 | Self::Prefix60 => {}
+        }
+        id[12..].copy_from_slice(&number.to_be_bytes());
+        ModelKey { id: Key(id), user_key: format!("key {index}").into_bytes() }
+    }
 }
 
 /// A key of the model, as the store's commands take it.
@@ -70,32 +119,58 @@ impl ModelKey {
     }
 }
 
-/// All keys and, for each, the states it was given since the last start.
+/// The moments that decide what has expired.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// What the store takes for now.
+    pub now_ms: u64,
+    /// The latest that any store took for now; what had expired by then need not come back when
+    /// the clock was set back across a start.
+    pub seen_max_ms: u64,
+}
+
+/// What was found of a key: a state, or that it cannot be told.
+pub type Found = Result<KeyState, storage::ReadError>;
+
+/// All keys and, for each, the states it was given.
 #[derive(Clone, Debug)]
 pub struct Model {
     keys: Vec<ModelKey>,
     histories: Vec<Vec<Step>>,
+    /// Fingerprints of all states each key ever had.
+    ever: Vec<BTreeSet<u64>>,
+    /// Everything up to here is acknowledged.
+    durable_lsn: Lsn,
 }
 
 impl Model {
     /// A model of `count` keys, all absent.
     #[must_use]
-    pub fn new(count: usize) -> Self {
-        let key = |index: usize| {
-            let mut id = [0; 20];
-            // Spread over the key space, some of them with a long common prefix.
-            id[0] = u8::try_from(index / 3 * 37 % 256).expect("below 256");
-            id[19] = u8::try_from(index % 256).expect("below 256");
-            ModelKey { id: Key(id), user_key: format!("key {index}").into_bytes() }
-        };
+    pub fn new(count: usize, pattern: KeyPattern) -> Self {
         let blank = vec![Step { lsn: Lsn::ZERO, state: KeyState::Absent }];
-        Self { keys: (0..count).map(key).collect(), histories: vec![blank; count] }
+        Self {
+            keys: (0..count).map(|index| pattern.key(index)).collect(),
+            histories: vec![blank; count],
+            ever: vec![BTreeSet::new(); count],
+            durable_lsn: Lsn::ZERO,
+        }
     }
 
     /// The keys.
     #[must_use]
     pub fn keys(&self) -> &[ModelKey] {
         &self.keys
+    }
+
+    /// Everything up to here is acknowledged.
+    #[must_use]
+    pub fn durable_lsn(&self) -> Lsn {
+        self.durable_lsn
+    }
+
+    /// Notes that everything up to `lsn` is acknowledged.
+    pub fn acknowledge(&mut self, lsn: Lsn) {
+        self.durable_lsn = lsn;
     }
 
     /// The newest state of a key, and the record that gave it.
@@ -107,6 +182,11 @@ impl Model {
 
     /// Notes that record `lsn` gave a key this state.
     pub fn push(&mut self, key: usize, lsn: Lsn, state: KeyState) {
+        if self.histories[key].len() >= STEPS_KEPT {
+            let first = self.first_allowed(key);
+            self.histories[key].drain(..first);
+        }
+        self.ever[key].insert(state.fingerprint());
         self.histories[key].push(Step { lsn, state });
     }
 
@@ -115,11 +195,25 @@ impl Model {
         (0..self.keys.len()).for_each(|key| self.push(key, lsn, KeyState::Absent));
     }
 
-    /// Takes what a recovery found as the states that are durable from now on.
-    pub fn rebase(&mut self, found: &[KeyState]) {
-        for (history, state) in self.histories.iter_mut().zip(found) {
-            *history = vec![Step { lsn: Lsn::ZERO, state: state.clone() }];
+    /// Takes what a recovery found at `now_ms` as the states that are durable from now on.
+    ///
+    /// What had expired then may be back after the next start, if the operator sets the clock back.
+    pub fn rebase(&mut self, found: &[KeyState], durable_lsn: Lsn, now_ms: u64) {
+        for (index, found) in found.iter().enumerate() {
+            let mut steps: Vec<_> = match found {
+                KeyState::Absent => {
+                    let gone = self.allowed(index).iter().map(|step| step.state.clone());
+                    gone.filter(|state| state.is_gone(now_ms)).collect()
+                }
+                KeyState::Present { .. } => Vec::new(),
+            };
+            if steps.is_empty() {
+                steps.push(found.clone());
+            }
+            let step = |state| Step { lsn: Lsn::ZERO, state };
+            self.histories[index] = steps.into_iter().map(step).collect();
         }
+        self.durable_lsn = durable_lsn;
     }
 
     /// Checks what was recovered when everything up to `durable_lsn` had been acknowledged: each
@@ -127,25 +221,77 @@ impl Model {
     ///
     /// # Errors
     /// Which key holds something else.
-    pub fn check(&self, found: &[KeyState], durable_lsn: Lsn, now_ms: u64) -> Result<(), String> {
-        for (index, (history, found)) in self.histories.iter().zip(found).enumerate() {
-            let acknowledged = history.partition_point(|step| step.lsn <= durable_lsn);
-            let allowed = &history[acknowledged.saturating_sub(1)..];
-            if !allowed.iter().any(|step| step.state.seen_at(now_ms) == *found) {
-                let list = |steps: &[Step]| {
-                    let step =
-                        |step: &Step| format!("  LSN {}: {}\n", step.lsn, step.state.brief());
-                    steps.iter().map(step).collect::<String>()
-                };
+    pub fn check(&self, found: &[KeyState], moment: Moment) -> Result<(), String> {
+        for (index, found) in found.iter().enumerate() {
+            if !self.allows(index, found, moment) {
+                return Err(self.complaint(index, found, moment));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what was recovered from a disk with damage at rest: errors are in order everywhere;
+    /// an older value only if the store says that it is suspect; made-up bytes never.
+    ///
+    /// # Errors
+    /// Which key holds something else.
+    pub fn check_damaged(
+        &self,
+        found: &[Found],
+        moment: Moment,
+        suspect: bool,
+    ) -> Result<(), String> {
+        for (index, found) in found.iter().enumerate() {
+            let Ok(found) = found else { continue };
+            let is_older = suspect
+                && *found != KeyState::Absent
+                && self.ever[index].contains(&found.fingerprint());
+            if !is_older && !self.allows(index, found, moment) {
                 return Err(format!(
-                    "key {index} holds {}\nat {now_ms} with LSN {durable_lsn} acknowledged; \
-                     allowed:\n{}before:\n{}",
-                    found.brief(),
-                    list(allowed),
-                    list(&history[..acknowledged.saturating_sub(1)]),
+                    "with damage, suspect: {suspect}: {}",
+                    self.complaint(index, found, moment)
                 ));
             }
         }
         Ok(())
+    }
+
+    fn allows(&self, index: usize, found: &KeyState, moment: Moment) -> bool {
+        let may_be_gone = |state: &KeyState| state.is_gone(moment.now_ms.max(moment.seen_max_ms));
+        self.allowed(index).iter().any(|step| match found {
+            KeyState::Absent => may_be_gone(&step.state),
+            found => !step.state.is_gone(moment.now_ms) && step.state == *found,
+        })
+    }
+
+    fn allowed(&self, index: usize) -> &[Step] {
+        &self.histories[index][self.first_allowed(index)..]
+    }
+
+    /// The last acknowledged step, or the first of several that are equally good.
+    fn first_allowed(&self, index: usize) -> usize {
+        let history = &self.histories[index];
+        let acknowledged = history.partition_point(|step| step.lsn <= self.durable_lsn);
+        let last = acknowledged.saturating_sub(1);
+        history.partition_point(|step| step.lsn < history[last].lsn)
+    }
+
+    fn complaint(&self, index: usize, found: &KeyState, moment: Moment) -> String {
+        let list = |steps: &[Step]| {
+            let step = |step: &Step| format!("  LSN {}: {}\n", step.lsn, step.state.brief());
+            steps.iter().map(step).collect::<String>()
+        };
+        let allowed = self.allowed(index);
+        let before = &self.histories[index][..self.histories[index].len() - allowed.len()];
+        format!(
+            "key {index} holds {}\nat {} (seen {}) with LSN {} acknowledged; \
+             allowed:\n{}before:\n{}",
+            found.brief(),
+            moment.now_ms,
+            moment.seen_max_ms,
+            self.durable_lsn,
+            list(allowed),
+            list(before),
+        )
     }
 }

@@ -1,0 +1,221 @@
+//! [`Mix`]: what one seed does and what goes wrong in it. Each seed draws its own, so that seeds
+//! differ more than the commands of one seed do.
+
+use fastrand::Rng;
+use storage::StoreOptions;
+use wal::disk::FileName;
+use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
+use wal::segment::Identity;
+
+use super::model::KeyPattern;
+use crate::disk::{CrashPlan, ExposedBlock, LostSector, SectorSize};
+
+/// How long values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ValueSizes {
+    /// Up to 200 bytes.
+    Small,
+    /// Up to 5 KB, now and then up to 40 KB.
+    Mixed,
+    /// Mixed, with 300 KiB now and then.
+    Large,
+}
+
+/// How often keys expire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expiries {
+    Never,
+    Sometimes,
+    Mostly,
+}
+
+/// How the wall clock behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WallClock {
+    /// It runs.
+    Steady,
+    /// It is now and then set by seconds, back or forward.
+    Steps,
+    /// It is now and then set by hours, back or forward, also between two starts.
+    Leaps,
+}
+
+/// A command of the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Put,
+    Remove,
+    Touch,
+    Clear,
+    Get,
+    Lookup,
+    Scan,
+}
+
+/// What may go wrong besides crashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FaultMix {
+    /// Requests that fail.
+    pub(super) errors: bool,
+    /// A disk that fills up.
+    pub(super) full_disk: bool,
+    /// Damage at rest.
+    pub(super) damage: bool,
+}
+
+/// The choices of one seed.
+#[derive(Clone, Debug)]
+pub(super) struct Mix {
+    pub(super) options: StoreOptions,
+    pub(super) keys: usize,
+    pub(super) pattern: KeyPattern,
+    weights: [(Command, u32); 7],
+    pub(super) values: ValueSizes,
+    pub(super) expiries: Expiries,
+    pub(super) wall: WallClock,
+    /// Most commands in one turn.
+    pub(super) batch_max: u32,
+    pub(super) sector: SectorSize,
+    exposed: ExposedBlock,
+    lost: LostSector,
+    pub(super) faults: FaultMix,
+}
+
+fn pick<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
+    choices[rng.usize(..choices.len())]
+}
+
+impl Mix {
+    /// Draws the choices of a seed that carries out about `operations` commands.
+    pub(super) fn draw(rng: &mut Rng, operations: u32) -> Self {
+        let is_long = operations > 500;
+        let keys = pick(rng, if is_long { &[20, 60, 200, 1_000] } else { &[1, 6, 20, 20, 60] });
+        let values = match rng.u8(..8) {
+            0 if is_long => ValueSizes::Mixed,
+            _ if is_long => ValueSizes::Small,
+            0..3 => ValueSizes::Small,
+            3..6 => ValueSizes::Mixed,
+            _ => ValueSizes::Large,
+        };
+        let faults = FaultMix {
+            errors: rng.u8(..4) == 0,
+            full_disk: rng.u8(..4) == 0,
+            damage: rng.u8(..3) == 0,
+        };
+        let lost = [LostSector::Old, LostSector::SometimesZeros, LostSector::SometimesGarbage];
+        Self {
+            options: draw_options(rng),
+            keys,
+            pattern: pick(
+                rng,
+                &[
+                    KeyPattern::Spread,
+                    KeyPattern::Spread,
+                    KeyPattern::Prefix40,
+                    KeyPattern::Prefix60,
+                ],
+            ),
+            weights: draw_weights(rng),
+            values,
+            expiries: pick(rng, &[Expiries::Never, Expiries::Sometimes, Expiries::Mostly]),
+            wall: pick(rng, &[WallClock::Steady, WallClock::Steps, WallClock::Leaps]),
+            batch_max: pick(rng, if is_long { &[6, 20, 60] } else { &[2, 6, 6, 20] }),
+            sector: pick(rng, &[SectorSize::Bytes512, SectorSize::Bytes512, SectorSize::Bytes4096]),
+            exposed: pick(
+                rng,
+                &[
+                    ExposedBlock::Zeros,
+                    ExposedBlock::Zeros,
+                    ExposedBlock::Zeros,
+                    ExposedBlock::Stale,
+                ],
+            ),
+            lost: pick(rng, &lost),
+            faults,
+        }
+    }
+
+    pub(super) fn command(&self, rng: &mut Rng) -> Command {
+        let total: u32 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let mut at = rng.u32(..total);
+        for (command, weight) in self.weights {
+            if at < weight {
+                return command;
+            }
+            at -= weight;
+        }
+        Command::Put
+    }
+
+    pub(super) fn value_len(&self, rng: &mut Rng) -> usize {
+        if self.values == ValueSizes::Small {
+            return rng.usize(..200);
+        }
+        match rng.u16(..200) {
+            0..10 => 0,
+            10..120 => rng.usize(1..200),
+            120..165 => rng.usize(200..5_000),
+            165..197 => rng.usize(5_000..40_000),
+            _ if self.values == ValueSizes::Large => 300 << 10,
+            _ => rng.usize(4_000..4_200),
+        }
+    }
+
+    pub(super) fn expiry_ms(&self, rng: &mut Rng, now_ms: u64) -> u64 {
+        let never = match self.expiries {
+            Expiries::Never => 100,
+            Expiries::Sometimes => 80,
+            Expiries::Mostly => 20,
+        };
+        match rng.u8(..100) {
+            percent if percent < never => 0,
+            percent if percent % 4 == 0 => now_ms + rng.u64(1_000..100_000),
+            percent if percent % 16 == 1 => now_ms + rng.u64(100_000..1_000_000_000),
+            // Some of these are over at once.
+            _ => now_ms + rng.u64(..200),
+        }
+    }
+
+    /// Draws the kind of a power loss.
+    pub(super) fn power_loss(&self, rng: &mut Rng) -> CrashPlan {
+        CrashPlan { lost: self.lost, exposed: self.exposed, ..CrashPlan::draw(rng) }
+    }
+}
+
+fn draw_weights(rng: &mut Rng) -> [(Command, u32); 7] {
+    let usual = [
+        (Command::Put, 45),
+        (Command::Remove, 12),
+        (Command::Touch, 10),
+        (Command::Clear, 2),
+        (Command::Get, 21),
+        (Command::Lookup, 6),
+        (Command::Scan, 4),
+    ];
+    usual.map(|(command, weight)| match (command, rng.u8(..6)) {
+        (Command::Put, _) => (command, weight),
+        (_, 0) => (command, 0),
+        (Command::Clear, 1..4) => (command, 0),
+        (Command::Clear, _) => (command, 1),
+        (_, 1) => (command, weight * 3),
+        _ => (command, weight),
+    })
+}
+
+/// Small segments, frames and caches, so that a short trace meets every limit.
+fn draw_options(rng: &mut Rng) -> StoreOptions {
+    StoreOptions {
+        directory: FileName::new("shard-00"),
+        identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
+        must_exist: false,
+        segment_bytes: pick(rng, &[64 << 10, 128 << 10, 256 << 10]),
+        cache_bytes: pick(rng, &[0, 4 << 10, 64 << 10, 16 << 20]),
+        log: GroupCommitLimits {
+            frame_bytes_max: pick(rng, &[8 << 10, 32 << 10, 1 << 20]),
+            frames_in_flight_max: rng.usize(1..=4),
+            pending_bytes_max: pick(rng, &[16 << 10, 128 << 10, 64 << 20]),
+            sync_method: pick(rng, &[SyncMethod::Dsync, SyncMethod::SyncPerBatch]),
+            durability: CommitDurability::Always,
+        },
+    }
+}
