@@ -23,6 +23,7 @@ mod check;
 mod clock;
 mod error;
 mod expiry;
+#[cfg_attr(not(test), expect(dead_code, reason = "the store does not use the table yet"))]
 mod index;
 mod recovery;
 mod store;
@@ -30,6 +31,8 @@ mod store;
 pub use check::{CheckReport, check};
 pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
+#[doc(hidden)]
+pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
     Entry, Event, Get, KeyRef, Put, ReadId, Store, StoreOptions, StoreStatus, UserKey, Value,
