@@ -20,6 +20,8 @@
 
 mod cache;
 mod check;
+#[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
+mod checkpoint;
 mod clock;
 mod error;
 mod expiry;
@@ -29,6 +31,8 @@ mod recovery;
 mod store;
 
 pub use check::{CheckReport, check};
+#[doc(hidden)]
+pub use checkpoint::fuzz::fuzz_checkpoint;
 pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
 #[doc(hidden)]
