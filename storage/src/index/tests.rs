@@ -456,6 +456,23 @@ fn cleared_index_is_still_cut_as_it_was() {
     check(&run.index, &run.model);
 }
 
+/// Several chunks, so that some have no page in use any more when memory is released.
+#[test]
+fn memory_that_a_cut_needs_is_not_released() {
+    let (mut index, mut random) = (Index::new(), Random(13));
+    (0..200_000).for_each(|serial| {
+        index.insert(&uniform_key(&mut random), slot(serial));
+    });
+    let before: Vec<_> = index.walk(Prefix(0)).collect();
+    index.begin_cut();
+    index.clear();
+    while index.release() {}
+    let mut cut = CutSoFar::default();
+    rest_of_cut(&mut index, &mut cut);
+    assert!(cut.load().unwrap().walk(Prefix(0)).eq(before));
+    assert!(index.release(), "what the cut has handed out can go");
+}
+
 #[test]
 fn released_memory_comes_back_when_needed() {
     let (mut index, mut random) = (Index::new(), Random(12));
