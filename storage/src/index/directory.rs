@@ -4,6 +4,8 @@
 //! insertion to a move of at most [`LEAF_PAGES_MAX`] entries plus one pointer per leaf: at 100 M
 //! slots that is 6 KB and 16 KB.
 
+use std::ops::Range;
+
 use super::arena::PageId;
 use super::slot::Prefix;
 
@@ -76,9 +78,9 @@ impl Directory {
         self.leaves[at.leaf].boundaries[at.entry]
     }
 
-    /// The first prefix that no longer belongs to the page at a position; one too low for the last.
-    pub(crate) fn end(&self, at: Position) -> Prefix {
-        self.next(at).map_or(Prefix::MAX, |next| self.boundary(next))
+    /// The prefixes of the page at a position; that of the last page lacks the last prefix.
+    pub(crate) fn range(&self, at: Position) -> Range<Prefix> {
+        self.boundary(at)..self.next(at).map_or(Prefix::MAX, |next| self.boundary(next))
     }
 
     /// The next page's position.

@@ -14,6 +14,8 @@
 //! A page in memory that [`check`] has not seen comes from this file alone; reading one never
 //! depends on what it claims beyond its own 4 KiB.
 
+use std::ops::Range;
+
 use super::slot::{Prefix, SLOT_LEN, Slot};
 
 /// Bytes of a page.
@@ -24,6 +26,8 @@ pub(crate) const PAGE_HEADER_LEN: usize = 64;
 pub(crate) const PAGE_SLOTS_MAX: usize = (PAGE_LEN - PAGE_HEADER_LEN) / SLOT_LEN;
 /// Most slots of one prefix in pages; further ones are kept by full key.
 pub(crate) const GROUP_SLOTS_MAX: usize = 8;
+/// Slots of a page on average, to guess with.
+const SLOTS_TYPICAL: u64 = 284;
 const MARK: u16 = 0x4B50;
 
 /// The bytes of a page.
@@ -109,30 +113,31 @@ impl<'a> Page<'a> {
         &self.0[PAGE_HEADER_LEN..PAGE_HEADER_LEN + self.count() * SLOT_LEN]
     }
 
-    /// The index of the first slot whose prefix is at least `prefix`, on a page that holds prefixes
-    /// from its boundary to `end`.
+    /// The index of the first slot whose prefix is at least `prefix`, on a page for the prefixes of
+    /// `range`, in which `prefix` is.
     ///
-    /// Keys are hashes, so the place is guessed from the prefix, which errs by about 9 slots; then
-    /// steps that double lead to the slot. O(log n) for any keys.
-    pub(crate) fn lower_bound(self, prefix: Prefix, end: Prefix) -> usize {
-        let count = self.count();
-        let boundary = self.boundary();
-        if count == 0 || prefix <= boundary {
-            return 0;
-        }
-        let (ahead, width) = (prefix.0 - boundary.0, (end.0 - boundary.0).max(1));
+    /// Keys are hashes, so the place is guessed from the prefix as if the page were as full as most
+    /// are, which errs by a dozen slots; then steps that double lead to the slot. O(log n) for any
+    /// keys. The guess needs nothing of the page: at 20 M keys the header's cache miss and the
+    /// slot's overlap, a fifth of a lookup.
+    pub(crate) fn lower_bound(self, prefix: Prefix, range: &Range<Prefix>) -> usize {
+        let (ahead, width) = (prefix.0 - range.start.0, (range.end.0 - range.start.0).max(1));
         // 40 bits times 9 bits: no overflow.
-        let guess = (ahead * count as u64 / width).min(count as u64 - 1) as usize;
+        let guess = (ahead * SLOTS_TYPICAL / width) as usize;
+        let guess = guess.min(PAGE_SLOTS_MAX - 1);
+        // Behind the last slot this reads bytes that mean nothing; they do not count.
+        let is_below = self.prefix(guess) < prefix;
+        let count = self.count();
         let (mut low, mut high) = (guess + 1, count);
         let mut step = 4;
-        if self.prefix(guess) < prefix {
+        if is_below && guess < count {
             while low + step < count && self.prefix(low + step) < prefix {
                 low += step + 1;
                 step *= 2;
             }
             high = high.min(low + step);
         } else {
-            high = guess;
+            high = guess.min(count);
             while high > step && self.prefix(high - step) >= prefix {
                 high -= step;
                 step *= 2;
@@ -151,8 +156,8 @@ impl<'a> Page<'a> {
     }
 
     /// Where the slots of a prefix stand.
-    pub(crate) fn group(self, prefix: Prefix, end: Prefix) -> std::ops::Range<usize> {
-        let start = self.lower_bound(prefix, end);
+    pub(crate) fn group(self, prefix: Prefix, range: &Range<Prefix>) -> Range<usize> {
+        let start = self.lower_bound(prefix, range);
         let mut stop = start;
         while stop < self.count() && self.prefix(stop) == prefix {
             stop += 1;

@@ -108,7 +108,7 @@ impl Index {
         }
         let at = self.directory.find(prefix);
         let page = self.page(at);
-        for index in page.group(prefix, self.directory.end(at)) {
+        for index in page.group(prefix, &self.directory.range(at)) {
             found.push(page.word(index));
         }
         found
@@ -231,7 +231,7 @@ impl Index {
     }
 
     fn group(&self, at: Position, prefix: Prefix) -> std::ops::Range<usize> {
-        self.page(at).group(prefix, self.directory.end(at))
+        self.page(at).group(prefix, &self.directory.range(at))
     }
 
     fn find(&self, key: &Key, place: Place) -> Option<Found> {
@@ -241,7 +241,7 @@ impl Index {
         let prefix = Prefix::of(key);
         let at = self.directory.find(prefix);
         let page = self.page(at);
-        let mut group = page.group(prefix, self.directory.end(at));
+        let mut group = page.group(prefix, &self.directory.range(at));
         let index = group.find(|index| page.slot(*index).place == place)?;
         Some(Found::Page { page: self.directory.page(at), at, index, slot: page.slot(index) })
     }

@@ -568,3 +568,18 @@ fn hostile_pages_never_panic() {
         }
     });
 }
+
+/// Pages of any fill and skew, where the guess is far off.
+#[test]
+fn every_prefix_is_found_on_any_page() {
+    let config = ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() };
+    let prefixes = prop::collection::btree_set(100u64..2000, 0..PAGE_SLOTS_MAX);
+    proptest!(config, |(prefixes in prefixes, end in 2000u64..1 << 40)| {
+        let sorted: Vec<u64> = prefixes.into_iter().collect();
+        let bytes = sound_page(100, &sorted);
+        for prefix in 100..2000 {
+            let found = page::Page(&bytes).lower_bound(Prefix(prefix), &(Prefix(100)..Prefix(end)));
+            prop_assert_eq!(found, sorted.partition_point(|other| *other < prefix));
+        }
+    });
+}

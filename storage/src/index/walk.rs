@@ -72,7 +72,7 @@ impl Index {
     /// All slots with a prefix of at least `from`, in prefix order, newest first within a prefix.
     pub(crate) fn walk(&self, from: Prefix) -> Walk<'_> {
         let at = self.directory.find(from);
-        let slot = self.page(at).lower_bound(from, self.directory.end(at));
+        let slot = self.page(at).lower_bound(from, &self.directory.range(at));
         let crowded = self.crowded.range(Bound::Included(from.first_key())).peekable();
         Walk { index: self, page: Some(at), slot, crowded }
     }
@@ -151,7 +151,7 @@ impl Index {
         let id = self.directory.page(at);
         let (start, count) = {
             let page = self.page(at);
-            (page.lower_bound(from, self.directory.end(at)), page.count())
+            (page.lower_bound(from, &self.directory.range(at)), page.count())
         };
         let after_page = self.directory.next(at).map(|next| self.directory.boundary(next));
         let mut dropped = [false; PAGE_SLOTS_MAX];
