@@ -46,7 +46,7 @@ impl IndexLoader {
     }
 
     /// Takes over a buffer that has `pages` pages from `offset` on, and anything before and after
-    /// them, such as a mapped checkpoint. Its memory is given back when none of its pages is in use.
+    /// them, such as a mapped checkpoint. Its memory is given back when no page in it is in use.
     ///
     /// # Errors
     /// As for [`Self::add_chunk`].

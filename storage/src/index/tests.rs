@@ -549,7 +549,8 @@ fn hostile_pages_never_panic() {
     let slots: Vec<u64> = (0..PAGE_SLOTS_MAX as u64).map(|n| n / 3).collect();
     let sound = sound_page(0, &slots);
     let config = ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() };
-    proptest!(config, |(flips in prop::collection::vec((0usize..PAGE_LEN, 1u8..), 1..4), seed: u64)| {
+    let flips = prop::collection::vec((0usize..PAGE_LEN, 1u8..), 1..4);
+    proptest!(config, |(flips in flips, seed: u64)| {
         let mut bytes = sound;
         for (at, difference) in flips {
             bytes[at] ^= difference;

@@ -100,7 +100,7 @@ impl Index {
                 visited += 1;
                 continue;
             }
-            // No crowded key of the cursor's prefix is left: the page's slots before the next one's.
+            // No crowded key of this prefix is left: the page's slots before the next one's.
             let budget = slots.max(1) - visited;
             let (count, next) = self.sweep_page(cursor.prefix, prefix, budget, visit);
             visited += count;
