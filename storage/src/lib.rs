@@ -20,16 +20,23 @@
 
 mod cache;
 mod check;
+#[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
+mod checkpoint;
 mod clock;
 mod error;
 mod expiry;
+#[cfg_attr(not(test), expect(dead_code, reason = "the store does not use the table yet"))]
 mod index;
 mod recovery;
 mod store;
 
 pub use check::{CheckReport, check};
+#[doc(hidden)]
+pub use checkpoint::fuzz::fuzz_checkpoint;
 pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
+#[doc(hidden)]
+pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
     Entry, Event, Get, KeyRef, Put, ReadId, Store, StoreOptions, StoreStatus, UserKey, Value,

@@ -1,7 +1,20 @@
 //! Where each live key's newest record stands, in key order.
 //!
-//! This first version is an ordered map; the compact paged table that replaces it keeps its
-//! interface. Key order is Kademlia's, so that prefixes of the key space are ranges here.
+//! This first version is an ordered map; the compact paged table in [`table`] replaces it. Key
+//! order is Kademlia's, so that prefixes of the key space are ranges here.
+
+pub(crate) mod arena;
+mod balance;
+mod crowded;
+mod directory;
+pub(crate) mod load;
+pub(crate) mod page;
+pub(crate) mod probe;
+pub(crate) mod slot;
+pub(crate) mod table;
+#[cfg(test)]
+mod tests;
+pub(crate) mod walk;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
