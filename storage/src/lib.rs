@@ -19,12 +19,15 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod catalog;
 mod check;
 mod clock;
 mod error;
-mod expiry;
 mod index;
+mod knowledge;
+mod rebuild;
 mod recovery;
+mod segments;
 mod store;
 
 pub use check::{CheckReport, check};
@@ -32,5 +35,6 @@ pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
-    Entry, Event, Get, KeyRef, Put, ReadId, Store, StoreOptions, StoreStatus, UserKey, Value,
+    CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, ScannedKey, Store,
+    StoreOptions, StoreStatus, Value,
 };

@@ -63,6 +63,8 @@ pub enum Verdict {
     Corruption,
     /// Corruption whose loss the operator has accepted.
     Accepted,
+    /// Nothing is missing: the segment was compacted, and its records' numbers are gone with it.
+    Freed,
 }
 
 impl Verdict {
@@ -71,6 +73,7 @@ impl Verdict {
             Self::TailUncertain => 1,
             Self::Corruption => 2,
             Self::Accepted => 3,
+            Self::Freed => 4,
         }
     }
 
@@ -79,6 +82,7 @@ impl Verdict {
             1 => Some(Self::TailUncertain),
             2 => Some(Self::Corruption),
             3 => Some(Self::Accepted),
+            4 => Some(Self::Freed),
             _ => None,
         }
     }

@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use bytes::Bytes;
 use fastrand::Rng;
 use storage::{
-    Event, Get, LogClock, Now, Opened, Put, ReadId, Store, StoreOptions, UserKey, WriteError,
+    Effect, Event, Get, LogClock, Lookup, Now, Opened, Put, ReadId, Store, StoreOptions, WriteError,
 };
 use wal::Lsn;
 use wal::disk::{
@@ -121,6 +121,12 @@ struct StoreWorld {
     store: Option<Store>,
     durable_lsn: Lsn,
     reads: BTreeMap<ReadId, ExpectedRead>,
+    /// Scans under way, with the record numbers that all keys had when each began.
+    scans: BTreeMap<ReadId, Vec<KeyState>>,
+    /// Commands that wait for an answer from the disk.
+    retries: BTreeMap<ReadId, Retry>,
+    /// Those that got it.
+    resolved: VecDeque<Retry>,
     next_version: u128,
     next_value: u64,
     clock: LogClock,
@@ -140,7 +146,14 @@ struct StoreWorld {
 struct ExpectedRead {
     key: usize,
     state: KeyState,
-    user_key_only: bool,
+}
+
+/// A command to be asked again.
+#[derive(Clone, Copy, Debug)]
+enum Retry {
+    Remove(usize),
+    Touch(usize),
+    Lookup(usize),
 }
 
 impl StoreWorld {
@@ -158,6 +171,9 @@ impl StoreWorld {
             store: None,
             durable_lsn: Lsn::ZERO,
             reads: BTreeMap::new(),
+            scans: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            resolved: VecDeque::new(),
             next_version: 1,
             next_value: 0,
             clock: LogClock::new(0, START_MS, 0),
@@ -200,6 +216,9 @@ impl StoreWorld {
     fn crash_for_good(&mut self) {
         self.store = None;
         self.reads.clear();
+        self.scans.clear();
+        self.retries.clear();
+        self.resolved.clear();
         self.faked.clear();
         self.waiting = false;
         let mut rng = self.rng.fork();
@@ -323,7 +342,7 @@ impl StoreWorld {
         if self.waiting {
             return Err("a refused writer was never told to try again".to_owned());
         }
-        if !self.reads.is_empty() {
+        if !self.reads.is_empty() || !self.retries.is_empty() || !self.scans.is_empty() {
             return Err("a read was never answered".to_owned());
         }
         self.durable_lsn = status.durable_lsn;
@@ -418,10 +437,47 @@ impl StoreWorld {
                 }
                 Event::Durable(lsn) => self.durable_lsn = lsn,
                 Event::Read { id, result } => self.check_read(id, result)?,
+                Event::Resolved { id } => {
+                    let retry = self.retries.remove(&id).ok_or("an answer to no question")?;
+                    self.resolved.push_back(retry);
+                }
+                Event::Scanned { id, keys, next } => self.check_scan(id, &keys, next)?,
                 Event::Writable => self.waiting = false,
                 Event::Failed(_) | Event::Damaged { .. } if self.faulty => {}
                 other => return Err(format!("unexpected {other:?}")),
             }
+        }
+        while let Some(retry) = self.resolved.pop_front() {
+            match retry {
+                Retry::Remove(key) => self.remove(key)?,
+                Retry::Touch(key) => self.touch(key)?,
+                Retry::Lookup(key) => self.entry(key)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn check_scan(
+        &mut self,
+        id: ReadId,
+        keys: &[storage::ScannedKey],
+        next: Option<wal::record::Key>,
+    ) -> Result<(), String> {
+        let states = self.scans.remove(&id).ok_or("a scan that nobody asked for")?;
+        if self.faulty || next.is_some() {
+            return Ok(());
+        }
+        let mut wanted: Vec<_> = Vec::new();
+        for (key, state) in self.model.keys().iter().zip(&states) {
+            if let KeyState::Present { version, expiry_ms, .. } = state {
+                wanted.push((key.id, key.user_key.clone(), *version, *expiry_ms));
+            }
+        }
+        wanted.sort();
+        let found: Vec<_> =
+            keys.iter().map(|k| (k.key, k.user_key.to_vec(), k.version, k.expiry_ms)).collect();
+        if found != wanted {
+            return Err(format!("a scan finds {found:?}\nwanted {wanted:?}"));
         }
         Ok(())
     }
@@ -439,7 +495,7 @@ impl StoreWorld {
             other => return Err(format!("key {} reads as {other:?}", expected.key)),
         };
         let found = state_of(value);
-        if user_key != key.user_key || (!expected.user_key_only && found != expected.state) {
+        if user_key != key.user_key || found != expected.state {
             let (found, wanted) = (found.brief(), expected.state.brief());
             return Err(format!("key {} reads as {found}, wanted {wanted}", expected.key));
         }
@@ -480,10 +536,15 @@ impl StoreWorld {
             0..45 => self.put(key),
             45..57 => self.remove(key),
             57..67 => self.touch(key),
-            67..69 => self.clear(),
+            67 => self.clear(),
+            68 => self.put(key),
             69..90 => self.get(key),
             90..95 => self.entry(key),
-            _ => self.user_key(key),
+            95..99 => self.scan(),
+            _ => {
+                self.store_mut().compact();
+                Ok(())
+            }
         }
     }
 
@@ -528,7 +589,11 @@ impl StoreWorld {
                 self.waiting = true;
                 Ok(None)
             }
-            Err(WriteError::DiskFull | WriteError::ReadOnly(_)) if self.faulty => Ok(None),
+            Err(WriteError::DiskFull | WriteError::ReadOnly(_) | WriteError::Unreadable(_))
+                if self.faulty =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(format!("a write is refused: {error}")),
         }
     }
@@ -551,8 +616,9 @@ impl StoreWorld {
         let store = self.store.as_mut().expect("a generation has a store");
         let result = store.remove(self.model.keys()[key].borrowed(), version);
         match self.accept(result)? {
-            Some(Some(lsn)) => self.model.push(key, lsn, KeyState::Absent),
-            Some(None) if state != KeyState::Absent => {
+            Some(Effect::Pending(id)) => drop(self.retries.insert(id, Retry::Remove(key))),
+            Some(Effect::Done(Some(lsn))) => self.model.push(key, lsn, KeyState::Absent),
+            Some(Effect::Done(None)) if state != KeyState::Absent => {
                 return Err(format!("key {key} is not there to be removed"));
             }
             _ => return self.check_observed(key),
@@ -566,8 +632,12 @@ impl StoreWorld {
         let store = self.store.as_mut().expect("a generation has a store");
         let result = store.touch(self.model.keys()[key].borrowed(), version, expiry_ms);
         match (self.accept(result)?, state) {
-            (None, _) | (Some(None), KeyState::Absent) => self.check_observed(key),
-            (Some(Some(lsn)), KeyState::Present { value, .. }) => {
+            (Some(Effect::Pending(id)), _) => {
+                self.retries.insert(id, Retry::Touch(key));
+                Ok(())
+            }
+            (None, _) | (Some(Effect::Done(None)), KeyState::Absent) => self.check_observed(key),
+            (Some(Effect::Done(Some(lsn))), KeyState::Present { value, .. }) => {
                 self.model.push(key, lsn, KeyState::Present { value, version, expiry_ms });
                 Ok(())
             }
@@ -605,7 +675,7 @@ impl StoreWorld {
             Ok(Get::Missing) => KeyState::Absent,
             Ok(Get::Found(value)) => state_of(value),
             Ok(Get::Pending(id)) => {
-                self.reads.insert(id, ExpectedRead { key, state, user_key_only: false });
+                self.reads.insert(id, ExpectedRead { key, state });
                 return Ok(());
             }
             Err(_) if self.faulty => return Ok(()),
@@ -620,8 +690,17 @@ impl StoreWorld {
     fn entry(&mut self, key: usize) -> Result<(), String> {
         let (_, state) = self.newest(key);
         self.check_observed(key)?;
-        let entry = self.store().entry(&self.model.keys()[key].borrowed());
-        let entry = entry.map_err(|error| format!("key {key} has no entry: {error}"))?;
+        let store = self.store.as_mut().expect("a generation has a store");
+        let entry = match store.lookup(&self.model.keys()[key].borrowed()) {
+            Ok(Lookup::Missing) => None,
+            Ok(Lookup::Found(entry)) => Some(entry),
+            Ok(Lookup::Pending(id)) => {
+                self.retries.insert(id, Retry::Lookup(key));
+                return Ok(());
+            }
+            Err(_) if self.faulty => return Ok(()),
+            Err(error) => return Err(format!("key {key} has no entry: {error}")),
+        };
         let found = entry.map(|entry| (entry.value_len, entry.version, entry.expiry_ms));
         let wanted = match &state {
             KeyState::Absent => None,
@@ -635,26 +714,12 @@ impl StoreWorld {
         Ok(())
     }
 
-    fn store(&self) -> &Store {
-        self.store.as_ref().expect("a generation has a store")
-    }
-
-    fn user_key(&mut self, key: usize) -> Result<(), String> {
-        let (_, state) = self.newest(key);
-        let store = self.store.as_mut().expect("a generation has a store");
-        let wanted = &self.model.keys()[key];
-        match store.user_key(wanted.id) {
-            Ok(UserKey::Missing) if state == KeyState::Absent => Ok(()),
-            Ok(UserKey::Found(found)) if state != KeyState::Absent && found == wanted.user_key => {
-                Ok(())
-            }
-            Ok(UserKey::Pending(id)) if state != KeyState::Absent => {
-                self.reads.insert(id, ExpectedRead { key, state, user_key_only: true });
-                Ok(())
-            }
-            Err(_) if self.faulty => Ok(()),
-            other => Err(format!("key {key} has user key {other:?}, holds {}", state.brief())),
-        }
+    fn scan(&mut self) -> Result<(), String> {
+        let states = (0..KEYS).map(|key| self.newest(key).1).collect();
+        let from = wal::record::Key([0; 20]);
+        let id = self.store_mut().scan(from, 100);
+        self.scans.insert(id, states);
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Opening a store from a disk image, reading all of it, and the oracle for what was found.
 
 use fastrand::Rng;
-use storage::{Event, Get, Now, Opened, RecoveryReport, Store, StoreOptions};
+use storage::{Lookup, Event, Get, Now, Opened, RecoveryReport, Store, StoreOptions};
 use wal::Lsn;
 
 use super::model::{KeyState, Model};
@@ -90,7 +90,7 @@ fn read_all(
     let mut states = Vec::new();
     for (index, key) in model.keys().iter().enumerate() {
         let failed = |error| format!("key {index} cannot be read: {error}");
-        let entry = store.entry(&key.borrowed()).map_err(failed)?;
+        let entry = look_up(disk, store, &key.borrowed()).map_err(failed)?;
         let value = match store.get(&key.borrowed()).map_err(failed)? {
             Get::Missing => None,
             Get::Found(value) => Some(value),
@@ -110,7 +110,17 @@ fn read_all(
     live.retain(|(_, state)| **state != KeyState::Absent);
     let mut live: Vec<_> = live.iter().map(|(key, _)| key.id).collect();
     live.sort();
-    let walked: Vec<_> = store.keys_from(wal::record::Key([0; 20])).collect();
+    let mut walked = Vec::new();
+    let mut from = Some(wal::record::Key([0; 20]));
+    while let Some(first) = from.take() {
+        store.scan(first, 3);
+        for event in settle(disk, store) {
+            if let Event::Scanned { keys, next, .. } = event {
+                walked.extend(keys.iter().map(|key| key.key));
+                from = next;
+            }
+        }
+    }
     if walked != live {
         return Err(format!("the walk finds {walked:?}, gets find {live:?}"));
     }
@@ -127,6 +137,24 @@ pub fn settle(disk: &mut SimulatedDisk, store: &mut Store) -> Vec<Event> {
         events.extend(std::iter::from_fn(|| store.poll_event()));
         let Some(completion) = disk.complete_one_of(OWNER) else { return events };
         store.handle_disk(completion);
+    }
+}
+
+/// Looks a key up, with all the reads that this takes.
+fn look_up(
+    disk: &mut SimulatedDisk,
+    store: &mut Store,
+    key: &storage::KeyRef<'_>,
+) -> Result<Option<storage::Entry>, storage::ReadError> {
+    loop {
+        match store.lookup(key)? {
+            Lookup::Missing => return Ok(None),
+            Lookup::Found(entry) => return Ok(Some(entry)),
+            Lookup::Pending(id) => {
+                let events = settle(disk, store);
+                assert!(events.contains(&Event::Resolved { id }), "{events:?}");
+            }
+        }
     }
 }
 

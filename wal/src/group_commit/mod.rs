@@ -250,6 +250,26 @@ impl GroupCommit {
     /// # Errors
     /// [`AppendError`]; the record is then not part of the log.
     pub fn append(&mut self, record: &Record<'_>) -> Result<Appended, AppendError> {
+        self.append_as(record, None)
+    }
+
+    /// Appends a copy of a record that was first logged as `first_lsn`.
+    ///
+    /// # Errors
+    /// [`AppendError`]; the record is then not part of the log.
+    pub fn append_copy(
+        &mut self,
+        record: &Record<'_>,
+        first_lsn: Lsn,
+    ) -> Result<Appended, AppendError> {
+        self.append_as(record, Some(first_lsn))
+    }
+
+    fn append_as(
+        &mut self,
+        record: &Record<'_>,
+        first_lsn: Option<Lsn>,
+    ) -> Result<Appended, AppendError> {
         if let Some(error) = self.failure {
             return Err(AppendError::Failed(error));
         }
@@ -263,7 +283,7 @@ impl GroupCommit {
         let at = filling.offset + filling.buffer.len() as u64;
         let place = Place { store: self.store, segment: filling.segment.id, offset: at };
         let lsn = self.next_lsn;
-        record.encode(&place, lsn, &mut filling.buffer);
+        record.encode(&place, first_lsn.unwrap_or(lsn), &mut filling.buffer);
         filling.record_count += 1;
         self.next_lsn = lsn.next();
         self.pending_bytes += len;

@@ -166,6 +166,16 @@ pub struct SegmentScan {
     salvaged: Vec<SalvagedFrame>,
 }
 
+impl SegmentScan {
+    /// The first and the last record number seen, in frames of any state.
+    #[must_use]
+    pub fn lsns(&self) -> Option<(Lsn, Lsn)> {
+        let first = self.intervals.iter().map(|interval| interval.first).min()?;
+        let last = self.intervals.iter().map(|interval| interval.last).max()?;
+        Some((first, last))
+    }
+}
+
 /// Reads a segment's frames and hands their records to `visit`, in the order they stand.
 ///
 /// Ranges of `skip` that an earlier recovery gave up as a torn tail are passed over.
