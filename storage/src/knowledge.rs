@@ -9,7 +9,7 @@ use wal::record::{Key, Location, Version};
 
 use crate::cache::{CachedRecord, ReadCache};
 use crate::index::{Place, SlotKind};
-use crate::segments::Spot;
+use crate::segments::{Segments, Spot};
 
 /// Answers found by reading that are kept.
 const RESOLVED_COUNT_MAX: usize = 4096;
@@ -63,7 +63,8 @@ pub(crate) struct Recent {
 struct Unsettled {
     lsn: Lsn,
     key: Key,
-    spot: Option<Spot>,
+    /// Where the record stands.
+    location: Location,
 }
 
 /// Newest states that are not durable yet. Bounded by the log's pending bytes.
@@ -90,12 +91,10 @@ impl Recents {
         self.get(key).map_or(Lsn::ZERO, |recent| recent.observed).max(self.cleared)
     }
 
-    /// Notes a state; `spot` is where the record stands, if a slot names it.
-    pub(crate) fn note(&mut self, key: Key, spot: Option<Spot>, recent: Recent) {
-        self.queue.push_back(Unsettled { lsn: recent.lsn, key, spot });
-        if let Some(spot) = spot {
-            self.keys.insert(spot, key);
-        }
+    /// Notes a state, given by the record at `location`.
+    pub(crate) fn note(&mut self, key: Key, location: Location, recent: Recent) {
+        self.queue.push_back(Unsettled { lsn: recent.lsn, key, location });
+        self.keys.insert(Spot::of(&location), key);
         self.states.insert(key, recent);
     }
 
@@ -106,12 +105,18 @@ impl Recents {
     }
 
     /// Forgets what is durable; values that are still current move to the cache.
-    pub(crate) fn settle(&mut self, durable_lsn: Lsn, cache: &mut ReadCache) {
-        while let Some(Unsettled { lsn, key, spot }) =
+    pub(crate) fn settle(
+        &mut self,
+        durable_lsn: Lsn,
+        cache: &mut ReadCache,
+        segments: &mut Segments,
+    ) {
+        while let Some(Unsettled { lsn, key, location }) =
             self.queue.pop_front_if(|unsettled| unsettled.lsn <= durable_lsn)
         {
-            if let Some(spot) = spot {
-                self.keys.remove(&spot);
+            self.keys.remove(&Spot::of(&location));
+            if let Some(segment) = segments.by_id_mut(location.segment) {
+                segment.note_durable(&location);
             }
             if self.states.get(&key).is_some_and(|recent| recent.lsn == lsn)
                 && let Some(recent) = self.states.remove(&key)

@@ -47,6 +47,8 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
     /// Where its last record's frame ends.
     pub(crate) end: u64,
+    /// Where the last durable record ends, rounded up to a block: behind it, frames are under way.
+    durable_end: u64,
     pub(crate) state: SegmentState,
     /// First and last record.
     pub(crate) lsns: Option<(Lsn, Lsn)>,
@@ -66,6 +68,7 @@ impl Segment {
             file: open.file,
             len: open.len,
             end: 0,
+            durable_end: 0,
             state,
             lsns: None,
             slots: 0,
@@ -73,6 +76,18 @@ impl Segment {
             tombstone_bytes: 0,
             has_clear: false,
         }
+    }
+
+    pub(crate) fn note_durable(&mut self, location: &Location) {
+        let end = u64::from(location.offset)
+            + u64::from(location.header_len)
+            + u64::from(location.value_len);
+        self.durable_end = self.durable_end.max(end.next_multiple_of(BLOCK_SIZE as u64));
+    }
+
+    /// Up to where records can be read.
+    pub(crate) fn readable_end(&self) -> u64 {
+        if self.state == SegmentState::Open { self.durable_end } else { self.end }
     }
 
     /// Notes that a record of `len` bytes at `offset` was appended as `lsn`.

@@ -750,9 +750,9 @@ impl Store {
     ) {
         self.resolved.remove(&key);
         self.jobs.note_change(&key);
-        let (lsn, spot) = (appended.lsn, Some(Spot::of(&appended.location)));
         let observed = self.recents.get(&key).map_or(Lsn::ZERO, |recent| recent.observed);
-        self.recents.note(key, spot, Recent { lsn, observed, known, record, cached });
+        let recent = Recent { lsn: appended.lsn, observed, known, record, cached };
+        self.recents.note(key, appended.location, recent);
     }
 }
 

@@ -209,14 +209,14 @@ impl Store {
     fn submit_read(&mut self, read: DiskRead) {
         let spot = read.target.spot();
         let segment = self.catalog.segments.by_id(spot.segment);
-        let Some((file, file_len)) = segment.map(|segment| (segment.file, segment.len)) else {
+        let Some((file, limit)) = segment.map(|segment| (segment.file, segment.readable_end())) else {
             // A touch record may name a value whose segment was lost.
             return self.deliver(read, Err(ReadError::Damaged));
         };
         let (start, end) = read.target.range(read.header_len_max);
         let block = BLOCK_SIZE as u64;
         let offset = start - start % block;
-        let end = end.next_multiple_of(block).min(file_len.next_multiple_of(block));
+        let end = end.next_multiple_of(block).min(limit);
         let Some(len) = end.checked_sub(offset).filter(|len| *len > 0) else {
             return self.deliver(read, Err(ReadError::Damaged));
         };

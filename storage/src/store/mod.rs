@@ -544,7 +544,7 @@ impl Store {
         let failed_before = self.log.failure().is_some();
         if self.log.handle_written(number, result, buffer) {
             let durable_lsn = self.log.durable_lsn();
-            self.recents.settle(durable_lsn, &mut self.cache);
+            self.recents.settle(durable_lsn, &mut self.cache, &mut self.catalog.segments);
             self.events.push_back(Event::Durable(durable_lsn));
         }
         if let (false, Some(error)) = (failed_before, self.log.failure()) {

@@ -15,7 +15,6 @@ use crate::catalog::Kin;
 use crate::error::{ReadError, WriteError};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
 use crate::knowledge::{Found, Known, Recent};
-use crate::segments::Spot;
 
 /// On a full disk, this much of the active segment is kept for deletes and the like, in bytes.
 pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
@@ -258,8 +257,8 @@ impl Store {
         self.resolved.remove(&key);
         self.jobs.note_change(&key);
         let lsn = appended.lsn;
-        let spot = Some(Spot::of(&appended.location));
-        self.recents.note(key, spot, Recent { lsn, observed: lsn, known, record, cached: true });
+        let recent = Recent { lsn, observed: lsn, known, record, cached: true };
+        self.recents.note(key, appended.location, recent);
     }
 
     pub(super) fn slot(&self, place: Place, kind: SlotKind, len: u64, expiry_ms: u64) -> Slot {

@@ -491,6 +491,7 @@ impl StoreWorld {
         let key = &self.model.keys()[expected.key];
         let (user_key, value) = match result {
             Ok(Some(found)) => found,
+            Ok(None) if expected.state == KeyState::Absent => return Ok(()),
             Err(_) if self.faulty => return Ok(()),
             other => return Err(format!("key {} reads as {other:?}", expected.key)),
         };
