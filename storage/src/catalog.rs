@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use wal::record::Key;
 
-use crate::index::{Candidates, ExpiryHint, Index, Keep, Place, Prefix, SegmentNumber, Slot, SlotKind};
+use crate::index::{Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind};
 use crate::segments::Segments;
 
 /// Expiries that are known to the millisecond, at most.
@@ -67,7 +67,7 @@ impl Catalog {
     pub(crate) fn put(&mut self, key: &Key, slot: Slot, kin: &mut dyn FnMut(&Slot) -> Kin) {
         let before = self.index.candidates(key);
         if before.len() == 1 && !before.first_is_exact() {
-            let old = before.clone().next().expect("there is one");
+            let old = { before }.next().expect("there is one");
             if relation(&old, &slot, kin) == Kin::Same {
                 self.index.replace(key, old.place, slot);
                 self.recount(before, key);
@@ -104,7 +104,7 @@ impl Catalog {
         let is_base = |old: &Slot| old.place == base && old.kind == SlotKind::Put;
         let mut but_base = |old: &Slot| if is_base(old) { Kin::Other } else { kin(old) };
         self.shade(key, before, slot.foreign, &mut but_base);
-        if let Some(old) = before.clone().find(is_base) {
+        if let Some(old) = { before }.find(is_base) {
             let old = Slot { shadowed: false, expiry: slot.expiry, ..old };
             self.index.replace(key, base, old);
         }
@@ -223,14 +223,14 @@ impl Catalog {
     }
 
     /// Expires keys by their hints: looks at `slots` slots from `cursor` on, returns where to go on.
-    pub(crate) fn sweep(&mut self, cursor: Prefix, slots: usize, now_ms: u64) -> Prefix {
+    pub(crate) fn sweep(&mut self, cursor: Cursor, slots: usize, now_ms: u64) -> Cursor {
         let mut due = Vec::new();
         let next = self.index.sweep(cursor, slots, &mut |prefix, slot| {
             let is_due = slot.kind != SlotKind::Tombstone && slot.expiry.is_due(now_ms);
             if is_due {
                 due.push((prefix, slot.place));
             }
-            Keep::Keep
+            Keep::Stay
         });
         for (prefix, place) in due {
             self.expire(&prefix.first_key(), place);

@@ -21,6 +21,8 @@
 mod cache;
 mod catalog;
 mod check;
+#[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
+mod checkpoint;
 mod clock;
 mod error;
 mod index;
@@ -31,8 +33,12 @@ mod segments;
 mod store;
 
 pub use check::{CheckReport, check};
+#[doc(hidden)]
+pub use checkpoint::fuzz::fuzz_checkpoint;
 pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
+#[doc(hidden)]
+pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
     CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, ScannedKey, Store,

@@ -15,7 +15,7 @@ use crate::cache::ReadCache;
 use crate::catalog::Catalog;
 use crate::clock::Now;
 use crate::error::ReadError;
-use crate::index::Prefix;
+use crate::index::Cursor;
 use crate::knowledge::{Recents, Resolved};
 use crate::segments::{Segment, SegmentState};
 
@@ -296,7 +296,7 @@ pub struct Store {
     /// Whether a write was refused as busy and waits for [`Event::Writable`].
     starved: bool,
     idle_since_ns: Option<u64>,
-    sweep_cursor: Prefix,
+    sweep_cursor: Cursor,
     sweep_at_ns: u64,
 }
 
@@ -342,7 +342,7 @@ impl Store {
             suspect: foundation.suspect,
             starved: false,
             idle_since_ns: None,
-            sweep_cursor: Prefix::default(),
+            sweep_cursor: Cursor::default(),
             sweep_at_ns: 0,
         }
     }
@@ -442,6 +442,8 @@ impl Store {
     /// Ends a turn: what was appended goes out, an idle log says so, a spare segment is prepared,
     /// compaction goes on.
     pub fn end_turn(&mut self) {
+        // After a clear, the memory is given back a little at a time.
+        self.catalog.index.release();
         self.choose_victim();
         self.step_compaction();
         if self.log.wants_idle_frame() {
