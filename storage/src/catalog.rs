@@ -5,6 +5,7 @@
 //! each is of the key at hand, which the caller tells as far as it knows ([`Kin`]):
 //! * same: the slot is superseded and goes;
 //! * other: nothing happens to it;
+//! * older: nothing happens to it, but it must not come to light;
 //! * unknown: it stays behind the new slot and is *shadowed*: it counts as dead until someone reads
 //!   it.
 //!
@@ -15,7 +16,9 @@ use std::collections::BTreeSet;
 
 use wal::record::Key;
 
-use crate::index::{Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind};
+use crate::index::{
+    Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind,
+};
 use crate::segments::Segments;
 
 /// Expiries that are known to the millisecond, at most.
@@ -30,6 +33,8 @@ pub(crate) const TOMBSTONE_LEN: u64 = 72;
 pub(crate) enum Kin {
     Same,
     Other,
+    /// If it is the key's, it was superseded before: it is shadowed already, or another key's.
+    Older,
     Unknown,
 }
 
@@ -132,6 +137,7 @@ impl Catalog {
             match relation {
                 Kin::Same => drop(self.index.remove(key, old.place)),
                 Kin::Other => {}
+                Kin::Older => doubtful = true,
                 Kin::Unknown => {
                     doubtful = true;
                     if !old.shadowed && old.kind != SlotKind::Tombstone {

@@ -157,6 +157,9 @@ impl Resolved {
     pub(crate) fn insert(&mut self, key: Key, known: Known, record: Option<CachedRecord>) {
         let number = self.next;
         self.next += 1;
+        // A question that needs the value must not lose it to one that does not.
+        let before = self.answers.remove(&key).filter(|before| before.known == known);
+        let record = record.or_else(|| before?.record);
         self.answers.insert(key, Resolution { number, known, record });
         self.queue.push_back((number, key));
         while self.queue.len() > RESOLVED_COUNT_MAX

@@ -23,9 +23,7 @@ use wal::disk::{BLOCK_SIZE, DiskCompletion, DiskOperation, IoBuffer};
 use wal::frame::{FRAME_HEADER_LEN, FrameHeader, is_blank};
 use wal::group_commit::{AppendError, Appended};
 use wal::manifest::Verdict;
-use wal::record::{
-    Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody,
-};
+use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody};
 use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::disk_read::{Head, Target, Waiter};
@@ -164,7 +162,9 @@ impl Store {
 
     /// Looks for a victim, if none is at hand and one is worth it.
     pub(super) fn choose_victim(&mut self) {
-        if self.compaction.paused || self.compaction.victim.is_some() || self.log.failure().is_some()
+        if self.compaction.paused
+            || self.compaction.victim.is_some()
+            || self.log.failure().is_some()
         {
             return;
         }
@@ -222,9 +222,8 @@ impl Store {
 
     fn worthwhile_victim(&mut self) -> Option<SegmentNumber> {
         let (mut sealed, mut len, mut live, mut tombstones) = (0u64, 0, 0, 0);
-        let of_state = |state| {
-            self.catalog.segments.iter().filter(move |(_, segment)| segment.state == state)
-        };
+        let of_state =
+            |state| self.catalog.segments.iter().filter(move |(_, segment)| segment.state == state);
         for (_, segment) in of_state(SegmentState::Sealed) {
             sealed += 1;
             len += segment.len;
@@ -554,7 +553,7 @@ impl Store {
             let spot = self.catalog.segments.spot_of(slot.place);
             let known = spot.and_then(|spot| self.compaction.heads.get(&spot));
             match kin {
-                Kin::Other => {}
+                Kin::Other | Kin::Older => {}
                 Kin::Same if waits => return Newer::Wait,
                 Kin::Same if slot.kind == SlotKind::Touch => {
                     return match (self.touch_at(key, &slot), known) {

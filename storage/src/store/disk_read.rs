@@ -209,7 +209,8 @@ impl Store {
     fn submit_read(&mut self, read: DiskRead) {
         let spot = read.target.spot();
         let segment = self.catalog.segments.by_id(spot.segment);
-        let Some((file, limit)) = segment.map(|segment| (segment.file, segment.readable_end())) else {
+        let Some((file, limit)) = segment.map(|segment| (segment.file, segment.readable_end()))
+        else {
             // A touch record may name a value whose segment was lost.
             return self.deliver(read, Err(ReadError::Damaged));
         };

@@ -169,7 +169,7 @@ impl Store {
         }
         for slot in self.catalog.candidates(key) {
             match self.kin_in_memory(key, &slot) {
-                Kin::Other => {}
+                Kin::Other | Kin::Older => {}
                 Kin::Same if slot.kind == SlotKind::Put && !slot.damaged => {
                     let spot = self.catalog.segments.spot_of(slot.place);
                     match spot.and_then(|spot| self.cache.peek(&spot)) {
@@ -227,7 +227,7 @@ impl Store {
         id
     }
 
-    fn start_value_job(&mut self, key: Key, purpose: Purpose, found: Found) -> ReadId {
+    pub(super) fn start_value_job(&mut self, key: Key, purpose: Purpose, found: Found) -> ReadId {
         let id = self.add_job(key, purpose, VecDeque::new());
         self.read_base(id, key, found);
         id
@@ -323,7 +323,11 @@ impl Store {
         self.finish_job(id, outcome);
     }
 
-    fn finish_job(&mut self, id: ReadId, outcome: Result<(Known, Option<CachedRecord>), ReadError>) {
+    fn finish_job(
+        &mut self,
+        id: ReadId,
+        outcome: Result<(Known, Option<CachedRecord>), ReadError>,
+    ) {
         let Some(job) = self.jobs.jobs.remove(&id) else { return };
         if let Some(ids) = self.jobs.by_key.get_mut(&job.key) {
             ids.retain(|other| *other != id);
@@ -334,8 +338,7 @@ impl Store {
         if !job.stale {
             match &outcome {
                 Ok((known, record)) => {
-                    let small =
-                        |record: &&CachedRecord| record.value.len() <= REWRITTEN_LEN_MAX;
+                    let small = |record: &&CachedRecord| record.value.len() <= REWRITTEN_LEN_MAX;
                     let kept = record.as_ref().filter(|_| job.purpose == Purpose::Rewrite);
                     self.resolved.insert(job.key, *known, kept.filter(small).cloned());
                 }

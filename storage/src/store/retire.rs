@@ -30,7 +30,9 @@ pub(super) struct Retirement {
 }
 
 enum Step {
-    Waiting { since_ns: u64 },
+    Waiting {
+        since_ns: u64,
+    },
     Editing(EditId),
     Removing(Procedure<Result<(), DiskError>>),
     /// The file could not be removed; the next start does it.

@@ -129,8 +129,8 @@ impl Store {
             return Ok(Effect::Done(Some(lsn)));
         }
         let Some(record) = self.record_in_memory(&key.id, &found) else {
-            self.resolved.remove(&key.id);
-            return Ok(Effect::Pending(self.start_job(key.id, Purpose::Rewrite)));
+            let id = self.start_value_job(key.id, Purpose::Rewrite, found);
+            return Ok(Effect::Pending(id));
         };
         let appended = self.append(&Record {
             kind: RecordKind::Put,
@@ -229,12 +229,18 @@ impl Store {
                     }
                     _ => [None; 2],
                 };
-                let relation = |place| match own.contains(&Some(place)) {
-                    true => Kin::Same,
-                    false => Kin::Other,
-                };
                 let slots = self.catalog.candidates(key);
-                slots.map(|slot| (slot.place, relation(slot.place))).collect()
+                let is_own = |slot: &Slot| own.contains(&Some(slot.place));
+                let newest = { slots }.position(|slot| is_own(&slot)).unwrap_or(0);
+                let relation = |(position, slot): (usize, Slot)| {
+                    let kin = match () {
+                        () if is_own(&slot) => Kin::Same,
+                        () if position < newest => Kin::Other,
+                        () => Kin::Older,
+                    };
+                    (slot.place, kin)
+                };
+                slots.enumerate().map(relation).collect()
             }
             Memory::Known(Known::Failed(_)) | Memory::Damaged | Memory::Unknown => {
                 let slots = self.catalog.candidates(key);

@@ -1,7 +1,7 @@
 //! Opening a store from a disk image, reading all of it, and the oracle for what was found.
 
 use fastrand::Rng;
-use storage::{Lookup, Event, Get, Now, Opened, RecoveryReport, Store, StoreOptions};
+use storage::{Event, Get, Lookup, Now, Opened, RecoveryReport, Store, StoreOptions};
 use wal::Lsn;
 
 use super::model::{KeyState, Model};
