@@ -3,76 +3,48 @@
 //! Records never change where they stand, so an entry is right for as long as its location is.
 //! quick_cache (S3-FIFO) decides what stays.
 
-use std::hash::{BuildHasher, Hasher};
-
 use bytes::Bytes;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
-use wal::record::Location;
+use wal::Lsn;
+use wal::record::{Key, Location, Version};
 
-/// A record's user key and value, in shared memory.
+use crate::knowledge::Mixing;
+use crate::segments::Spot;
+
+/// A put's record, in shared memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CachedRecord {
+    pub(crate) key: Key,
+    /// Where it stands.
+    pub(crate) location: Location,
+    /// Its number.
+    pub(crate) lsn: Lsn,
+    pub(crate) version: Version,
+    pub(crate) expiry_ms: u64,
     pub(crate) user_key: Bytes,
     pub(crate) value: Bytes,
     /// Bytes of memory that the entry keeps in use.
     pub(crate) footprint: usize,
 }
 
-type Place = (u64, u32);
-
 #[derive(Clone, Debug)]
 struct ByFootprint;
 
-impl Weighter<Place, CachedRecord> for ByFootprint {
-    fn weight(&self, _: &Place, record: &CachedRecord) -> u64 {
+impl Weighter<Spot, CachedRecord> for ByFootprint {
+    fn weight(&self, _: &Spot, record: &CachedRecord) -> u64 {
         (record.footprint + ENTRY_OVERHEAD) as u64
     }
 }
 
-/// Estimated bytes of an entry besides its content: key, handles, allocation, table.
-const ENTRY_OVERHEAD: usize = 160;
+/// Estimated bytes of an entry besides its content: fields, handles, allocation, table.
+const ENTRY_OVERHEAD: usize = 240;
 /// Expected entry, in bytes, from which the cache sizes its tables.
 const ENTRY_LEN_EXPECTED: usize = 1024;
 
-/// Places are not chosen by clients, so a fixed mixing function will do; and the cores must behave
-/// the same in every run, which std's hasher does not.
-#[derive(Clone, Copy, Debug, Default)]
-struct PlaceHasher(u64);
-
-impl Hasher for PlaceHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u32(&mut self, word: u32) {
-        self.write_u64(u64::from(word));
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        // The finalizer of SplitMix64.
-        let mut mixed = (self.0 ^ word).wrapping_add(0x9E37_79B9_7F4A_7C15);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        self.0 = mixed ^ (mixed >> 31);
-    }
-}
-
-impl BuildHasher for PlaceHasher {
-    type Hasher = Self;
-
-    fn build_hasher(&self) -> Self {
-        *self
-    }
-}
-
 /// The read cache of one shard.
 pub(crate) struct ReadCache {
-    cache: Option<Cache<Place, CachedRecord, ByFootprint, PlaceHasher>>,
+    cache: Option<Cache<Spot, CachedRecord, ByFootprint, Mixing>>,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
 }
@@ -85,15 +57,15 @@ impl ReadCache {
             .weight_capacity(bytes as u64)
             .build()
             .expect("both capacities are set");
-        let hasher = PlaceHasher::default();
+        let hasher = Mixing::default();
         let lifecycle = DefaultLifecycle::default();
         let cache =
             (bytes > 0).then(|| Cache::with_options(options, ByFootprint, hasher, lifecycle));
         Self { cache, hits: 0, misses: 0 }
     }
 
-    pub(crate) fn get(&mut self, location: &Location) -> Option<CachedRecord> {
-        let found = self.cache.as_ref()?.get(&(location.segment, location.offset)).cloned();
+    pub(crate) fn get(&mut self, spot: &Spot) -> Option<CachedRecord> {
+        let found = self.cache.as_ref()?.get(spot).cloned();
         if found.is_some() {
             self.hits += 1;
         } else {
@@ -102,15 +74,20 @@ impl ReadCache {
         found
     }
 
-    pub(crate) fn insert(&mut self, location: &Location, record: CachedRecord) {
+    /// Looks without counting, and without making the entry look used.
+    pub(crate) fn peek(&self, spot: &Spot) -> Option<&CachedRecord> {
+        self.cache.as_ref()?.peek(spot)
+    }
+
+    pub(crate) fn insert(&mut self, record: CachedRecord) {
         if let Some(cache) = &mut self.cache {
-            cache.insert((location.segment, location.offset), record);
+            cache.insert(Spot::of(&record.location), record);
         }
     }
 
-    pub(crate) fn remove(&mut self, location: &Location) {
+    pub(crate) fn remove(&mut self, spot: &Spot) {
         if let Some(cache) = &mut self.cache {
-            cache.remove(&(location.segment, location.offset));
+            cache.remove(spot);
         }
     }
 
@@ -129,35 +106,43 @@ impl std::fmt::Debug for ReadCache {
 mod tests {
     use super::*;
 
-    fn location(offset: u32) -> Location {
-        Location { segment: 1, offset, header_len: 72, value_len: 3 }
+    fn spot(line: u32) -> Spot {
+        Spot { segment: 1, line }
     }
 
-    fn record(len: usize) -> CachedRecord {
-        let value = Bytes::from(vec![1; len]);
-        CachedRecord { user_key: Bytes::new(), value, footprint: len }
+    fn record(line: u32, len: usize) -> CachedRecord {
+        CachedRecord {
+            key: Key([1; 20]),
+            location: Location { segment: 1, offset: line * 64 + 8, header_len: 72, value_len: 3 },
+            lsn: Lsn(1),
+            version: Version::default(),
+            expiry_ms: 0,
+            user_key: Bytes::new(),
+            value: Bytes::from(vec![1; len]),
+            footprint: len,
+        }
     }
 
     #[test]
     fn budget_bounds_the_bytes_kept() {
         let mut cache = ReadCache::new(100_000);
-        for offset in 0..1000 {
-            cache.insert(&location(offset), record(1000));
+        for line in 0..1000 {
+            cache.insert(record(line, 1000));
             assert!(cache.bytes() <= 100_000);
         }
-        let kept = (0..1000).filter(|offset| cache.get(&location(*offset)).is_some()).count();
+        let kept = (0..1000).filter(|line| cache.get(&spot(*line)).is_some()).count();
         assert!((10..=100).contains(&kept), "{kept} entries kept");
     }
 
     #[test]
     fn removed_entry_is_gone_and_an_empty_budget_keeps_nothing() {
         let mut cache = ReadCache::new(100_000);
-        cache.insert(&location(1), record(3));
-        assert_eq!(cache.get(&location(1)), Some(record(3)));
-        cache.remove(&location(1));
-        assert_eq!(cache.get(&location(1)), None);
+        cache.insert(record(1, 3));
+        assert_eq!(cache.get(&spot(1)), Some(record(1, 3)));
+        cache.remove(&spot(1));
+        assert_eq!(cache.get(&spot(1)), None);
         let mut none = ReadCache::new(0);
-        none.insert(&location(1), record(3));
-        assert_eq!(none.get(&location(1)), None);
+        none.insert(record(1, 3));
+        assert_eq!(none.get(&spot(1)), None);
     }
 }

@@ -47,20 +47,18 @@ pub fn check(
     repair: bool,
 ) -> Procedure<Result<CheckReport, OpenError>> {
     Procedure::new(move |port| async move {
-        let loaded = load(&port, &directory, identity, OpenMode::Read).await?;
+        let loaded = load(&port, &directory, identity, OpenMode::Read, now_ms).await?;
         let mendable = loaded.settlement.is_suspect() || !loaded.are_manifests_sound();
         let repairs = repair && mendable && !loaded.created;
         if repairs {
             accept(&port, &directory, &loaded).await?;
         }
-        Ok(report(&directory, &loaded, now_ms, repairs))
+        Ok(report(&directory, &loaded, repairs))
     })
 }
 
-fn report(directory: &FileName, loaded: &Loaded, now_ms: u64, repaired: bool) -> CheckReport {
-    let live = loaded.newest.live(now_ms.max(loaded.settlement.wall_ms));
-    let (keys, keys_damaged) = live
-        .fold((0, 0), |(keys, damaged), (_, slot)| (keys + 1, damaged + u64::from(slot.damaged)));
+fn report(directory: &FileName, loaded: &Loaded, repaired: bool) -> CheckReport {
+    let (keys, keys_damaged) = loaded.key_counts();
     let ranges = &loaded.settlement.quarantine;
     let of = |verdict| ranges.iter().filter(move |range| range.verdict == verdict);
     // What lies in a range that the operator has given up is no news.

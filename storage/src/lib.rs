@@ -19,15 +19,17 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod catalog;
 mod check;
 #[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
 mod checkpoint;
 mod clock;
 mod error;
-mod expiry;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store does not use the table yet"))]
 mod index;
+mod knowledge;
+mod rebuild;
 mod recovery;
+mod segments;
 mod store;
 
 pub use check::{CheckReport, check};
@@ -39,5 +41,6 @@ pub use error::{OpenError, ReadError, WriteError};
 pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
-    Entry, Event, Get, KeyRef, Put, ReadId, Store, StoreOptions, StoreStatus, UserKey, Value,
+    CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, ScannedKey, Store,
+    StoreOptions, StoreStatus, Value,
 };

@@ -1,7 +1,8 @@
 //! From whatever a crash left in a shard's directory to an open store.
 //!
 //! ```text
-//! manifests -> segments listed (and found) -> scan -> settle -> newest record per key
+//! manifests -> segments listed (and found) -> scan, in append order, into the index -> settle
+//!           -> (scan again if something was salvaged or segments were out of order)
 //!           -> sync what was scanned -> first segment -> manifest -> ready
 //! ```
 //!
@@ -18,12 +19,14 @@ use wal::frame::{FORMAT_VERSION, FrameHeader};
 use wal::group_commit::OpenSegment;
 use wal::manifest::{self, Manifest, ManifestError, Quarantine, SegmentEntry, Verdict};
 use wal::procedure::{DiskPort, Procedure};
-use wal::record::{Key, Namespace, RecordKind, Version};
-use wal::replay::{self, Finding, ReplayedRecord, SegmentScan, SegmentSource, Settlement};
+use wal::replay::{self, Finding, SegmentScan, SegmentSource, Settlement};
 use wal::segment::{self, Identity, SEGMENT_BYTES_MIN, SegmentHeader};
 
+use crate::catalog::Catalog;
 use crate::error::OpenError;
-use crate::index::Slot;
+use crate::index::Prefix;
+use crate::rebuild::Rebuild;
+use crate::segments::{Segment, SegmentState};
 use crate::store::{Foundation, Store, StoreOptions};
 
 /// File ids of the two manifest copies; segments get the ones after.
@@ -302,7 +305,7 @@ pub(crate) struct Loaded {
     copies_sound: bool,
     pub(crate) scans: Vec<(OpenSegment, SegmentEntry, SegmentScan)>,
     pub(crate) settlement: Settlement,
-    pub(crate) newest: Newest,
+    pub(crate) rebuilt: Rebuild,
     pub(crate) unfinished: Vec<FileName>,
     pub(crate) damage: Vec<DamagedFile>,
     pub(crate) uncertain: Vec<DamagedFile>,
@@ -310,6 +313,14 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
+    /// Live keys, and those of them whose record is damaged.
+    pub(crate) fn key_counts(&self) -> (u64, u64) {
+        let catalog = &self.rebuilt.catalog;
+        let slots = catalog.index.walk(Prefix::default());
+        let damaged = slots.filter(|(_, slot)| slot.damaged && !slot.shadowed).count();
+        (catalog.keys(), damaged as u64)
+    }
+
     /// Whether both manifest copies are there and valid.
     pub(crate) fn are_manifests_sound(&self) -> bool {
         self.copies_sound
@@ -322,6 +333,7 @@ pub(crate) async fn load(
     directory: &FileName,
     fallback: Identity,
     mode: OpenMode,
+    now_ms: u64,
 ) -> Result<Loaded, OpenError> {
     let files = match list(port, directory).await {
         Err(OpenError::Disk { source, .. }) if is_absent(&source) => Vec::new(),
@@ -345,14 +357,10 @@ pub(crate) async fn load(
     if rebuilt {
         suspect(&mut manifest, 0, 0);
     }
-    let mut newest = Newest::default();
-    let (scans, next_file) = Scans { port, directory, mode, damage: &mut damage }
-        .run(&mut manifest, &found.segments, &mut newest)
-        .await?;
-    let only: Vec<SegmentScan> = scans.iter().map(|(_, _, scan)| scan.clone()).collect();
-    let settlement = replay::settle(&only, &manifest.quarantine, manifest.durable_lsn);
-    settlement.salvaged.iter().for_each(|record| newest.take(*record));
-    newest.void_lost_touches(&settlement.quarantine);
+    let mut scans = Scans { port, directory, mode, damage: &mut damage };
+    let (opened, next_file) = scans.open(&mut manifest, &found.segments).await?;
+    let Scanned { scans, settlement, rebuilt: content } =
+        scan(port, directory, &manifest, opened, now_ms).await?;
     damage.extend(settlement.findings.iter().map(|finding| in_file(directory, finding)));
     let uncertain = settlement.uncertain.iter().map(|f| in_file(directory, f)).collect();
     if created {
@@ -374,7 +382,7 @@ pub(crate) async fn load(
         copies_sound: matches!(found.copies, [Copy::Valid(_), Copy::Valid(_)]),
         scans,
         settlement,
-        newest,
+        rebuilt: content,
         unfinished: found.unfinished,
         damage,
         uncertain,
@@ -420,22 +428,25 @@ struct Scans<'a> {
     damage: &'a mut Vec<DamagedFile>,
 }
 
+type OpenedSegment = (OpenSegment, SegmentEntry);
+
 impl Scans<'_> {
-    /// Scans the listed segments and those only found. A file that no manifest lists is no longer,
-    /// or not yet, part of the log if it holds no frame; if it holds some, a manifest was lost.
-    async fn run(
-        self,
+    /// Opens the listed segments and those only found. A file that no manifest lists is no longer,
+    /// or not yet, part of the log if it holds no frame; if it holds some, a manifest was lost, or
+    /// the file's removal.
+    async fn open(
+        &mut self,
         manifest: &mut Manifest,
         files: &BTreeMap<u64, u64>,
-        newest: &mut Newest,
-    ) -> Result<(Vec<(OpenSegment, SegmentEntry, SegmentScan)>, u32), OpenError> {
+    ) -> Result<(Vec<OpenedSegment>, u32), OpenError> {
         let unlisted = files
             .iter()
             .filter(|(id, _)| !manifest.segments.iter().any(|segment| segment.id == **id));
         let unlisted = unlisted.map(|(id, len)| SegmentEntry { id: *id, len: *len, cut: None });
-        let entries: Vec<SegmentEntry> =
+        let mut entries: Vec<SegmentEntry> =
             manifest.segments.iter().copied().chain(unlisted).collect();
-        let mut scans = Vec::new();
+        entries.sort_unstable_by_key(|entry| entry.id);
+        let mut opened = Vec::new();
         let mut file = FileId(FIRST_SEGMENT_FILE);
         for entry in entries {
             let name = segment::file_name(self.directory, entry.id);
@@ -446,153 +457,115 @@ impl Scans<'_> {
                 Err(error) if is_absent(&error) => {
                     suspect(manifest, entry.id, entry.len);
                     let reason = "segment file is missing".to_owned();
-                    let (offset, len) = (0, entry.len);
-                    self.damage.push(DamagedFile {
-                        file: name,
-                        offset,
-                        len,
-                        reason,
-                        accepted: false,
-                    });
+                    self.note(name, 0, entry.len, reason);
                     continue;
                 }
                 Err(source) => return Err(disk_error("opening", &name, source)),
             };
             if len < entry.len {
                 let reason = format!("segment file is {} bytes short", entry.len - len);
-                self.damage.push(DamagedFile {
-                    file: name,
-                    offset: len,
-                    len: 0,
-                    reason,
-                    accepted: false,
-                });
+                self.note(name, len, 0, reason);
             }
-            let source = SegmentSource { id: entry.id, file, len, cut: entry.cut };
-            let (store, skip) = (manifest.identity.store, &manifest.quarantine);
-            let mut visit = |record| newest.take(record);
-            let scan = replay::scan_segment(self.port, store, source, skip, &mut visit).await;
-            scans.push((OpenSegment { id: entry.id, file, len }, entry, scan));
+            opened.push((OpenSegment { id: entry.id, file, len }, entry));
             file = FileId(file.0 + 1);
         }
-        Ok((scans, file.0))
+        Ok((opened, file.0))
+    }
+
+    fn note(&mut self, file: FileName, offset: u64, len: u64, reason: String) {
+        self.damage.push(DamagedFile { file, offset, len, reason, accepted: false });
     }
 }
 
-/// The newest record of each key, while a log is read in no particular order.
-#[derive(Debug, Default)]
-pub(crate) struct Newest {
-    keys: BTreeMap<Key, NewestRecords>,
-    clear: Option<Order>,
+/// What scanning all segments found.
+struct Scanned {
+    scans: Vec<(OpenSegment, SegmentEntry, SegmentScan)>,
+    settlement: Settlement,
+    rebuilt: Rebuild,
 }
 
-type Order = (Version, Lsn);
-
-/// A key's newest put or tombstone, and the newest touch of each value that it has had since.
-#[derive(Clone, Debug, Default)]
-struct NewestRecords {
-    /// A slot of `None` is a tombstone.
-    base: Option<(Order, Option<Slot>)>,
-    touches: Vec<(Order, Slot)>,
+/// Scans the segments and builds the index from their records in append order. That order is the
+/// segments' own, by their first records, and is known for sure only when all are scanned, as is
+/// what counts of damaged frames; so if the first pass guessed wrong, there is a second.
+async fn scan(
+    port: &DiskPort,
+    directory: &FileName,
+    manifest: &Manifest,
+    opened: Vec<OpenedSegment>,
+    now_ms: u64,
+) -> Result<Scanned, OpenError> {
+    let store = manifest.identity.store;
+    let mut rebuilt = Rebuild::new(numbered(directory, &opened)?, now_ms, &manifest.quarantine);
+    let mut scans = Vec::new();
+    for (open, entry) in opened {
+        let source = SegmentSource { id: entry.id, file: open.file, len: open.len, cut: entry.cut };
+        let mut visit = |record| rebuilt.take(&record);
+        let scan =
+            replay::scan_segment(port, store, source, &manifest.quarantine, &mut visit).await;
+        scans.push((open, entry, scan));
+    }
+    let only: Vec<SegmentScan> = scans.iter().map(|(_, _, scan)| scan.clone()).collect();
+    let settlement = replay::settle(&only, &manifest.quarantine, manifest.durable_lsn);
+    let mut order: Vec<usize> = (0..scans.len()).filter(|at| only[*at].lsns().is_some()).collect();
+    let in_order = order.is_sorted_by_key(|at| only[*at].lsns());
+    if !in_order
+        || !settlement.salvaged.is_empty()
+        || rebuilt.has_void_touches(&settlement.quarantine)
+    {
+        order.sort_by_key(|at| only[*at].lsns());
+        let opened: Vec<OpenedSegment> =
+            scans.iter().map(|(open, entry, _)| (*open, *entry)).collect();
+        let catalog = numbered(directory, &opened)?;
+        rebuilt = Rebuild::new(catalog, now_ms, &settlement.quarantine);
+        for at in order {
+            scan_again(port, manifest, &opened[at], &settlement, &mut rebuilt).await;
+        }
+    }
+    for (_, entry, scan) in &scans {
+        if let Some(segment) = rebuilt.catalog.segments.by_id_mut(entry.id) {
+            (segment.end, segment.lsns) = (scan.end, scan.lsns());
+        }
+    }
+    Ok(Scanned { scans, settlement, rebuilt })
 }
 
-impl NewestRecords {
-    fn newest(&self) -> Option<(Order, Option<Slot>)> {
-        let touches = self.touches.iter().map(|(order, slot)| (*order, Some(*slot)));
-        touches.chain(self.base).max_by_key(|(order, _)| *order)
-    }
-
-    fn take_base(&mut self, order: Order, slot: Option<Slot>) {
-        if self.base.is_none_or(|(newest, _)| newest < order) {
-            self.base = Some((order, slot));
-            self.touches.retain(|(touch, _)| *touch > order);
+/// Takes a segment's records with what was salvaged of it at its place.
+async fn scan_again(
+    port: &DiskPort,
+    manifest: &Manifest,
+    (open, entry): &OpenedSegment,
+    settlement: &Settlement,
+    rebuilt: &mut Rebuild,
+) {
+    let salvaged = settlement.salvaged.iter().filter(|record| record.location.segment == entry.id);
+    let mut salvaged: Vec<_> = salvaged.copied().collect();
+    salvaged.sort_by_key(|record| record.location.offset);
+    let mut salvaged = salvaged.into_iter().peekable();
+    let source = SegmentSource { id: entry.id, file: open.file, len: open.len, cut: entry.cut };
+    let mut visit = |record: replay::ReplayedRecord| {
+        while let Some(earlier) =
+            salvaged.next_if(|salvaged| salvaged.location.offset < record.location.offset)
+        {
+            rebuilt.take(&earlier);
         }
-    }
-
-    fn take_touch(&mut self, order: Order, slot: Slot) {
-        if self.base.is_some_and(|(newest, _)| newest > order) {
-            return;
-        }
-        let same = self.touches.iter_mut().find(|(_, known)| known.value_lsn == slot.value_lsn);
-        match same {
-            Some(known) if known.0 < order => *known = (order, slot),
-            Some(_) => {}
-            None => self.touches.push((order, slot)),
-        }
-    }
+        rebuilt.take(&record);
+    };
+    let (store, skip) = (manifest.identity.store, &manifest.quarantine);
+    replay::scan_segment(port, store, source, skip, &mut visit).await;
+    salvaged.for_each(|record| rebuilt.take(&record));
 }
 
-impl Newest {
-    /// Takes a record; order of calls does not matter.
-    pub(crate) fn take(&mut self, record: ReplayedRecord) {
-        if record.namespace != Namespace::PLAIN {
-            return;
-        }
-        let order = (record.version, record.first_lsn);
-        let mut slot = Slot {
-            location: record.location,
-            version: record.version,
-            lsn: record.first_lsn,
-            value_lsn: record.first_lsn,
-            expiry_ms: record.expiry_ms,
-            user_key_crc: record.user_key_crc,
-            damaged: record.damaged,
-        };
-        if record.kind == RecordKind::Clear {
-            self.clear = self.clear.max(Some(order));
-            return;
-        }
-        let newest = self.keys.entry(record.key).or_default();
-        match record.kind {
-            RecordKind::Clear => {}
-            RecordKind::Tombstone => newest.take_base(order, None),
-            RecordKind::Put => newest.take_base(order, Some(slot)),
-            RecordKind::Touch => {
-                if let Some(body) = record.touch {
-                    slot.location = body.base;
-                    slot.value_lsn = body.base_lsn;
-                    slot.user_key_crc = body.user_key_crc;
-                }
-                newest.take_touch(order, slot);
-            }
+/// A catalog that knows these segments.
+fn numbered(directory: &FileName, opened: &[OpenedSegment]) -> Result<Catalog, OpenError> {
+    let mut catalog = Catalog::default();
+    for (open, _) in opened {
+        if catalog.segments.add(Segment::new(*open, SegmentState::Sealed)).is_none() {
+            let source = DiskError { kind: DiskErrorKind::NoSpace, code: 0 };
+            let name = segment::file_name(directory, open.id);
+            return Err(disk_error("numbering", &name, source));
         }
     }
-
-    /// Forgets touches of values that were lost before they were acknowledged; the key then has
-    /// what it had before.
-    pub(crate) fn void_lost_touches(&mut self, quarantine: &[Quarantine]) {
-        let lost = |lsn: Lsn| {
-            quarantine.iter().any(|range| {
-                range.verdict == Verdict::TailUncertain
-                    && (range.first_lsn..=range.last_lsn).contains(&lsn)
-            })
-        };
-        for newest in self.keys.values_mut().filter(|newest| !newest.touches.is_empty()) {
-            let base = newest.base.and_then(|(_, slot)| slot).map(|slot| slot.value_lsn);
-            newest
-                .touches
-                .retain(|(_, touch)| base == Some(touch.value_lsn) || !lost(touch.value_lsn));
-        }
-    }
-
-    /// The live keys at `now_ms`, in key order.
-    pub(crate) fn live(&self, now_ms: u64) -> impl Iterator<Item = (Key, Slot)> {
-        self.keys.iter().filter_map(move |(key, records)| {
-            let (order, slot) = records.newest()?;
-            let slot = slot.filter(|slot| !slot.is_expired(now_ms))?;
-            let cleared = self.clear.is_some_and(|clear| order <= clear);
-            (!cleared).then_some((*key, slot))
-        })
-    }
-
-    /// The highest version seen.
-    pub(crate) fn version_max(&self) -> Version {
-        let keys = self.keys.values().filter_map(NewestRecords::newest);
-        keys.map(|((version, _), _)| version)
-            .chain(self.clear.map(|(version, _)| version))
-            .max()
-            .unwrap_or_default()
-    }
+    Ok(catalog)
 }
 
 async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<Opened, OpenError> {
@@ -602,7 +575,7 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     let parent = directory.parent();
     let sync = DiskOperation::SyncDirectory { name: parent.clone() };
     port.call(sync).await.map_err(|e| disk_error("syncing", &parent, e))?;
-    let mut loaded = load(&port, &directory, options.identity, OpenMode::ReadWrite).await?;
+    let mut loaded = load(&port, &directory, options.identity, OpenMode::ReadWrite, now_ms).await?;
     if loaded.created && options.must_exist {
         suspect(&mut loaded.manifest, 0, 0);
         loaded.settlement.quarantine = loaded.manifest.quarantine.clone();
@@ -612,6 +585,7 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     }
     let log_ms = loaded.settlement.wall_ms;
     let now_ms = now_ms.max(log_ms);
+    while loaded.rebuilt.catalog.expire_next(now_ms) {}
     for (segment, entry, _) in &loaded.scans {
         if entry.cut.is_none() {
             let name = segment::file_name(&directory, segment.id);
@@ -619,28 +593,32 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
             port.call(sync).await.map_err(|e| disk_error("syncing", &name, e))?;
         }
     }
-    let report = report(&loaded, now_ms);
+    let report = report(&loaded);
     let settled = Settle { port: &port, directory: &directory, options: &options };
-    let (manifest, kept, first) = settled.run(&loaded).await?;
+    let (manifest, dropped, first) = settled.run(&loaded).await?;
+    let Rebuild { mut catalog, version_max, .. } = loaded.rebuilt;
+    for id in dropped {
+        if let Some(number) = catalog.segments.number_of(id) {
+            catalog.remove_segment(number);
+        }
+    }
     let foundation = Foundation {
         options,
         manifest,
-        kept,
+        catalog,
         first,
         next_file: FileId(loaded.next_file + 1),
         durable_lsn: loaded.settlement.last_lsn,
         log_ms,
-        version_max: loaded.newest.version_max(),
+        version_max,
         suspect: report.suspect,
     };
-    let store = Store::new(foundation, loaded.newest.live(now_ms));
+    let store = Store::new(foundation);
     Ok(Opened { store, report, log_ms })
 }
 
-fn report(loaded: &Loaded, now_ms: u64) -> RecoveryReport {
-    let live = loaded.newest.live(now_ms);
-    let (keys, keys_damaged) = live
-        .fold((0, 0), |(keys, damaged), (_, slot)| (keys + 1, damaged + u64::from(slot.damaged)));
+fn report(loaded: &Loaded) -> RecoveryReport {
+    let (keys, keys_damaged) = loaded.key_counts();
     RecoveryReport {
         created: loaded.created,
         segments: loaded.scans.len() as u64,
@@ -664,12 +642,12 @@ struct Settle<'a> {
 
 impl Settle<'_> {
     /// Prepares the first segment, then makes the manifest say what was found, then removes what
-    /// it no longer lists. Returns the manifest, the segments kept open and the first segment
+    /// it no longer lists. Returns the manifest, the segments that were blank and the first segment
     /// (`None` if the disk is full).
     async fn run(
         &self,
         loaded: &Loaded,
-    ) -> Result<(Manifest, Vec<OpenSegment>, Option<OpenSegment>), OpenError> {
+    ) -> Result<(Manifest, Vec<u64>, Option<OpenSegment>), OpenError> {
         for name in &loaded.unfinished {
             let remove = DiskOperation::Remove { name: name.clone() };
             self.port.call(remove).await.map_err(|e| disk_error("removing", name, e))?;
@@ -679,7 +657,7 @@ impl Settle<'_> {
         manifest.sequence += 1;
         manifest.durable_lsn = loaded.settlement.last_lsn;
         manifest.quarantine = bounded(loaded.settlement.quarantine.clone());
-        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        let mut dropped = Vec::new();
         manifest.segments.clear();
         for (segment, entry, scan) in &loaded.scans {
             let quarantined = manifest.quarantine.iter().any(|range| range.segment == segment.id);
@@ -687,7 +665,6 @@ impl Settle<'_> {
             if scan.record_count > 0 || quarantined || !scan.findings.is_empty() {
                 let cut = entry.cut.or(Some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
-                kept.push(*segment);
             } else {
                 dropped.push(*segment);
             }
@@ -699,14 +676,14 @@ impl Settle<'_> {
         }
         let first = self.first_segment(&mut manifest, FileId(loaded.next_file)).await?;
         self.save(loaded, &manifest).await?;
-        for segment in dropped {
+        for segment in &dropped {
             let name = segment::file_name(self.directory, segment.id);
             let close = DiskOperation::Close { file: segment.file };
             self.port.call(close).await.map_err(|e| disk_error("closing", &name, e))?;
             let remove = DiskOperation::Remove { name: name.clone() };
             self.port.call(remove).await.map_err(|e| disk_error("removing", &name, e))?;
         }
-        Ok((manifest, kept, first))
+        Ok((manifest, dropped.iter().map(|segment| segment.id).collect(), first))
     }
 
     async fn save(&self, loaded: &Loaded, manifest: &Manifest) -> Result<(), OpenError> {

@@ -12,23 +12,46 @@ use wal::record::{Key, Version};
 use wal::segment::Identity;
 
 use crate::cache::ReadCache;
+use crate::catalog::Catalog;
 use crate::clock::Now;
 use crate::error::ReadError;
-use crate::expiry::{EXPIRED_PER_STEP_MAX, ExpiryQueue};
-use crate::index::{Index, Slot};
+use crate::index::Cursor;
+use crate::knowledge::{Recents, Resolved};
+use crate::segments::{Segment, SegmentState};
 
+mod compaction;
+mod disk_read;
+mod manifest_keeper;
 mod read;
+mod retire;
+mod scan;
 mod supply;
 #[cfg(test)]
 mod tests;
 mod write;
 
-use read::Reads;
+pub use compaction::CompactionCounters;
+
+use compaction::Compaction;
+use disk_read::Reads;
+use manifest_keeper::ManifestKeeper;
+use read::Jobs;
+use retire::Retirement;
+use scan::Scans;
 use supply::SegmentSupply;
-use write::Unsettled;
+pub(crate) use write::{TOUCH_LEN, tombstone};
 
 /// An idle log says that everything is durable after this many nanoseconds (DESIGN 3.4).
 const IDLE_FRAME_AFTER_NS: u64 = 50_000_000;
+/// Most keys that one step expires.
+const EXPIRED_PER_STEP_MAX: usize = 1024;
+/// Expiries known by their hints alone are looked for this often, in nanoseconds.
+const SWEEP_EVERY_NS: u64 = 100_000_000;
+/// The whole index is looked at in this many sweeps, if that takes no more slots per sweep than the
+/// limit: a step stays below a millisecond.
+const SWEEPS_PER_ROUND: u64 = 600;
+const SWEEP_SLOTS_MIN: u64 = 256;
+const SWEEP_SLOTS_MAX: u64 = 16 << 10;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -69,7 +92,7 @@ pub struct Put<'a> {
     pub value: &'a [u8],
 }
 
-/// What the index knows of a live key.
+/// What a live key's newest record says besides its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Bytes of the value.
@@ -106,15 +129,37 @@ pub enum Get {
     Pending(ReadId),
 }
 
-/// The answer to the question for a key's user key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UserKey {
+/// The answer to a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
     /// There is no such key.
     Missing,
-    /// The user key was in memory.
-    Found(Bytes),
-    /// [`Event::Read`] will tell, with an empty value.
+    /// There is.
+    Found(Entry),
+    /// The disk must tell: after [`Event::Resolved`], ask again.
     Pending(ReadId),
+}
+
+/// What a write that needs to know the key's old state has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It was written, as this record; `None` if there is no such key.
+    Done(Option<Lsn>),
+    /// Nothing has happened yet, the disk must tell: after [`Event::Resolved`], ask again.
+    Pending(ReadId),
+}
+
+/// A live key, as a walk finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScannedKey {
+    /// The key id.
+    pub key: Key,
+    /// The user key.
+    pub user_key: Bytes,
+    /// The version.
+    pub version: Version,
+    /// Milliseconds since 1970, 0 = never.
+    pub expiry_ms: u64,
 }
 
 /// What a store tells its owner.
@@ -129,6 +174,20 @@ pub enum Event {
         /// What it found.
         result: Result<Option<(Bytes, Value)>, ReadError>,
     },
+    /// What was asked about a key can be answered now; ask again.
+    Resolved {
+        /// Which question.
+        id: ReadId,
+    },
+    /// The answer to a scan.
+    Scanned {
+        /// Which scan.
+        id: ReadId,
+        /// Live keys, in key order.
+        keys: Vec<ScannedKey>,
+        /// Where to go on; `None` at the end of the key space.
+        next: Option<Key>,
+    },
     /// Writes that were refused as [`crate::WriteError::Busy`] may be tried again.
     Writable,
     /// A disk write has failed: the shard is read-only, records not yet durable are of unknown
@@ -140,7 +199,7 @@ pub enum Event {
         key: Key,
         /// The file it stands in.
         file: FileName,
-        /// Its offset there, in bytes.
+        /// Its offset there, in bytes, rounded down to a multiple of 64.
         offset: u64,
     },
 }
@@ -156,6 +215,14 @@ pub struct StoreStatus {
     pub segments: u64,
     /// Bytes of their files.
     pub segment_bytes: u64,
+    /// Bytes of records that are the newest of their keys, by size class.
+    pub live_bytes: u64,
+    /// Bytes of sealed segments that hold nothing of use.
+    pub dead_bytes: u64,
+    /// Bytes of the index in memory.
+    pub index_bytes: u64,
+    /// What compaction has done.
+    pub compaction: CompactionCounters,
     /// Bytes in the read cache.
     pub cache_bytes: u64,
     /// Reads answered from it.
@@ -182,7 +249,7 @@ pub struct StoreStatus {
 pub(crate) struct Foundation {
     pub(crate) options: StoreOptions,
     pub(crate) manifest: Manifest,
-    pub(crate) kept: Vec<OpenSegment>,
+    pub(crate) catalog: Catalog,
     pub(crate) first: Option<OpenSegment>,
     pub(crate) next_file: FileId,
     pub(crate) durable_lsn: Lsn,
@@ -195,6 +262,10 @@ pub(crate) struct Foundation {
 enum Source {
     Frame(u64),
     Supply(RequestId),
+    Keeper(RequestId),
+    /// Removing the segment of this id.
+    Removal(u64, RequestId),
+    Window(u64),
     Read,
 }
 
@@ -202,15 +273,20 @@ enum Source {
 pub struct Store {
     directory: FileName,
     identity: Identity,
+    segment_bytes: u64,
     now: Now,
     log: GroupCommit,
-    index: Index,
-    expiry: ExpiryQueue,
+    catalog: Catalog,
     cache: ReadCache,
-    unsettled: Unsettled,
+    recents: Recents,
+    resolved: Resolved,
+    jobs: Jobs,
+    scans: Scans,
     reads: Reads,
     supply: SegmentSupply,
-    files: BTreeMap<u64, FileId>,
+    keeper: ManifestKeeper,
+    compaction: Compaction,
+    retirements: Vec<Retirement>,
     sources: BTreeMap<RequestId, Source>,
     next_request: u64,
     outgoing: VecDeque<DiskRequest>,
@@ -220,28 +296,23 @@ pub struct Store {
     /// Whether a write was refused as busy and waits for [`Event::Writable`].
     starved: bool,
     idle_since_ns: Option<u64>,
+    sweep_cursor: Cursor,
+    sweep_at_ns: u64,
 }
 
 impl Store {
-    pub(crate) fn new(foundation: Foundation, live: impl Iterator<Item = (Key, Slot)>) -> Self {
-        let Foundation { options, manifest, kept, first, next_file, .. } = foundation;
+    pub(crate) fn new(foundation: Foundation) -> Self {
+        let Foundation { options, manifest, mut catalog, first, next_file, .. } = foundation;
         let identity = manifest.identity;
         let (durable_lsn, log_ms) = (foundation.durable_lsn, foundation.log_ms);
         let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms);
-        let mut files: BTreeMap<u64, FileId> =
-            kept.iter().map(|segment| (segment.id, segment.file)).collect();
-        if let Some(segment) = first {
-            files.insert(segment.id, segment.file);
+        if let Some(segment) = first
+            && catalog.segments.add(Segment::new(segment, SegmentState::Open)).is_some()
+        {
             log.add_segment(segment);
-        }
-        let (mut index, mut expiry) = (Index::default(), ExpiryQueue::default());
-        for (key, slot) in live {
-            expiry.insert(key, slot.expiry_ms);
-            index.insert(key, slot);
         }
         let supply = SegmentSupply::new(
             options.directory.clone(),
-            manifest,
             options.segment_bytes,
             next_file,
             first.map_or(0, |segment| segment.len),
@@ -249,15 +320,20 @@ impl Store {
         Self {
             directory: options.directory,
             identity,
+            segment_bytes: options.segment_bytes,
             now: Now { monotonic_ns: 0, clock_ms: log_ms },
             log,
-            index,
-            expiry,
+            catalog,
             cache: ReadCache::new(options.cache_bytes),
-            unsettled: Unsettled::default(),
+            recents: Recents::default(),
+            resolved: Resolved::default(),
+            jobs: Jobs::default(),
+            scans: Scans::default(),
             reads: Reads::default(),
             supply,
-            files,
+            keeper: ManifestKeeper::new(manifest),
+            compaction: Compaction::default(),
+            retirements: Vec::new(),
             sources: BTreeMap::new(),
             next_request: 0,
             outgoing: VecDeque::new(),
@@ -266,6 +342,8 @@ impl Store {
             suspect: foundation.suspect,
             starved: false,
             idle_since_ns: None,
+            sweep_cursor: Cursor::default(),
+            sweep_at_ns: 0,
         }
     }
 
@@ -299,26 +377,38 @@ impl Store {
         self.log.failure()
     }
 
-    /// Number of live keys, expired ones not yet collected included.
+    /// Number of live keys, expired ones not yet collected included; off by those whose first 40
+    /// bits coincide.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.index.len()
+        usize::try_from(self.catalog.keys()).unwrap_or(usize::MAX)
     }
 
     /// Whether there is no live key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.index.len() == 0
+        self.catalog.keys() == 0
     }
 
     /// Figures for INFO and metrics.
     #[must_use]
     pub fn status(&self) -> StoreStatus {
+        let (mut live_bytes, mut dead_bytes) = (0, 0);
+        for (_, segment) in self.catalog.segments.iter() {
+            live_bytes += segment.live_bytes;
+            if matches!(segment.state, SegmentState::Sealed | SegmentState::Unfit) {
+                dead_bytes += segment.len.saturating_sub(segment.live_bytes);
+            }
+        }
         StoreStatus {
-            keys: self.index.len() as u64,
-            keys_expiring: self.expiry.len() as u64,
-            segments: self.supply.manifest().segments.len() as u64,
-            segment_bytes: self.supply.manifest().segments.iter().map(|s| s.len).sum(),
+            keys: self.catalog.keys(),
+            keys_expiring: self.catalog.expiring(),
+            segments: self.keeper.manifest().segments.len() as u64,
+            segment_bytes: self.keeper.manifest().segments.iter().map(|s| s.len).sum(),
+            live_bytes,
+            dead_bytes,
+            index_bytes: self.catalog.index.bytes(),
+            compaction: self.compaction.counters,
             cache_bytes: self.cache.bytes(),
             cache_hits: self.cache.hits,
             cache_misses: self.cache.misses,
@@ -336,21 +426,26 @@ impl Store {
     pub fn set_now(&mut self, now: Now) {
         self.now = now;
         for _ in 0..EXPIRED_PER_STEP_MAX {
-            let Some(key) = self.expiry.pop_expired(now.clock_ms) else {
+            if !self.catalog.expire_next(now.clock_ms) {
                 break;
-            };
-            if let Some(slot) = self.index.remove(&key) {
-                self.cache.remove(&slot.location);
-                if slot.lsn > self.log.durable_lsn() {
-                    // Without this record an older value would be back, so its absence rests on it.
-                    self.unsettled.note_removal(slot.lsn, key);
-                }
             }
+        }
+        if self.catalog.wants_sweep() && self.sweep_at_ns <= now.monotonic_ns {
+            self.sweep_at_ns = now.monotonic_ns + SWEEP_EVERY_NS;
+            let slots = self.catalog.index.len() / SWEEPS_PER_ROUND;
+            let slots = slots.clamp(SWEEP_SLOTS_MIN, SWEEP_SLOTS_MAX);
+            let slots = usize::try_from(slots).expect("the limit is small");
+            self.sweep_cursor = self.catalog.sweep(self.sweep_cursor, slots, now.clock_ms);
         }
     }
 
-    /// Ends a turn: what was appended goes out, an idle log says so, a spare segment is prepared.
+    /// Ends a turn: what was appended goes out, an idle log says so, a spare segment is prepared,
+    /// compaction goes on.
     pub fn end_turn(&mut self) {
+        // After a clear, the memory is given back a little at a time.
+        self.catalog.index.release();
+        self.choose_victim();
+        self.step_compaction();
         if self.log.wants_idle_frame() {
             let since = *self.idle_since_ns.get_or_insert(self.now.monotonic_ns);
             if self.now.monotonic_ns >= since + IDLE_FRAME_AFTER_NS {
@@ -362,11 +457,14 @@ impl Store {
         }
         self.log.submit(self.now.clock_ms);
         self.pump_log();
+        self.pump_retirements();
         self.pump_supply();
     }
 
-    /// Writes the idle frame now if one is due; for an orderly shutdown.
+    /// Writes the idle frame now if one is due, and starts nothing new before the next write; for
+    /// an orderly shutdown.
     pub fn seal(&mut self) {
+        self.compaction.pause();
         self.log.open_idle_frame();
         self.end_turn();
     }
@@ -382,11 +480,14 @@ impl Store {
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         let idle = self.idle_since_ns.map(|since| since + IDLE_FRAME_AFTER_NS);
-        let expiry = self.expiry.next_ms().map(|expiry_ms| {
+        let expiry = self.catalog.next_expiry_ms().map(|expiry_ms| {
             let left_ms = expiry_ms.saturating_sub(self.now.clock_ms);
             self.now.monotonic_ns.saturating_add(left_ms.saturating_mul(1_000_000))
         });
-        [idle, expiry, self.supply.retry_at_ns()].into_iter().flatten().min()
+        let sweep = self.catalog.wants_sweep().then_some(self.sweep_at_ns);
+        let compaction = self.can_compact().then_some(self.now.monotonic_ns);
+        let retry = self.supply.retry_at_ns();
+        [idle, expiry, sweep, compaction, retry].into_iter().flatten().min()
     }
 
     /// Takes the next disk request to carry out.
@@ -420,6 +521,18 @@ impl Store {
                 self.supply.handle_disk(DiskCompletion { id: inner, ..completion });
                 self.pump_supply();
             }
+            Source::Keeper(inner) => {
+                self.keeper.handle_disk(DiskCompletion { id: inner, ..completion });
+                self.pump_supply();
+            }
+            Source::Removal(segment, inner) => {
+                self.handle_removal(segment, inner, completion);
+                self.pump_supply();
+            }
+            Source::Window(number) => {
+                self.handle_window(number, completion);
+                self.step_compaction();
+            }
             Source::Read => self.handle_read(completion),
         }
     }
@@ -433,7 +546,7 @@ impl Store {
         let failed_before = self.log.failure().is_some();
         if self.log.handle_written(number, result, buffer) {
             let durable_lsn = self.log.durable_lsn();
-            self.unsettled.settle(durable_lsn, &self.index, &mut self.cache);
+            self.recents.settle(durable_lsn, &mut self.cache, &mut self.catalog.segments);
             self.events.push_back(Event::Durable(durable_lsn));
         }
         if let (false, Some(error)) = (failed_before, self.log.failure()) {
@@ -447,23 +560,37 @@ impl Store {
         while let Some(write) = self.log.poll_write() {
             self.submit(Source::Frame(write.number), write.operation);
         }
-        // Segments that were left stay open for reads; nothing else is to be done for them here.
+        // Compaction sees for itself which segments were left.
         while self.log.poll_left().is_some() {}
     }
 
     fn pump_supply(&mut self) {
-        let wanted = self.log.failure().is_none() && self.log.spare_count() == 0;
-        self.supply.advance(self.now, wanted);
+        let wanted = self.log.failure().is_none()
+            && self.log.spare_count() == 0
+            && self.catalog.segments.has_room();
+        self.supply.advance(self.now, wanted, &mut self.keeper);
+        self.pump_keeper();
         while let Some(request) = self.supply.poll_request() {
             self.submit(Source::Supply(request.id), request.operation);
         }
-        if let Some(segment) = self.supply.take_segment() {
-            self.files.insert(segment.id, segment.file);
+        if let Some(segment) = self.supply.take_segment()
+            && self.catalog.segments.add(Segment::new(segment, SegmentState::Open)).is_some()
+        {
             self.log.add_segment(segment);
             self.tell_writable();
         }
         if self.supply.take_refusal() {
             self.tell_writable();
+        }
+    }
+
+    fn pump_keeper(&mut self) {
+        while let Some((id, result)) = self.keeper.take_done() {
+            self.supply.handle_edit(self.now, id, result);
+            self.handle_retirement_edit(id, result);
+        }
+        while let Some(request) = self.keeper.poll_request() {
+            self.submit(Source::Keeper(request.id), request.operation);
         }
     }
 
@@ -484,6 +611,6 @@ impl Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Store({}, {} keys)", self.directory, self.index.len())
+        write!(f, "Store({}, {} keys)", self.directory, self.catalog.keys())
     }
 }

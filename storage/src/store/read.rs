@@ -1,74 +1,124 @@
-//! The reading commands and the reads from disk behind them.
+//! The reading commands, and the jobs that find out from the disk what memory does not know.
+//!
+//! A job takes the slots that may be its key's as they were when it was asked, and reads them
+//! newest first until one is of its key. Records never change where they stand, and no segment goes
+//! while a job that is older than its end is under way, so a job's answer is right for the moment
+//! it was asked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use bytes::Bytes;
-use wal::checksum::{self, Place};
-use wal::disk::{BLOCK_SIZE, DiskCompletion, DiskOperation, IoBuffer, RequestId};
-use wal::record::{Key, Location, RecordHeader, RecordKind, Version};
-use wal::segment;
+use wal::checksum;
+use wal::record::{Key, Namespace, RecordKind};
 
-use super::{Entry, Event, Get, KeyRef, ReadId, Source, Store, UserKey, Value};
+use super::disk_read::{Head, Target, Waiter};
+use super::write::REWRITTEN_LEN_MAX;
+use super::{Entry, Event, Get, KeyRef, Lookup, ReadId, Store, Value};
 use crate::cache::CachedRecord;
+use crate::catalog::Kin;
 use crate::error::ReadError;
-use crate::index::Slot;
+use crate::index::{Place, Slot, SlotKind};
+use crate::knowledge::{Found, Known};
+use crate::segments::Spot;
 
-/// Reads on the disk at once; further ones wait here.
-const READS_IN_FLIGHT_MAX: usize = 256;
-/// Values up to this are copied out of their read buffer, so that a cached value keeps no whole
-/// block in use.
-const COPIED_VALUE_LEN_MAX: usize = 2047;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Record,
-    UserKey,
+/// What a job is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To know the newest record, without its value.
+    Lookup,
+    /// As [`Purpose::Lookup`], with the value if it is to be rewritten.
+    Rewrite,
+    /// The value, of this user key.
+    Value(Bytes),
 }
 
 #[derive(Debug)]
-struct Waiter {
-    id: ReadId,
-    /// The user key must be this one, if given.
-    user_key: Option<Bytes>,
-    expiry_ms: u64,
-    version: Version,
-}
-
-#[derive(Debug)]
-struct DiskRead {
+struct Job {
     key: Key,
-    location: Location,
-    part: Part,
-    /// A damaged record is read a second time before it is called so.
-    attempt: u32,
-    waiters: Vec<Waiter>,
+    purpose: Purpose,
+    now_ms: u64,
+    /// Whether the key has changed since.
+    stale: bool,
+    /// What is still to be looked at, newest first.
+    todo: VecDeque<(Slot, Spot)>,
+    current: Option<Slot>,
+    /// The touch whose value is being read.
+    touch: Option<Found>,
 }
 
-/// Reads under way.
+/// Jobs under way.
 #[derive(Debug, Default)]
-pub(super) struct Reads {
-    next_id: u64,
-    under_way: BTreeMap<RequestId, DiskRead>,
-    /// Whole-record reads under way, by place: another reader joins instead of reading again.
-    by_place: BTreeMap<(u64, u32), RequestId>,
-    queued: VecDeque<DiskRead>,
-    pub(super) started: u64,
-    pub(super) damaged: u64,
+pub(super) struct Jobs {
+    next: u64,
+    jobs: BTreeMap<ReadId, Job>,
+    by_key: BTreeMap<Key, Vec<ReadId>>,
+}
+
+impl Jobs {
+    pub(super) fn take_id(&mut self) -> ReadId {
+        self.next += 1;
+        ReadId(self.next)
+    }
+
+    /// The oldest job under way.
+    pub(super) fn oldest(&self) -> Option<ReadId> {
+        self.jobs.first_key_value().map(|(id, _)| *id)
+    }
+
+    /// The next job will have this id or a later one.
+    pub(super) fn next_id(&self) -> ReadId {
+        ReadId(self.next + 1)
+    }
+
+    /// Notes that a key has changed: what jobs find out about it is no longer so.
+    pub(super) fn note_change(&mut self, key: &Key) {
+        if self.by_key.is_empty() {
+            return;
+        }
+        for id in self.by_key.get(key).into_iter().flatten() {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.stale = true;
+            }
+        }
+    }
+
+    pub(super) fn note_clear(&mut self) {
+        self.jobs.values_mut().for_each(|job| job.stale = true);
+    }
+}
+
+/// What memory knows of a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Memory {
+    Known(Known),
+    /// A record that may be the key's is damaged.
+    Damaged,
+    Unknown,
 }
 
 impl Store {
-    /// Looks a key up in the index. Pair it with [`Store::observed`].
+    /// Looks a key up. Pair it with [`Store::observed`].
     ///
     /// # Errors
-    /// [`ReadError::Suspect`] if the key is unknown and may have been lost.
-    pub fn entry(&self, key: &KeyRef<'_>) -> Result<Option<Entry>, ReadError> {
-        match self.live_slot(key) {
-            None if self.suspect => Err(ReadError::Suspect),
-            slot => Ok(slot.map(|slot| Entry {
-                value_len: slot.location.value_len as usize,
-                expiry_ms: slot.expiry_ms,
-                version: slot.version,
-            })),
+    /// [`ReadError`].
+    pub fn lookup(&mut self, key: &KeyRef<'_>) -> Result<Lookup, ReadError> {
+        match self.memory(&key.id) {
+            Memory::Damaged => Err(ReadError::Damaged),
+            Memory::Known(Known::Failed(error)) => {
+                self.resolved.remove(&key.id);
+                Err(ReadError::Disk(error))
+            }
+            Memory::Known(known) => match self.present(known, key) {
+                None if self.suspect => Err(ReadError::Suspect),
+                None => Ok(Lookup::Missing),
+                Some(found) => Ok(Lookup::Found(Entry {
+                    value_len: found.base.value_len as usize,
+                    expiry_ms: found.expiry_ms,
+                    version: found.version,
+                })),
+            },
+            Memory::Unknown => Ok(Lookup::Pending(self.start_job(key.id, Purpose::Lookup))),
         }
     }
 
@@ -78,198 +128,264 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub fn get(&mut self, key: &KeyRef<'_>) -> Result<Get, ReadError> {
-        let Some(slot) = self.live_slot(key) else {
-            return if self.suspect { Err(ReadError::Suspect) } else { Ok(Get::Missing) };
+        let known = match self.memory(&key.id) {
+            Memory::Damaged => return Err(ReadError::Damaged),
+            Memory::Unknown | Memory::Known(Known::Failed(_)) => None,
+            Memory::Known(known) => match self.present(known, key) {
+                None if self.suspect => return Err(ReadError::Suspect),
+                None => return Ok(Get::Missing),
+                Some(found) => Some(found),
+            },
         };
-        if slot.damaged {
-            return Err(ReadError::Damaged);
-        }
-        let Slot { location, version, expiry_ms, .. } = slot;
-        if let Some(record) = self.in_memory(&slot) {
+        if let Some(found) = known
+            && let Some(record) = self.record_in_memory(&key.id, &found)
+        {
             let same = record.user_key == key.user_key;
+            let Found { expiry_ms, version, .. } = found;
             let value = Value { value: record.value, expiry_ms, version };
             return Ok(if same { Get::Found(value) } else { Get::Missing });
         }
-        let user_key = Some(Bytes::copy_from_slice(key.user_key));
-        Ok(Get::Pending(self.start_read(key.id, location, Part::Record, |id| Waiter {
-            id,
-            user_key,
-            expiry_ms,
-            version,
-        })))
+        let purpose = Purpose::Value(Bytes::copy_from_slice(key.user_key));
+        Ok(Get::Pending(match known {
+            Some(found) => self.start_value_job(key.id, purpose, found),
+            None => self.start_job(key.id, purpose),
+        }))
     }
 
-    /// Tells the user key behind a key id.
-    ///
-    /// # Errors
-    /// [`ReadError::Damaged`].
-    pub fn user_key(&mut self, key: Key) -> Result<UserKey, ReadError> {
-        let Some(slot) = self.index.get(&key).copied() else {
-            return Ok(UserKey::Missing);
-        };
-        if slot.is_expired(self.now.clock_ms) {
-            return Ok(UserKey::Missing);
-        }
-        if slot.damaged {
-            return Err(ReadError::Damaged);
-        }
-        if let Some(record) = self.in_memory(&slot) {
-            return Ok(UserKey::Found(record.user_key));
-        }
-        let Slot { location, version, expiry_ms, .. } = slot;
-        let waiter = |id| Waiter { id, user_key: None, expiry_ms, version };
-        Ok(UserKey::Pending(self.start_read(key, location, Part::UserKey, waiter)))
+    /// The live record of this very user key.
+    pub(super) fn present(&self, known: Known, key: &KeyRef<'_>) -> Option<Found> {
+        let Known::Present(found) = known else { return None };
+        let same = found.user_key_crc == checksum::plain(key.user_key);
+        (same && !found.is_expired(self.now.clock_ms)).then_some(found)
     }
 
-    /// Walks the live keys from `from` on, in key order.
-    pub fn keys_from(&self, from: Key) -> impl Iterator<Item = Key> {
-        let now_ms = self.now.clock_ms;
-        let live = self.index.from(from).filter(move |(_, slot)| !slot.is_expired(now_ms));
-        live.map(|(key, _)| *key)
-    }
-
-    pub(super) fn live_slot(&self, key: &KeyRef<'_>) -> Option<Slot> {
-        let slot = self.index.get(&key.id)?;
-        // A damaged touch has lost the user key; its key id must still answer an error, not nil.
-        let same = slot.damaged || slot.user_key_crc == checksum::plain(key.user_key);
-        (same && !slot.is_expired(self.now.clock_ms)).then_some(*slot)
-    }
-
-    fn in_memory(&mut self, slot: &Slot) -> Option<CachedRecord> {
-        let recent = self.unsettled.value(slot.value_lsn).cloned();
-        recent.or_else(|| self.cache.get(&slot.location))
-    }
-
-    fn start_read(
-        &mut self,
-        key: Key,
-        location: Location,
-        part: Part,
-        waiter: impl FnOnce(ReadId) -> Waiter,
-    ) -> ReadId {
-        let id = ReadId(self.reads.next_id);
-        self.reads.next_id += 1;
-        let waiter = waiter(id);
-        let place = (location.segment, location.offset);
-        let shared = self.reads.by_place.get(&place).filter(|_| part == Part::Record);
-        if let Some(read) = shared.and_then(|request| self.reads.under_way.get_mut(request)) {
-            read.waiters.push(waiter);
-            return id;
+    /// What memory knows of a key, expired or not.
+    pub(super) fn memory(&self, key: &Key) -> Memory {
+        if let Some(recent) = self.recents.get(key) {
+            return Memory::Known(recent.known);
         }
-        let read = DiskRead { key, location, part, attempt: 0, waiters: vec![waiter] };
-        if self.reads.under_way.len() < READS_IN_FLIGHT_MAX {
-            self.submit_read(read);
-        } else {
-            self.reads.queued.push_back(read);
+        if let Some((known, _)) = self.resolved.get(key) {
+            return Memory::Known(known);
         }
+        for slot in self.catalog.candidates(key) {
+            match self.kin_in_memory(key, &slot) {
+                Kin::Other | Kin::Older => {}
+                Kin::Same if slot.kind == SlotKind::Put && !slot.damaged => {
+                    let spot = self.catalog.segments.spot_of(slot.place);
+                    match spot.and_then(|spot| self.cache.peek(&spot)) {
+                        Some(record) => {
+                            return Memory::Known(Known::Present(found_in(record, slot.place)));
+                        }
+                        None => return Memory::Unknown,
+                    }
+                }
+                Kin::Same | Kin::Unknown if slot.damaged => return Memory::Damaged,
+                Kin::Same | Kin::Unknown => return Memory::Unknown,
+            }
+        }
+        Memory::Known(Known::Absent)
+    }
+
+    /// Whether a slot under the key's prefix is the key's, as far as memory tells.
+    pub(super) fn kin_in_memory(&self, key: &Key, slot: &Slot) -> Kin {
+        if slot.foreign {
+            return Kin::Other;
+        }
+        let Some(spot) = self.catalog.segments.spot_of(slot.place) else { return Kin::Unknown };
+        let owner = self.recents.key_at(&spot).or_else(|| {
+            let cached = self.cache.peek(&spot);
+            cached.map(|record| &record.key)
+        });
+        match owner {
+            Some(owner) if owner == key => Kin::Same,
+            Some(_) => Kin::Other,
+            None => Kin::Unknown,
+        }
+    }
+
+    /// The record of a key's value, if it is in memory.
+    pub(super) fn record_in_memory(&mut self, key: &Key, found: &Found) -> Option<CachedRecord> {
+        let is_it = |record: &&CachedRecord| record.location == found.base;
+        let recent = self.recents.get(key).and_then(|recent| recent.record.as_ref());
+        let resolved = self.resolved.get(key).and_then(|(_, record)| record);
+        let known = recent.filter(is_it).or_else(|| resolved.filter(is_it)).cloned();
+        known.or_else(|| self.cache.get(&Spot::of(&found.base)))
+    }
+
+    /// Finds out about a key that memory does not know.
+    pub(super) fn start_job(&mut self, key: Key, purpose: Purpose) -> ReadId {
+        let mut todo = VecDeque::new();
+        for slot in self.catalog.candidates(&key) {
+            if self.kin_in_memory(&key, &slot) != Kin::Other
+                && let Some(spot) = self.catalog.segments.spot_of(slot.place)
+            {
+                todo.push_back((slot, spot));
+            }
+        }
+        let id = self.add_job(key, purpose, todo);
+        self.step_job(id);
         id
     }
 
-    fn submit_read(&mut self, read: DiskRead) {
-        let (offset, len) = blocks(&read);
-        let file = self.files[&read.location.segment];
-        let buffer = IoBuffer::with_capacity(len);
-        let request = self.submit(Source::Read, DiskOperation::Read { file, offset, len, buffer });
-        if read.part == Part::Record {
-            self.reads.by_place.insert((read.location.segment, read.location.offset), request);
-        }
-        self.reads.started += 1;
-        self.reads.under_way.insert(request, read);
+    pub(super) fn start_value_job(&mut self, key: Key, purpose: Purpose, found: Found) -> ReadId {
+        let id = self.add_job(key, purpose, VecDeque::new());
+        self.read_base(id, key, found);
+        id
     }
 
-    pub(super) fn handle_read(&mut self, completion: DiskCompletion) {
-        let read = self.reads.under_way.remove(&completion.id);
-        let mut read = read.expect("a read's completion belongs to a read under way");
-        self.reads.by_place.remove(&(read.location.segment, read.location.offset));
-        let result = match (completion.result, completion.buffer) {
-            (Err(error), _) => Err(ReadError::Disk(error)),
-            (Ok(_), None) => Err(ReadError::Damaged),
-            (Ok(_), Some(buffer)) => self.verify(&read, buffer),
-        };
-        if result.is_err() && read.attempt == 0 {
-            // Memory or transfer errors vanish on a second look; rot does not.
-            read.attempt += 1;
-            self.submit_read(read);
-            return;
-        }
-        match &result {
-            Ok(record) if read.part == Part::Record => {
-                let current =
-                    self.index.get(&read.key).is_some_and(|slot| slot.location == read.location);
-                if current {
-                    self.cache.insert(&read.location, record.clone());
+    fn add_job(&mut self, key: Key, purpose: Purpose, todo: VecDeque<(Slot, Spot)>) -> ReadId {
+        let id = self.jobs.take_id();
+        let now_ms = self.now.clock_ms;
+        let job = Job { key, purpose, now_ms, stale: false, todo, current: None, touch: None };
+        self.jobs.jobs.insert(id, job);
+        self.jobs.by_key.entry(key).or_default().push(id);
+        id
+    }
+
+    fn step_job(&mut self, id: ReadId) {
+        loop {
+            let Some(job) = self.jobs.jobs.get_mut(&id) else { return };
+            let Some((slot, spot)) = job.todo.pop_front() else {
+                return self.finish_job(id, Ok((Known::Absent, None)));
+            };
+            if slot.damaged {
+                return self.finish_job(id, Err(ReadError::Damaged));
+            }
+            if let Some(record) = self.cache.peek(&spot) {
+                if record.key != job.key {
+                    continue;
+                }
+                if slot.kind == SlotKind::Put {
+                    let found = found_in(record, slot.place);
+                    let record = Some(record.clone());
+                    return self.finish_job(id, Ok((Known::Present(found), record)));
                 }
             }
-            Ok(_) => {}
-            Err(_) => self.note_damage(&read),
-        }
-        for waiter in read.waiters {
-            let id = waiter.id;
-            let result = result.as_ref().map_err(|error| *error);
-            let result = result.map(|record| waiter.answer(record));
-            self.events.push_back(Event::Read { id, result });
-        }
-        if let Some(next) = self.reads.queued.pop_front() {
-            self.submit_read(next);
+            job.current = Some(slot);
+            let small = slot.size_class.bytes() <= 2 * REWRITTEN_LEN_MAX as u64;
+            let whole = slot.kind == SlotKind::Put
+                && match job.purpose {
+                    Purpose::Lookup => false,
+                    Purpose::Rewrite => small,
+                    Purpose::Value(_) => true,
+                };
+            let (key, target) = (job.key, Target::candidate(spot, &slot, whole));
+            return self.read(key, slot.place, target, Waiter::Job(id));
         }
     }
 
-    fn note_damage(&mut self, read: &DiskRead) {
-        self.reads.damaged += 1;
-        if let Some(slot) = self.index.get(&read.key).copied()
-            && slot.location == read.location
-        {
-            self.index.insert(read.key, Slot { damaged: true, ..slot });
+    fn read_base(&mut self, id: ReadId, key: Key, found: Found) {
+        if let Some(record) = self.cache.get(&Spot::of(&found.base)) {
+            return self.finish_job(id, Ok((Known::Present(found), Some(record))));
         }
-        let file = segment::file_name(&self.directory, read.location.segment);
-        let offset = u64::from(read.location.offset);
-        self.events.push_back(Event::Damaged { key: read.key, file, offset });
+        if let Some(job) = self.jobs.jobs.get_mut(&id) {
+            job.touch = Some(found);
+        }
+        let target = Target::Exact { location: found.base, whole: true };
+        self.read(key, found.place, target, Waiter::Job(id));
     }
 
-    fn verify(&self, read: &DiskRead, buffer: IoBuffer) -> Result<CachedRecord, ReadError> {
-        let place = Place {
-            store: self.identity.store,
-            segment: read.location.segment,
-            offset: u64::from(read.location.offset),
+    pub(super) fn handle_job_read(&mut self, id: ReadId, result: Result<Rc<Head>, ReadError>) {
+        let Some(job) = self.jobs.jobs.get_mut(&id) else { return };
+        let head = match result {
+            Ok(head) => head,
+            Err(error) => return self.finish_job(id, Err(error)),
         };
-        let start = read.location.offset as usize % BLOCK_SIZE;
-        let bytes = buffer.as_slice().get(start..).unwrap_or_default();
-        let header = RecordHeader::decode(bytes, &place).map_err(|_| ReadError::Damaged)?;
-        if header.key != read.key || header.kind != RecordKind::Put {
-            return Err(ReadError::Damaged);
+        let same = head.key == job.key && head.namespace == Namespace::PLAIN;
+        if let Some(found) = job.touch {
+            let record = head.record().filter(|_| same && head.location == found.base);
+            let outcome = record.map(|record| (Known::Present(found), Some(record)));
+            return self.finish_job(id, outcome.ok_or(ReadError::Damaged));
         }
-        let user_key = Bytes::copy_from_slice(header.user_key);
-        if read.part == Part::UserKey {
-            return Ok(CachedRecord { user_key, value: Bytes::new(), footprint: 0 });
+        if !same {
+            return self.step_job(id);
         }
-        let value = header.value(bytes).map_err(|_| ReadError::Damaged)?;
-        let (value, footprint) = if value.len() <= COPIED_VALUE_LEN_MAX {
-            (Bytes::copy_from_slice(value), user_key.len() + value.len())
-        } else {
-            let range = start + header.len()..start + header.len() + value.len();
-            let footprint = buffer.capacity() + user_key.len();
-            (Bytes::from_owner(buffer).slice(range), footprint)
+        let (key, slot) = (job.key, job.current.expect("a read is of a slot"));
+        let outcome = match (slot.kind, head.kind, head.touch) {
+            (SlotKind::Tombstone, _, _) => Ok((Known::Absent, None)),
+            (SlotKind::Put, RecordKind::Put, _) => {
+                Ok((Known::Present(head.found(slot.place)), head.record()))
+            }
+            (SlotKind::Touch, RecordKind::Touch, Some(body)) => {
+                let found = head.touched(slot.place, &body);
+                let wanted = match job.purpose {
+                    Purpose::Lookup => false,
+                    Purpose::Rewrite => found.base.value_len as usize <= REWRITTEN_LEN_MAX,
+                    Purpose::Value(_) => !found.is_expired(job.now_ms),
+                };
+                if wanted {
+                    return self.read_base(id, key, found);
+                }
+                Ok((Known::Present(found), None))
+            }
+            _ => Err(ReadError::Damaged),
         };
-        Ok(CachedRecord { user_key, value, footprint })
+        self.finish_job(id, outcome);
+    }
+
+    fn finish_job(
+        &mut self,
+        id: ReadId,
+        outcome: Result<(Known, Option<CachedRecord>), ReadError>,
+    ) {
+        let Some(job) = self.jobs.jobs.remove(&id) else { return };
+        if let Some(ids) = self.jobs.by_key.get_mut(&job.key) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.jobs.by_key.remove(&job.key);
+            }
+        }
+        if !job.stale {
+            match &outcome {
+                Ok((known, record)) => {
+                    let small = |record: &&CachedRecord| record.value.len() <= REWRITTEN_LEN_MAX;
+                    let kept = record.as_ref().filter(|_| job.purpose == Purpose::Rewrite);
+                    self.resolved.insert(job.key, *known, kept.filter(small).cloned());
+                }
+                Err(ReadError::Disk(error)) if !matches!(job.purpose, Purpose::Value(_)) => {
+                    self.resolved.insert(job.key, Known::Failed(*error), None);
+                }
+                Err(_) => self.resolved.remove(&job.key),
+            }
+        }
+        let event = match job.purpose {
+            Purpose::Value(user_key) => {
+                let result = self.answer(&user_key, job.now_ms, outcome);
+                Event::Read { id, result }
+            }
+            Purpose::Lookup | Purpose::Rewrite => Event::Resolved { id },
+        };
+        self.events.push_back(event);
+    }
+
+    fn answer(
+        &self,
+        user_key: &Bytes,
+        now_ms: u64,
+        outcome: Result<(Known, Option<CachedRecord>), ReadError>,
+    ) -> Result<Option<(Bytes, Value)>, ReadError> {
+        match outcome? {
+            (Known::Present(found), Some(record))
+                if record.user_key == *user_key && !found.is_expired(now_ms) =>
+            {
+                let Found { expiry_ms, version, .. } = found;
+                Ok(Some((record.user_key, Value { value: record.value, expiry_ms, version })))
+            }
+            _ if self.suspect => Err(ReadError::Suspect),
+            _ => Ok(None),
+        }
     }
 }
 
-impl Waiter {
-    /// `None` if the record belongs to another user key of the same id.
-    fn answer(&self, record: &CachedRecord) -> Option<(Bytes, Value)> {
-        let same = self.user_key.as_ref().is_none_or(|wanted| *wanted == record.user_key);
-        let (expiry_ms, version) = (self.expiry_ms, self.version);
-        let value = Value { value: record.value.clone(), expiry_ms, version };
-        same.then(|| (record.user_key.clone(), value))
+/// What a cached put says of its key.
+pub(super) fn found_in(record: &CachedRecord, place: Place) -> Found {
+    Found {
+        place,
+        kind: SlotKind::Put,
+        version: record.version,
+        expiry_ms: record.expiry_ms,
+        user_key_crc: checksum::plain(&record.user_key),
+        base: record.location,
+        base_lsn: record.lsn,
     }
-}
-
-/// The whole blocks that hold what is to be read: offset and length in bytes.
-fn blocks(read: &DiskRead) -> (u64, usize) {
-    let Location { offset, header_len, value_len, .. } = read.location;
-    let value_len = if read.part == Part::Record { value_len } else { 0 };
-    let (start, len) = (offset as usize, header_len as usize + value_len as usize);
-    let first = start - start % BLOCK_SIZE;
-    let end = (start + len).next_multiple_of(BLOCK_SIZE);
-    (first as u64, end - first)
 }

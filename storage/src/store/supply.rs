@@ -2,39 +2,34 @@
 
 use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskRequest, FileId, FileName};
 use wal::group_commit::OpenSegment;
-use wal::manifest::{self, Manifest, SaveError, SegmentEntry};
+use wal::manifest::SegmentEntry;
 use wal::procedure::Procedure;
 use wal::segment::{self, SegmentHeader};
 
+use super::manifest_keeper::{EditId, ManifestKeeper};
 use crate::clock::Now;
-use crate::recovery::MANIFEST_FILES;
 
 /// After a full disk or another error, preparing is tried again this many nanoseconds later.
 const RETRY_AFTER_NS: u64 = 1_000_000_000;
 
-type Prepared = Result<(OpenSegment, Manifest), PrepareError>;
-
-#[derive(Clone, Copy)]
-enum PrepareError {
-    Segment(DiskError),
-    Manifest(SaveError),
-}
-
 /// Makes the log's next segment.
 pub(super) struct SegmentSupply {
     directory: FileName,
-    manifest: Manifest,
-    /// The manifest copy to overwrite first: after a failure the other one is the whole one.
-    older_copy: usize,
     segment_bytes: u64,
     next_file: FileId,
     last_len: u64,
     /// A frame of this size waits for a segment; 0 if none does.
     wanted_frame_len: u64,
-    preparing: Option<Procedure<Prepared>>,
-    prepared: Option<OpenSegment>,
+    stage: Stage,
     failure: Option<Failure>,
     refusal: bool,
+}
+
+enum Stage {
+    Idle,
+    Preparing(OpenSegment, Procedure<Result<(), DiskError>>),
+    Listing(OpenSegment, EditId),
+    Prepared(OpenSegment),
 }
 
 #[derive(Clone, Copy)]
@@ -46,28 +41,20 @@ struct Failure {
 impl SegmentSupply {
     pub(super) fn new(
         directory: FileName,
-        manifest: Manifest,
         segment_bytes: u64,
         next_file: FileId,
         last_len: u64,
     ) -> Self {
         Self {
             directory,
-            manifest,
-            older_copy: 0,
             segment_bytes,
             next_file,
             last_len,
             wanted_frame_len: 0,
-            preparing: None,
-            prepared: None,
+            stage: Stage::Idle,
             failure: None,
             refusal: false,
         }
-    }
-
-    pub(super) fn manifest(&self) -> &Manifest {
-        &self.manifest
     }
 
     pub(super) fn is_disk_full(&self) -> bool {
@@ -84,13 +71,27 @@ impl SegmentSupply {
         self.wanted_frame_len = self.wanted_frame_len.max(frame_len);
     }
 
+    /// Tries again at once what failed for want of space: some was given back.
+    pub(super) fn retry_now(&mut self) {
+        if let Some(failure) = &mut self.failure {
+            failure.retry_at_ns = 0;
+        }
+    }
+
     /// When to try again after a failure.
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
-        self.failure.filter(|_| self.preparing.is_none()).map(|failure| failure.retry_at_ns)
+        let idle = matches!(self.stage, Stage::Idle);
+        self.failure.filter(|_| idle).map(|failure| failure.retry_at_ns)
     }
 
     pub(super) fn take_segment(&mut self) -> Option<OpenSegment> {
-        self.prepared.take()
+        match self.stage {
+            Stage::Prepared(segment) => {
+                self.stage = Stage::Idle;
+                Some(segment)
+            }
+            _ => None,
+        }
     }
 
     /// Whether preparing has failed since the last call: writers that wait must hear of it.
@@ -99,76 +100,81 @@ impl SegmentSupply {
     }
 
     pub(super) fn poll_request(&mut self) -> Option<DiskRequest> {
-        self.preparing.as_mut()?.poll_request()
+        match &mut self.stage {
+            Stage::Preparing(_, preparing) => preparing.poll_request(),
+            _ => None,
+        }
     }
 
     pub(super) fn handle_disk(&mut self, completion: DiskCompletion) {
-        let preparing = self.preparing.as_mut();
-        preparing.expect("a completion belongs to the procedure under way").handle_disk(completion);
+        let Stage::Preparing(_, preparing) = &mut self.stage else {
+            panic!("a completion belongs to the procedure under way")
+        };
+        preparing.handle_disk(completion);
     }
 
-    /// Starts preparing when the log has no spare (`wanted`) or a large frame waits, and takes the
-    /// result when there is one.
-    pub(super) fn advance(&mut self, now: Now, wanted: bool) {
-        if let Some(result) = self.preparing.as_mut().and_then(Procedure::take_output) {
-            self.preparing = None;
-            self.finish(now, result);
+    /// Starts preparing when the log has no spare (`wanted`) or a large frame waits, and goes on
+    /// with what is under way.
+    pub(super) fn advance(&mut self, now: Now, wanted: bool, keeper: &mut ManifestKeeper) {
+        let prepared = match &mut self.stage {
+            Stage::Preparing(segment, preparing) => {
+                preparing.take_output().map(|result| (*segment, result))
+            }
+            _ => None,
+        };
+        match prepared {
+            Some((segment, Ok(()))) => {
+                let OpenSegment { id, len, .. } = segment;
+                let entry = SegmentEntry { id, len, cut: None };
+                let edit = keeper.edit(move |manifest| manifest.segments.push(entry));
+                self.stage = Stage::Listing(segment, edit);
+            }
+            Some((_, Err(error))) => self.fail(now, error),
+            None => {}
         }
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
         // A failure is also got rid of by trying again, whatever it was that was wanted.
         let wanted = wanted || self.wanted_frame_len > 0 || self.failure.is_some();
-        if wanted && due && self.preparing.is_none() && self.prepared.is_none() {
-            self.start();
+        if wanted && due && matches!(self.stage, Stage::Idle) {
+            self.start(keeper);
         }
     }
 
-    fn finish(&mut self, now: Now, result: Prepared) {
+    /// Takes the end of an edit of the manifest, if it is this one's.
+    pub(super) fn handle_edit(&mut self, now: Now, id: EditId, result: Result<(), DiskError>) {
+        let Stage::Listing(segment, edit) = self.stage else { return };
+        if edit != id {
+            return;
+        }
         match result {
-            Ok((segment, manifest)) => {
+            Ok(()) => {
                 if self.wanted_frame_len + segment::SEGMENT_HEADER_LEN <= segment.len {
                     self.wanted_frame_len = 0;
                 }
                 self.last_len = segment.len;
-                self.manifest = manifest;
-                self.prepared = Some(segment);
                 self.failure = None;
+                self.stage = Stage::Prepared(segment);
             }
-            Err(error) => {
-                let error = match error {
-                    PrepareError::Segment(error) => error,
-                    PrepareError::Manifest(SaveError { copy, source }) => {
-                        self.older_copy = copy;
-                        source
-                    }
-                };
-                let retry_at_ns = now.monotonic_ns.saturating_add(RETRY_AFTER_NS);
-                self.failure = Some(Failure { error, retry_at_ns });
-                self.refusal = true;
-                self.wanted_frame_len = 0;
-            }
+            Err(error) => self.fail(now, error),
         }
     }
 
-    fn start(&mut self) {
-        let mut manifest = self.manifest.clone();
-        let id = manifest.next_segment;
-        // Also used up if preparing fails: ids are never used twice.
-        self.manifest.next_segment += 1;
+    fn fail(&mut self, now: Now, error: DiskError) {
+        let retry_at_ns = now.monotonic_ns.saturating_add(RETRY_AFTER_NS);
+        self.failure = Some(Failure { error, retry_at_ns });
+        self.refusal = true;
+        self.wanted_frame_len = 0;
+        self.stage = Stage::Idle;
+    }
+
+    fn start(&mut self, keeper: &mut ManifestKeeper) {
+        let id = keeper.take_segment_id();
         let len = segment::next_len(self.last_len, self.segment_bytes, self.wanted_frame_len);
         let file = self.next_file;
         self.next_file = FileId(file.0 + 1);
-        let header = SegmentHeader { identity: manifest.identity, id, len };
+        let header = SegmentHeader { identity: keeper.manifest().identity, id, len };
         let directory = self.directory.clone();
-        manifest.next_segment = id + 1;
-        manifest.sequence += 1;
-        let older = self.older_copy;
-        manifest.segments.push(SegmentEntry { id, len, cut: None });
-        self.preparing = Some(Procedure::new(move |port| async move {
-            let prepared = segment::prepare(port.clone(), directory, header, file);
-            prepared.await.map_err(PrepareError::Segment)?;
-            let saved = manifest::save(port, MANIFEST_FILES, older, manifest.clone());
-            saved.await.map_err(PrepareError::Manifest)?;
-            Ok((OpenSegment { id, file, len }, manifest))
-        }));
+        let preparing = Procedure::new(move |port| segment::prepare(port, directory, header, file));
+        self.stage = Stage::Preparing(OpenSegment { id, file, len }, preparing);
     }
 }

@@ -1,74 +1,25 @@
-//! The writing commands, and what must be remembered until their records are durable.
-
-use std::collections::{BTreeMap, VecDeque};
+//! The writing commands.
 
 use bytes::{Bytes, BytesMut};
 use wal::Lsn;
 use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
-use wal::record::{Key, Location, Namespace, Record, RecordKind, TouchBody, Version};
+use wal::record::{
+    Key, Location, Namespace, RECORD_HEADER_LEN, Record, RecordKind, TouchBody, Version,
+};
 
-use super::{KeyRef, Put, Store};
-use crate::cache::{CachedRecord, ReadCache};
-use crate::error::WriteError;
-use crate::index::{Index, Slot};
+use super::read::{Memory, Purpose, found_in};
+use super::{Effect, KeyRef, Put, Store};
+use crate::cache::CachedRecord;
+use crate::catalog::Kin;
+use crate::error::{ReadError, WriteError};
+use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
+use crate::knowledge::{Found, Known, Recent};
 
 /// On a full disk, this much of the active segment is kept for deletes and the like, in bytes.
-const FULL_DISK_RESERVE: u64 = 1 << 20;
-
-#[derive(Debug)]
-struct RecentValue {
-    lsn: Lsn,
-    key: Key,
-    location: Location,
-    record: CachedRecord,
-}
-
-/// Effects that are not durable yet: values not to be read from disk, and removals whose absence
-/// must not be reported too early. Bounded by the log's pending bytes.
-#[derive(Debug, Default)]
-pub(super) struct Unsettled {
-    values: VecDeque<RecentValue>,
-    removed: BTreeMap<Key, Lsn>,
-    removals: VecDeque<(Lsn, Key)>,
-    cleared: Lsn,
-}
-
-impl Unsettled {
-    /// The value of record `lsn`, if it is still here.
-    pub(super) fn value(&self, lsn: Lsn) -> Option<&CachedRecord> {
-        let at = self.values.partition_point(|value| value.lsn < lsn);
-        self.values.get(at).filter(|value| value.lsn == lsn).map(|value| &value.record)
-    }
-
-    /// The record by which a missing key is missing, or [`Lsn::ZERO`].
-    pub(super) fn removal(&self, key: &Key) -> Lsn {
-        self.removed.get(key).copied().unwrap_or(Lsn::ZERO).max(self.cleared)
-    }
-
-    pub(super) fn note_removal(&mut self, lsn: Lsn, key: Key) {
-        self.removed.insert(key, lsn);
-        self.removals.push_back((lsn, key));
-    }
-
-    /// Forgets what is durable; values that are still current move to the cache.
-    pub(super) fn settle(&mut self, durable_lsn: Lsn, index: &Index, cache: &mut ReadCache) {
-        while let Some(value) = self.values.pop_front_if(|value| value.lsn <= durable_lsn) {
-            let current = index.get(&value.key).is_some_and(|slot| slot.value_lsn == value.lsn);
-            if current {
-                cache.insert(&value.location, value.record);
-            }
-        }
-        while let Some((lsn, key)) = self.removals.pop_front_if(|(lsn, _)| *lsn <= durable_lsn) {
-            if self.removed.get(&key) == Some(&lsn) {
-                self.removed.remove(&key);
-            }
-        }
-        if self.cleared <= durable_lsn {
-            self.cleared = Lsn::ZERO;
-        }
-    }
-}
+pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
+/// A touch rewrites values up to this many bytes; larger ones stay where they are.
+pub(super) const REWRITTEN_LEN_MAX: usize = 4096;
 
 impl Store {
     /// Stores a value. Never reads the disk.
@@ -77,13 +28,14 @@ impl Store {
     /// [`WriteError`].
     pub fn put(&mut self, put: &Put<'_>) -> Result<Lsn, WriteError> {
         let KeyRef { id, user_key } = put.key;
-        let user_key_crc = checksum::plain(user_key);
-        let old = self.index.get(&id).copied();
-        let live = old.filter(|slot| !slot.is_expired(self.now.clock_ms));
-        if live.is_some_and(|slot| slot.user_key_crc != user_key_crc) {
+        let memory = self.memory(&id);
+        if let Memory::Known(Known::Present(found)) = memory
+            && !found.is_expired(self.now.clock_ms)
+            && found.user_key_crc != checksum::plain(user_key)
+        {
             return Err(WriteError::KeyConflict);
         }
-        let Appended { lsn, location } = self.append(&Record {
+        let appended = self.append(&Record {
             kind: RecordKind::Put,
             namespace: Namespace::PLAIN,
             key: id,
@@ -92,50 +44,59 @@ impl Store {
             expiry_ms: put.expiry_ms,
             value: put.value,
         })?;
-        self.forget(id, old);
-        let mut memory = BytesMut::with_capacity(user_key.len() + put.value.len());
-        memory.extend_from_slice(user_key);
-        memory.extend_from_slice(put.value);
-        let footprint = memory.len();
-        let mut value: Bytes = memory.freeze();
+        let mut memory_of = BytesMut::with_capacity(user_key.len() + put.value.len());
+        memory_of.extend_from_slice(user_key);
+        memory_of.extend_from_slice(put.value);
+        let footprint = memory_of.len();
+        let mut value: Bytes = memory_of.freeze();
         let user_key = value.split_to(user_key.len());
-        let record = CachedRecord { user_key, value, footprint };
-        self.unsettled.values.push_back(RecentValue { lsn, key: id, location, record });
-        let (version, expiry_ms) = (put.version, put.expiry_ms);
-        self.expiry.insert(id, expiry_ms);
-        self.index.insert(
-            id,
-            Slot {
-                location,
-                version,
-                lsn,
-                value_lsn: lsn,
-                expiry_ms,
-                user_key_crc,
-                damaged: false,
-            },
-        );
-        Ok(lsn)
+        let record = CachedRecord {
+            key: id,
+            location: appended.location,
+            lsn: appended.lsn,
+            version: put.version,
+            expiry_ms: put.expiry_ms,
+            user_key,
+            value,
+            footprint,
+        };
+        self.note_put(memory, record);
+        Ok(appended.lsn)
     }
 
-    /// Deletes a key; `None` if there is none.
+    /// Deletes a key. Of a key that cannot be read, what it may have been is deleted.
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn remove(&mut self, key: KeyRef<'_>, version: Version) -> Result<Option<Lsn>, WriteError> {
-        let Some(slot) = self.live_slot(&key) else {
-            return Ok(None);
-        };
-        let record = bare(RecordKind::Tombstone, key.id, version, 0, &[]);
-        let Appended { lsn, .. } = self.append(&record)?;
-        self.forget(key.id, Some(slot));
-        self.index.remove(&key.id);
-        self.unsettled.note_removal(lsn, key.id);
-        Ok(Some(lsn))
+    pub fn remove(&mut self, key: KeyRef<'_>, version: Version) -> Result<Effect, WriteError> {
+        if let Some(error) = self.log.failure() {
+            return Err(WriteError::ReadOnly(error));
+        }
+        let memory = self.memory(&key.id);
+        match memory {
+            Memory::Unknown => {
+                return Ok(Effect::Pending(self.start_job(key.id, Purpose::Lookup)));
+            }
+            Memory::Known(Known::Failed(error)) => {
+                self.resolved.remove(&key.id);
+                return Err(WriteError::Unreadable(ReadError::Disk(error)));
+            }
+            Memory::Known(known) if self.present(known, &key).is_none() => {
+                return Ok(Effect::Done(None));
+            }
+            Memory::Known(_) | Memory::Damaged => {}
+        }
+        let appended = self.append(&bare(RecordKind::Tombstone, key.id, version, 0, &[]))?;
+        let place = self.place_of(&appended.location);
+        self.catalog.note_tombstone(place);
+        let slot = tombstone(place);
+        self.change_slots(&key.id, memory, |catalog, kin| catalog.erase(&key.id, slot, kin));
+        self.note_recent(key.id, &appended, Known::Absent, None);
+        Ok(Effect::Done(Some(appended.lsn)))
     }
 
-    /// Gives a key another expiry (0 = never) and version; `None` if there is none. The value is
-    /// neither read nor rewritten.
+    /// Gives a key another expiry (0 = never) and version. Values of more than 4 KiB are neither
+    /// read nor rewritten.
     ///
     /// # Errors
     /// [`WriteError`].
@@ -144,18 +105,76 @@ impl Store {
         key: KeyRef<'_>,
         version: Version,
         expiry_ms: u64,
-    ) -> Result<Option<Lsn>, WriteError> {
-        let Some(slot) = self.live_slot(&key) else {
-            return Ok(None);
+    ) -> Result<Effect, WriteError> {
+        if let Some(error) = self.log.failure() {
+            return Err(WriteError::ReadOnly(error));
+        }
+        let memory = self.memory(&key.id);
+        let found = match memory {
+            Memory::Unknown => {
+                return Ok(Effect::Pending(self.start_job(key.id, Purpose::Rewrite)));
+            }
+            Memory::Damaged => return Err(WriteError::Unreadable(ReadError::Damaged)),
+            Memory::Known(Known::Failed(error)) => {
+                self.resolved.remove(&key.id);
+                return Err(WriteError::Unreadable(ReadError::Disk(error)));
+            }
+            Memory::Known(known) => match self.present(known, &key) {
+                None => return Ok(Effect::Done(None)),
+                Some(found) => found,
+            },
         };
-        let (base, user_key_crc, base_lsn) = (slot.location, slot.user_key_crc, slot.value_lsn);
+        if found.base.value_len as usize > REWRITTEN_LEN_MAX {
+            let lsn = self.touch_in_place(key.id, memory, &found, version, expiry_ms)?;
+            return Ok(Effect::Done(Some(lsn)));
+        }
+        let Some(record) = self.record_in_memory(&key.id, &found) else {
+            let id = self.start_value_job(key.id, Purpose::Rewrite, found);
+            return Ok(Effect::Pending(id));
+        };
+        let appended = self.append(&Record {
+            kind: RecordKind::Put,
+            namespace: Namespace::PLAIN,
+            key: key.id,
+            user_key: &record.user_key,
+            version,
+            expiry_ms,
+            value: &record.value,
+        })?;
+        let Appended { lsn, location } = appended;
+        self.note_put(memory, CachedRecord { location, lsn, version, expiry_ms, ..record });
+        Ok(Effect::Done(Some(lsn)))
+    }
+
+    /// Appends a touch record.
+    fn touch_in_place(
+        &mut self,
+        key: Key,
+        memory: Memory,
+        found: &Found,
+        version: Version,
+        expiry_ms: u64,
+    ) -> Result<Lsn, WriteError> {
+        let Found { base, user_key_crc, base_lsn, .. } = *found;
         let body = TouchBody { base, user_key_crc, base_lsn }.encode();
-        let record = bare(RecordKind::Touch, key.id, version, expiry_ms, &body);
-        let Appended { lsn, .. } = self.append(&record)?;
-        self.expiry.remove(key.id, slot.expiry_ms);
-        self.expiry.insert(key.id, expiry_ms);
-        self.index.insert(key.id, Slot { version, lsn, expiry_ms, ..slot });
-        Ok(Some(lsn))
+        let appended = self.append(&bare(RecordKind::Touch, key, version, expiry_ms, &body))?;
+        let place = self.place_of(&appended.location);
+        let base_place = self.catalog.segments.place_of(&base);
+        let slot = self.slot(place, SlotKind::Touch, TOUCH_LEN, expiry_ms);
+        self.catalog.expect_no_more(&key, found.place, found.expiry_ms);
+        let now_ms = self.now.clock_ms;
+        if let Some(base_place) = base_place {
+            self.catalog.expect_no_more(&key, base_place, found.expiry_ms);
+            self.catalog.expect(&key, base_place, expiry_ms, now_ms);
+        }
+        self.catalog.expect(&key, place, expiry_ms, now_ms);
+        self.change_slots(&key, memory, |catalog, kin| {
+            catalog.touch(&key, slot, base_place.unwrap_or(place), kin);
+        });
+        let record = self.recents.get(&key).and_then(|recent| recent.record.clone());
+        let found = Found { place, kind: SlotKind::Touch, version, expiry_ms, ..*found };
+        self.note_recent(key, &appended, Known::Present(found), record);
+        Ok(appended.lsn)
     }
 
     /// Deletes every key with one record.
@@ -164,10 +183,14 @@ impl Store {
     /// [`WriteError`].
     pub fn clear(&mut self, version: Version) -> Result<Lsn, WriteError> {
         let record = bare(RecordKind::Clear, Key([0; 20]), version, 0, &[]);
-        let Appended { lsn, .. } = self.append(&record)?;
-        self.index.clear();
-        self.expiry.clear();
-        self.unsettled.cleared = lsn;
+        let Appended { lsn, location } = self.append(&record)?;
+        self.catalog.clear();
+        if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
+            segment.has_clear = true;
+        }
+        self.recents.clear(lsn);
+        self.resolved.clear();
+        self.jobs.note_clear();
         Ok(lsn)
     }
 
@@ -175,17 +198,91 @@ impl Store {
     /// that is durable.
     #[must_use]
     pub fn observed(&self, key: &KeyRef<'_>) -> Lsn {
-        self.index
-            .get(&key.id)
-            .map_or(Lsn::ZERO, |slot| slot.lsn)
-            .max(self.unsettled.removal(&key.id))
+        self.recents.observed(&key.id)
     }
 
-    fn forget(&mut self, key: Key, slot: Option<Slot>) {
-        if let Some(slot) = slot {
-            self.expiry.remove(key, slot.expiry_ms);
-            self.cache.remove(&slot.location);
+    /// Takes a put that was appended into the index and into memory.
+    fn note_put(&mut self, memory: Memory, record: CachedRecord) {
+        let (key, location, expiry_ms) = (record.key, record.location, record.expiry_ms);
+        let place = self.place_of(&location);
+        let len = u64::from(location.header_len) + u64::from(location.value_len);
+        let slot = self.slot(place, SlotKind::Put, len, expiry_ms);
+        self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+        self.catalog.expect(&key, place, expiry_ms, self.now.clock_ms);
+        let known = Known::Present(found_in(&record, place));
+        let appended = Appended { lsn: record.lsn, location };
+        self.note_recent(key, &appended, known, Some(record));
+    }
+
+    /// Changes a key's slots; `memory` is what is known of the key.
+    fn change_slots(
+        &mut self,
+        key: &Key,
+        memory: Memory,
+        change: impl FnOnce(&mut crate::catalog::Catalog, &mut dyn FnMut(&Slot) -> Kin),
+    ) {
+        let kin: Vec<(Place, Kin)> = match memory {
+            Memory::Known(known @ (Known::Absent | Known::Present(_))) => {
+                let own = match known {
+                    Known::Present(found) => {
+                        [Some(found.place), self.catalog.segments.place_of(&found.base)]
+                    }
+                    _ => [None; 2],
+                };
+                let slots = self.catalog.candidates(key);
+                let is_own = |slot: &Slot| own.contains(&Some(slot.place));
+                let newest = { slots }.position(|slot| is_own(&slot)).unwrap_or(0);
+                let relation = |(position, slot): (usize, Slot)| {
+                    let kin = match () {
+                        () if is_own(&slot) => Kin::Same,
+                        () if position < newest => Kin::Other,
+                        () => Kin::Older,
+                    };
+                    (slot.place, kin)
+                };
+                slots.enumerate().map(relation).collect()
+            }
+            Memory::Known(Known::Failed(_)) | Memory::Damaged | Memory::Unknown => {
+                let slots = self.catalog.candidates(key);
+                slots.map(|slot| (slot.place, self.kin_in_memory(key, &slot))).collect()
+            }
+        };
+        change(&mut self.catalog, &mut |slot| {
+            let found = kin.iter().find(|(place, _)| *place == slot.place);
+            found.map_or(Kin::Unknown, |(_, kin)| *kin)
+        });
+    }
+
+    pub(super) fn note_recent(
+        &mut self,
+        key: Key,
+        appended: &Appended,
+        known: Known,
+        record: Option<CachedRecord>,
+    ) {
+        self.resolved.remove(&key);
+        self.jobs.note_change(&key);
+        let lsn = appended.lsn;
+        let recent = Recent { lsn, observed: lsn, known, record, cached: true };
+        self.recents.note(key, appended.location, recent);
+    }
+
+    pub(super) fn slot(&self, place: Place, kind: SlotKind, len: u64, expiry_ms: u64) -> Slot {
+        Slot {
+            place,
+            size_class: SizeClass::of(len),
+            kind,
+            damaged: false,
+            foreign: false,
+            shadowed: false,
+            expiry: ExpiryHint::new(expiry_ms, self.now.clock_ms),
         }
+    }
+
+    /// The place of a record that was appended just now.
+    pub(super) fn place_of(&self, location: &Location) -> Place {
+        let place = self.catalog.segments.place_of(location);
+        place.expect("records are appended to segments that the catalog knows")
     }
 
     fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
@@ -199,6 +296,8 @@ impl Store {
         match self.log.append(record) {
             Ok(appended) => {
                 self.idle_since_ns = None;
+                self.compaction.resume();
+                self.note_append(&appended, len);
                 Ok(appended)
             }
             Err(AppendError::Failed(error)) => Err(WriteError::ReadOnly(error)),
@@ -217,8 +316,37 @@ impl Store {
             },
         }
     }
+
+    pub(super) fn note_append(&mut self, appended: &Appended, len: u64) {
+        let Appended { lsn, location } = *appended;
+        if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
+            segment.note_append(lsn, u64::from(location.offset), len);
+        }
+    }
 }
 
-fn bare(kind: RecordKind, key: Key, version: Version, expiry_ms: u64, value: &[u8]) -> Record<'_> {
+/// Bytes of a touch record.
+pub(crate) const TOUCH_LEN: u64 = (RECORD_HEADER_LEN + TouchBody::LEN) as u64;
+
+/// The slot of a tombstone.
+pub(crate) fn tombstone(place: Place) -> Slot {
+    Slot {
+        place,
+        size_class: SizeClass::of(RECORD_HEADER_LEN as u64),
+        kind: SlotKind::Tombstone,
+        damaged: false,
+        foreign: false,
+        shadowed: false,
+        expiry: ExpiryHint::NEVER,
+    }
+}
+
+pub(super) fn bare(
+    kind: RecordKind,
+    key: Key,
+    version: Version,
+    expiry_ms: u64,
+    value: &[u8],
+) -> Record<'_> {
     Record { kind, namespace: Namespace::PLAIN, key, user_key: &[], version, expiry_ms, value }
 }

@@ -1,0 +1,287 @@
+//! Index, segments and near expiries, changed together, so that the counts stay true. Recovery and
+//! the live store insert through here alike.
+//!
+//! Slots of one 40-bit prefix stand newest first. What is to be done to them depends on whether
+//! each is of the key at hand, which the caller tells as far as it knows ([`Kin`]):
+//! * same: the slot is superseded and goes;
+//! * other: nothing happens to it;
+//! * older: nothing happens to it, but it must not come to light;
+//! * unknown: it stays behind the new slot and is *shadowed*: it counts as dead until someone reads
+//!   it.
+//!
+//! A touched value keeps its own slot behind the touch's, not shadowed: it is the live one, and its
+//! expiry hint follows the touch.
+
+use std::collections::BTreeSet;
+
+use wal::record::Key;
+
+use crate::index::{
+    Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind,
+};
+use crate::segments::Segments;
+
+/// Expiries that are known to the millisecond, at most.
+const NEAR_COUNT_MAX: usize = 1 << 16;
+/// Only expiries less than this ahead are among them, in ms.
+const NEAR_MS_MAX: u64 = 120_000;
+/// Bytes a tombstone record takes.
+pub(crate) const TOMBSTONE_LEN: u64 = 72;
+
+/// Whether a slot is of the key at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kin {
+    Same,
+    Other,
+    /// If it is the key's, it was superseded before: it is shadowed already, or another key's.
+    Older,
+    Unknown,
+}
+
+/// The index and what hangs on it.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    pub(crate) index: Index,
+    pub(crate) segments: Segments,
+    near: BTreeSet<(u64, Key, Place)>,
+    keys: u64,
+    expiring: u64,
+}
+
+impl Catalog {
+    /// Live keys; off by those whose prefixes coincide.
+    pub(crate) fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Of these, keys with an expiry.
+    pub(crate) fn expiring(&self) -> u64 {
+        self.expiring
+    }
+
+    /// Whether some expiries are known by their hint alone.
+    pub(crate) fn wants_sweep(&self) -> bool {
+        self.expiring > self.near.len() as u64
+    }
+
+    pub(crate) fn candidates(&self, key: &Key) -> Candidates {
+        self.index.candidates(key)
+    }
+
+    /// Puts the newest slot of a key.
+    pub(crate) fn put(&mut self, key: &Key, slot: Slot, kin: &mut dyn FnMut(&Slot) -> Kin) {
+        let before = self.index.candidates(key);
+        if before.len() == 1 && !before.first_is_exact() {
+            let old = { before }.next().expect("there is one");
+            if relation(&old, &slot, kin) == Kin::Same {
+                self.index.replace(key, old.place, slot);
+                self.recount(before, key);
+                return;
+            }
+        }
+        self.shade(key, before, slot.foreign, kin);
+        self.index.insert(key, slot);
+        self.recount(before, key);
+        self.tidy(key);
+    }
+
+    /// Takes a key's slots out; `tombstone` stands for them while slots that may be of the key
+    /// remain.
+    pub(crate) fn erase(&mut self, key: &Key, tombstone: Slot, kin: &mut dyn FnMut(&Slot) -> Kin) {
+        let before = self.index.candidates(key);
+        let doubtful = self.shade(key, before, tombstone.foreign, kin);
+        if doubtful {
+            self.index.insert(key, tombstone);
+        }
+        self.recount(before, key);
+        self.tidy(key);
+    }
+
+    /// Puts a touch before the value at `base`, which stays.
+    pub(crate) fn touch(
+        &mut self,
+        key: &Key,
+        slot: Slot,
+        base: Place,
+        kin: &mut dyn FnMut(&Slot) -> Kin,
+    ) {
+        let before = self.index.candidates(key);
+        let is_base = |old: &Slot| old.place == base && old.kind == SlotKind::Put;
+        let mut but_base = |old: &Slot| if is_base(old) { Kin::Other } else { kin(old) };
+        self.shade(key, before, slot.foreign, &mut but_base);
+        if let Some(old) = { before }.find(is_base) {
+            let old = Slot { shadowed: false, expiry: slot.expiry, ..old };
+            self.index.replace(key, base, old);
+        }
+        self.index.insert(key, slot);
+        self.recount(before, key);
+        self.tidy(key);
+    }
+
+    /// Removes what is of the key, shadows what may be. Returns whether something may be.
+    fn shade(
+        &mut self,
+        key: &Key,
+        before: Candidates,
+        foreign: bool,
+        kin: &mut dyn FnMut(&Slot) -> Kin,
+    ) -> bool {
+        let mut doubtful = false;
+        let exact = before.first_is_exact();
+        for (position, old) in before.enumerate() {
+            let relation = match () {
+                () if exact && position == 0 => Kin::Same,
+                () if old.foreign != foreign => Kin::Other,
+                () => kin(&old),
+            };
+            match relation {
+                Kin::Same => drop(self.index.remove(key, old.place)),
+                Kin::Other => {}
+                Kin::Older => doubtful = true,
+                Kin::Unknown => {
+                    doubtful = true;
+                    if !old.shadowed && old.kind != SlotKind::Tombstone {
+                        let shadowed = Slot { shadowed: true, ..old };
+                        self.index.replace(key, old.place, shadowed);
+                    }
+                }
+            }
+        }
+        doubtful
+    }
+
+    /// Changes the slot that stands for a place; false if there is none.
+    pub(crate) fn replace(&mut self, key: &Key, place: Place, slot: Slot) -> bool {
+        let before = self.index.candidates(key);
+        let replaced = self.index.replace(key, place, slot);
+        self.recount(before, key);
+        replaced
+    }
+
+    /// Takes a slot out that is known to be superseded or void.
+    pub(crate) fn discard(&mut self, key: &Key, place: Place) {
+        let before = self.index.candidates(key);
+        self.index.remove(key, place);
+        self.recount(before, key);
+        self.tidy(key);
+    }
+
+    /// Forgets everything but the segments.
+    pub(crate) fn clear(&mut self) {
+        self.index.clear();
+        self.near.clear();
+        (self.keys, self.expiring) = (0, 0);
+        for segment in self.segments.iter_mut() {
+            (segment.slots, segment.live_bytes, segment.tombstone_bytes) = (0, 0, 0);
+        }
+    }
+
+    /// Drops tombstones that stand before nothing.
+    fn tidy(&mut self, key: &Key) {
+        while let Some(last) = self.index.candidates(key).last()
+            && last.kind == SlotKind::Tombstone
+        {
+            let before = self.index.candidates(key);
+            self.index.remove(key, last.place);
+            self.recount(before, key);
+        }
+    }
+
+    fn recount(&mut self, before: Candidates, key: &Key) {
+        for slot in before {
+            self.segments.count_out(&slot);
+            self.keys -= u64::from(is_key(&slot));
+            self.expiring -= u64::from(is_expiring(&slot));
+        }
+        for slot in self.index.candidates(key) {
+            self.segments.count_in(&slot);
+            self.keys += u64::from(is_key(&slot));
+            self.expiring += u64::from(is_expiring(&slot));
+        }
+    }
+
+    /// Notes when a record's key expires, if that is soon.
+    pub(crate) fn expect(&mut self, key: &Key, place: Place, expiry_ms: u64, now_ms: u64) {
+        let near = expiry_ms != 0 && expiry_ms < now_ms.saturating_add(NEAR_MS_MAX);
+        if near && self.near.len() < NEAR_COUNT_MAX {
+            self.near.insert((expiry_ms, *key, place));
+        }
+    }
+
+    /// Forgets it: the record has another expiry now.
+    pub(crate) fn expect_no_more(&mut self, key: &Key, place: Place, expiry_ms: u64) {
+        self.near.remove(&(expiry_ms, *key, place));
+    }
+
+    /// When the next key expires, as far as that is known to the millisecond.
+    pub(crate) fn next_expiry_ms(&self) -> Option<u64> {
+        self.near.first().map(|(expiry_ms, _, _)| *expiry_ms)
+    }
+
+    /// Expires a key whose time is known. False if there is none to expire now.
+    pub(crate) fn expire_next(&mut self, now_ms: u64) -> bool {
+        if self.next_expiry_ms().is_none_or(|expiry_ms| expiry_ms > now_ms) {
+            return false;
+        }
+        let Some((_, key, place)) = self.near.pop_first() else { return false };
+        self.expire(&key, place);
+        true
+    }
+
+    /// Expires keys by their hints: looks at `slots` slots from `cursor` on, returns where to go on.
+    pub(crate) fn sweep(&mut self, cursor: Cursor, slots: usize, now_ms: u64) -> Cursor {
+        let mut due = Vec::new();
+        let next = self.index.sweep(cursor, slots, &mut |prefix, slot| {
+            let is_due = slot.kind != SlotKind::Tombstone && slot.expiry.is_due(now_ms);
+            if is_due {
+                due.push((prefix, slot.place));
+            }
+            Keep::Stay
+        });
+        for (prefix, place) in due {
+            self.expire(&prefix.first_key(), place);
+        }
+        next.unwrap_or_default()
+    }
+
+    /// The record at this place has expired: its slot goes, or keeps older ones of its prefix away.
+    fn expire(&mut self, key: &Key, place: Place) {
+        let mut rest = self.index.candidates(key);
+        let Some(slot) = rest.find(|slot| slot.place == place) else { return };
+        if slot.kind == SlotKind::Tombstone {
+            return;
+        }
+        self.note_tombstone(place);
+        if rest.all(|behind| behind.kind == SlotKind::Tombstone) {
+            self.discard(key, place);
+        } else {
+            let expiry = ExpiryHint::NEVER;
+            self.replace(key, place, Slot { kind: SlotKind::Tombstone, expiry, ..slot });
+        }
+    }
+
+    /// Gives a segment's number up.
+    pub(crate) fn remove_segment(&mut self, number: SegmentNumber) {
+        self.near.retain(|(_, _, place)| place.segment != number);
+        self.segments.remove(number);
+    }
+
+    /// Counts the record at this place as one that keeps older ones from coming back.
+    pub(crate) fn note_tombstone(&mut self, place: Place) {
+        if let Some(segment) = self.segments.get_mut(place.segment) {
+            segment.tombstone_bytes += TOMBSTONE_LEN;
+        }
+    }
+}
+
+fn relation(old: &Slot, new: &Slot, kin: &mut dyn FnMut(&Slot) -> Kin) -> Kin {
+    if old.foreign == new.foreign { kin(old) } else { Kin::Other }
+}
+
+fn is_key(slot: &Slot) -> bool {
+    slot.kind == SlotKind::Put && !slot.shadowed
+}
+
+fn is_expiring(slot: &Slot) -> bool {
+    is_key(slot) && slot.expiry != ExpiryHint::NEVER
+}

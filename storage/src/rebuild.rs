@@ -1,0 +1,162 @@
+//! From a log's records, in append order, to the index: through the same inserts as live commands,
+//! with a bounded memory of whose slots were inserted lately.
+
+use std::collections::{HashMap, VecDeque};
+
+use wal::Lsn;
+use wal::manifest::{Quarantine, Verdict};
+use wal::record::{Key, Namespace, RecordKind, TouchBody, Version};
+use wal::replay::ReplayedRecord;
+
+use crate::catalog::{Catalog, Kin};
+use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
+use crate::knowledge::Mixing;
+use crate::store::{TOUCH_LEN, tombstone};
+
+/// Slots whose keys are remembered: an overwrite of one of these leaves no shadowed slot behind.
+const REMEMBERED_COUNT_MAX: usize = 64 << 10;
+/// Touches without their value that are remembered.
+const ORPHANS_COUNT_MAX: usize = 4096;
+
+/// Builds the index.
+#[derive(Debug, Default)]
+pub(crate) struct Rebuild {
+    pub(crate) catalog: Catalog,
+    pub(crate) version_max: Version,
+    now_ms: u64,
+    /// Ranges known to be torn: touches of values there are void.
+    torn: Vec<(Lsn, Lsn)>,
+    orphans: Vec<Lsn>,
+    keys: HashMap<Place, Key, Mixing>,
+    order: VecDeque<Place>,
+}
+
+impl Rebuild {
+    pub(crate) fn new(catalog: Catalog, now_ms: u64, quarantine: &[Quarantine]) -> Self {
+        Self { catalog, now_ms, torn: torn_ranges(quarantine), ..Self::default() }
+    }
+
+    /// Whether a touch was taken whose value turns out to be lost with a torn write.
+    pub(crate) fn has_void_touches(&self, quarantine: &[Quarantine]) -> bool {
+        let torn = torn_ranges(quarantine);
+        self.orphans.iter().any(|lsn| is_in(&torn, *lsn))
+            || self.orphans.len() >= ORPHANS_COUNT_MAX && torn != self.torn
+    }
+
+    /// Takes the next record.
+    pub(crate) fn take(&mut self, record: &ReplayedRecord) {
+        if record.namespace != Namespace::PLAIN {
+            return;
+        }
+        let Some(place) = self.catalog.segments.place_of(&record.location) else { return };
+        self.version_max = self.version_max.max(record.version);
+        match record.kind {
+            RecordKind::Clear => self.clear(place),
+            RecordKind::Put => self.put(record, place, SlotKind::Put),
+            RecordKind::Tombstone => self.hide(record, place, None),
+            RecordKind::Touch => match &record.touch {
+                Some(body) => self.touch(record, place, body),
+                None => self.put(record, place, SlotKind::Touch),
+            },
+        }
+    }
+
+    fn clear(&mut self, place: Place) {
+        self.catalog.clear();
+        self.keys.clear();
+        self.order.clear();
+        if let Some(segment) = self.catalog.segments.get_mut(place.segment) {
+            segment.has_clear = true;
+        }
+    }
+
+    fn put(&mut self, record: &ReplayedRecord, place: Place, kind: SlotKind) {
+        if self.is_expired(record) && !record.damaged {
+            return self.hide(record, place, None);
+        }
+        let location = &record.location;
+        let len = u64::from(location.header_len) + u64::from(location.value_len);
+        let slot = self.slot(record, place, kind, len);
+        let keys = &self.keys;
+        self.catalog.put(&record.key, slot, &mut |old| kin(keys, &record.key, old));
+        self.catalog.expect(&record.key, place, record.expiry_ms, self.now_ms);
+        self.remember(place, record.key);
+    }
+
+    /// A record that says that the key is gone.
+    fn hide(&mut self, record: &ReplayedRecord, place: Place, base: Option<Place>) {
+        self.catalog.note_tombstone(place);
+        let slot = Slot { damaged: record.damaged, ..tombstone(place) };
+        let keys = &self.keys;
+        self.catalog.erase(&record.key, slot, &mut |old| {
+            if Some(old.place) == base { Kin::Same } else { kin(keys, &record.key, old) }
+        });
+        self.remember(place, record.key);
+    }
+
+    fn touch(&mut self, record: &ReplayedRecord, place: Place, body: &TouchBody) {
+        let base = self.catalog.segments.place_of(&body.base);
+        let known = self.catalog.candidates(&record.key).any(|slot| Some(slot.place) == base);
+        if !known {
+            if is_in(&self.torn, body.base_lsn) {
+                return;
+            }
+            if self.orphans.len() < ORPHANS_COUNT_MAX {
+                self.orphans.push(body.base_lsn);
+            }
+        }
+        if self.is_expired(record) && !record.damaged {
+            return self.hide(record, place, base);
+        }
+        let slot = self.slot(record, place, SlotKind::Touch, TOUCH_LEN);
+        let keys = &self.keys;
+        let base = base.unwrap_or(place);
+        self.catalog.touch(&record.key, slot, base, &mut |old| kin(keys, &record.key, old));
+        self.catalog.expect(&record.key, base, record.expiry_ms, self.now_ms);
+        self.catalog.expect(&record.key, place, record.expiry_ms, self.now_ms);
+        self.remember(place, record.key);
+    }
+
+    fn is_expired(&self, record: &ReplayedRecord) -> bool {
+        record.expiry_ms != 0 && record.expiry_ms <= self.now_ms
+    }
+
+    fn slot(&self, record: &ReplayedRecord, place: Place, kind: SlotKind, len: u64) -> Slot {
+        Slot {
+            place,
+            size_class: SizeClass::of(len),
+            kind,
+            damaged: record.damaged,
+            foreign: false,
+            shadowed: false,
+            expiry: ExpiryHint::new(record.expiry_ms, self.now_ms),
+        }
+    }
+
+    fn remember(&mut self, place: Place, key: Key) {
+        self.keys.insert(place, key);
+        self.order.push_back(place);
+        if self.order.len() > REMEMBERED_COUNT_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
+}
+
+fn kin(keys: &HashMap<Place, Key, Mixing>, key: &Key, slot: &Slot) -> Kin {
+    match keys.get(&slot.place) {
+        Some(owner) if owner == key => Kin::Same,
+        Some(_) => Kin::Other,
+        None => Kin::Unknown,
+    }
+}
+
+fn torn_ranges(quarantine: &[Quarantine]) -> Vec<(Lsn, Lsn)> {
+    let torn = quarantine.iter().filter(|range| range.verdict == Verdict::TailUncertain);
+    torn.map(|range| (range.first_lsn, range.last_lsn)).collect()
+}
+
+fn is_in(ranges: &[(Lsn, Lsn)], lsn: Lsn) -> bool {
+    ranges.iter().any(|(first, last)| (*first..=*last).contains(&lsn))
+}

@@ -1,0 +1,203 @@
+//! The segments of a shard: their dense numbers, their files, and what of them is live.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use wal::Lsn;
+use wal::disk::{BLOCK_SIZE, FileId};
+use wal::group_commit::OpenSegment;
+use wal::record::Location;
+
+use crate::index::{Place, SegmentNumber, Slot, SlotKind};
+
+/// Bytes of a line: a record's place names the line it starts in.
+pub(crate) const LINE_LEN: u32 = 64;
+
+/// A place that is never used again: by the segment's id, not by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Spot {
+    pub(crate) segment: u64,
+    pub(crate) line: u32,
+}
+
+impl Spot {
+    pub(crate) fn of(location: &Location) -> Self {
+        Self { segment: location.segment, line: location.offset / LINE_LEN }
+    }
+}
+
+/// Whether a segment's bytes may still change, and whether it can be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SegmentState {
+    /// A spare, or the one that takes frames, or one whose frames are under way.
+    Open,
+    /// Gets no more frames.
+    Sealed,
+    /// Sealed, and compaction could not make out all of it.
+    Unfit,
+    /// All that was live is elsewhere; it goes when its readers and the manifest let it.
+    Retiring,
+}
+
+/// One segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) id: u64,
+    pub(crate) file: FileId,
+    /// Bytes of the file.
+    pub(crate) len: u64,
+    /// Where its last record's frame ends.
+    pub(crate) end: u64,
+    /// Where the last durable record ends, rounded up to a block: behind it, frames are under way.
+    durable_end: u64,
+    pub(crate) state: SegmentState,
+    /// First and last record.
+    pub(crate) lsns: Option<(Lsn, Lsn)>,
+    /// Slots of the index that name it, of any kind.
+    pub(crate) slots: u64,
+    /// Bytes of records that are their key's newest, by size class.
+    pub(crate) live_bytes: u64,
+    /// Bytes of records that keep older ones from coming back.
+    pub(crate) tombstone_bytes: u64,
+    pub(crate) has_clear: bool,
+}
+
+impl Segment {
+    pub(crate) fn new(open: OpenSegment, state: SegmentState) -> Self {
+        Self {
+            id: open.id,
+            file: open.file,
+            len: open.len,
+            end: 0,
+            durable_end: 0,
+            state,
+            lsns: None,
+            slots: 0,
+            live_bytes: 0,
+            tombstone_bytes: 0,
+            has_clear: false,
+        }
+    }
+
+    pub(crate) fn note_durable(&mut self, location: &Location) {
+        let end = u64::from(location.offset)
+            + u64::from(location.header_len)
+            + u64::from(location.value_len);
+        self.durable_end = self.durable_end.max(end.next_multiple_of(BLOCK_SIZE as u64));
+    }
+
+    /// Up to where records can be read.
+    pub(crate) fn readable_end(&self) -> u64 {
+        if self.state == SegmentState::Open { self.durable_end } else { self.end }
+    }
+
+    /// Notes that a record of `len` bytes at `offset` was appended as `lsn`.
+    pub(crate) fn note_append(&mut self, lsn: Lsn, offset: u64, len: u64) {
+        self.end = self.end.max((offset + len).next_multiple_of(BLOCK_SIZE as u64));
+        self.lsns = Some((self.lsns.map_or(lsn, |(first, _)| first), lsn));
+    }
+}
+
+/// All segments, by number and by id.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
+    table: Vec<Option<Segment>>,
+    by_id: BTreeMap<u64, SegmentNumber>,
+    /// Numbers to use again, those free for longest first.
+    free: VecDeque<SegmentNumber>,
+    /// The last one asked for by id.
+    last: Option<(u64, SegmentNumber)>,
+}
+
+impl Segments {
+    /// Whether another one can be numbered.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.free.is_empty() || self.table.len() < SegmentNumber::COUNT
+    }
+
+    /// Numbers a segment; `None` when all numbers are in use.
+    pub(crate) fn add(&mut self, segment: Segment) -> Option<SegmentNumber> {
+        let number = match self.free.pop_front() {
+            Some(number) => number,
+            None if self.table.len() < SegmentNumber::COUNT => {
+                let number = u16::try_from(self.table.len()).expect("numbers are below 2^14");
+                self.table.push(None);
+                SegmentNumber(number)
+            }
+            None => return None,
+        };
+        self.by_id.insert(segment.id, number);
+        self.table[usize::from(number.0)] = Some(segment);
+        Some(number)
+    }
+
+    pub(crate) fn remove(&mut self, number: SegmentNumber) -> Option<Segment> {
+        let segment = self.table.get_mut(usize::from(number.0))?.take()?;
+        self.by_id.remove(&segment.id);
+        self.free.push_back(number);
+        self.last = None;
+        Some(segment)
+    }
+
+    pub(crate) fn number_of(&self, id: u64) -> Option<SegmentNumber> {
+        match self.last {
+            Some((last, number)) if last == id => Some(number),
+            _ => self.by_id.get(&id).copied(),
+        }
+    }
+
+    pub(crate) fn get(&self, number: SegmentNumber) -> Option<&Segment> {
+        self.table.get(usize::from(number.0))?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, number: SegmentNumber) -> Option<&mut Segment> {
+        self.table.get_mut(usize::from(number.0))?.as_mut()
+    }
+
+    pub(crate) fn by_id(&self, id: u64) -> Option<&Segment> {
+        self.get(self.number_of(id)?)
+    }
+
+    pub(crate) fn by_id_mut(&mut self, id: u64) -> Option<&mut Segment> {
+        let number = self.number_of(id)?;
+        self.last = Some((id, number));
+        self.get_mut(number)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SegmentNumber, &Segment)> {
+        let numbered = (0u16..).zip(&self.table);
+        numbered.filter_map(|(number, segment)| Some((SegmentNumber(number), segment.as_ref()?)))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Segment> {
+        self.table.iter_mut().flatten()
+    }
+
+    /// The place of a record; `None` if its segment is gone.
+    pub(crate) fn place_of(&self, location: &Location) -> Option<Place> {
+        let segment = self.number_of(location.segment)?;
+        Some(Place { segment, line: location.offset / LINE_LEN })
+    }
+
+    /// Where a place is, for good.
+    pub(crate) fn spot_of(&self, place: Place) -> Option<Spot> {
+        Some(Spot { segment: self.get(place.segment)?.id, line: place.line })
+    }
+
+    pub(crate) fn count_in(&mut self, slot: &Slot) {
+        if let Some(segment) = self.get_mut(slot.place.segment) {
+            segment.slots += 1;
+            segment.live_bytes += live_bytes(slot);
+        }
+    }
+
+    pub(crate) fn count_out(&mut self, slot: &Slot) {
+        if let Some(segment) = self.get_mut(slot.place.segment) {
+            segment.slots -= 1;
+            segment.live_bytes -= live_bytes(slot);
+        }
+    }
+}
+
+fn live_bytes(slot: &Slot) -> u64 {
+    if slot.shadowed || slot.kind == SlotKind::Tombstone { 0 } else { slot.size_class.bytes() }
+}

@@ -1,0 +1,174 @@
+//! Segments on their way out: of use to nobody, but not gone.
+//!
+//! ```text
+//! retired -> what replaced it is durable, its last readers are done -> manifest without it
+//!         -> closed, removed, directory synced -> gone: its number is free
+//! ```
+
+use wal::Lsn;
+use wal::disk::{DiskError, DiskOperation, RequestId};
+use wal::manifest::{Manifest, Quarantine, Verdict};
+use wal::procedure::Procedure;
+use wal::segment;
+
+use super::manifest_keeper::EditId;
+use super::{ReadId, Source, Store};
+use crate::index::SegmentNumber;
+use crate::segments::SegmentState;
+
+/// After an error of the disk, the manifest is edited again this many nanoseconds later.
+const RETRY_AFTER_NS: u64 = 1_000_000_000;
+
+pub(super) struct Retirement {
+    number: SegmentNumber,
+    id: u64,
+    /// When this is durable, nothing rests on the segment.
+    replaced_lsn: Lsn,
+    /// Jobs before this one may still read it.
+    readers_end: ReadId,
+    step: Step,
+}
+
+enum Step {
+    Waiting {
+        since_ns: u64,
+    },
+    Editing(EditId),
+    Removing(Procedure<Result<(), DiskError>>),
+    /// The file could not be removed; the next start does it.
+    Stuck,
+}
+
+impl Store {
+    /// Takes a segment out of use.
+    pub(super) fn retire(&mut self, number: SegmentNumber) {
+        let Some(segment) = self.catalog.segments.get_mut(number) else { return };
+        segment.state = SegmentState::Retiring;
+        let retirement = Retirement {
+            number,
+            id: segment.id,
+            replaced_lsn: self.log.last_lsn(),
+            readers_end: self.jobs.next_id(),
+            step: Step::Waiting { since_ns: 0 },
+        };
+        self.retirements.push(retirement);
+    }
+
+    /// Goes on with segments on their way out.
+    pub(super) fn pump_retirements(&mut self) {
+        let readers = [self.jobs.oldest(), self.scans.oldest()].into_iter().flatten().min();
+        let durable_lsn = self.log.durable_lsn();
+        let logged = self.is_log_anchored() && !self.compaction.is_reading_heads();
+        let now_ns = self.now.monotonic_ns;
+        for retirement in &mut self.retirements {
+            let Step::Waiting { since_ns } = retirement.step else { continue };
+            let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
+            if read || !logged || retirement.replaced_lsn > durable_lsn || since_ns > now_ns {
+                continue;
+            }
+            let segment = self.catalog.segments.get(retirement.number);
+            let lsns = segment.and_then(|segment| segment.lsns);
+            let id = retirement.id;
+            let edit = self.keeper.edit(move |manifest| free(manifest, id, lsns, durable_lsn));
+            retirement.step = Step::Editing(edit);
+        }
+        self.pump_keeper();
+    }
+
+    /// Whether a segment with a durable frame will stay: the log's numbers and times go on there.
+    fn is_log_anchored(&self) -> bool {
+        let active = self.log.active().and_then(|(open, _)| self.catalog.segments.by_id(open.id));
+        let first = active.and_then(|segment| segment.lsns).map(|(first, _)| first);
+        first.is_some_and(|first| first <= self.log.durable_lsn())
+    }
+
+    /// Takes the end of an edit of the manifest, if it is one of these.
+    pub(super) fn handle_retirement_edit(&mut self, id: EditId, result: Result<(), DiskError>) {
+        let editing = |step: &Step| matches!(step, Step::Editing(edit) if *edit == id);
+        let found = self.retirements.iter().position(|retirement| editing(&retirement.step));
+        let Some(index) = found else { return };
+        let retirement = &mut self.retirements[index];
+        if result.is_err() {
+            let since_ns = self.now.monotonic_ns.saturating_add(RETRY_AFTER_NS);
+            retirement.step = Step::Waiting { since_ns };
+            return;
+        }
+        let Some(segment) = self.catalog.segments.get(retirement.number) else { return };
+        let (file, directory) = (segment.file, self.directory.clone());
+        let name = segment::file_name(&directory, segment.id);
+        retirement.step = Step::Removing(Procedure::new(move |port| async move {
+            port.call(DiskOperation::Close { file }).await?;
+            port.call(DiskOperation::Remove { name }).await?;
+            port.call(DiskOperation::SyncDirectory { name: directory }).await?;
+            Ok(())
+        }));
+        self.pump_removals();
+    }
+
+    /// Hands out the requests of removals, and forgets segments that are gone.
+    pub(super) fn pump_removals(&mut self) {
+        let mut outgoing = Vec::new();
+        let mut gone = Vec::new();
+        for retirement in &mut self.retirements {
+            let Step::Removing(removing) = &mut retirement.step else { continue };
+            while let Some(request) = removing.poll_request() {
+                outgoing.push((retirement.id, request));
+            }
+            match removing.take_output() {
+                Some(Ok(())) => gone.push(retirement.number),
+                Some(Err(_)) => retirement.step = Step::Stuck,
+                None => {}
+            }
+        }
+        for (id, request) in outgoing {
+            self.submit(Source::Removal(id, request.id), request.operation);
+        }
+        for number in gone {
+            self.retirements.retain(|retirement| retirement.number != number);
+            if let Some(segment) = self.catalog.segments.get(number) {
+                self.compaction.counters.segments_freed += 1;
+                self.compaction.counters.bytes_freed += segment.len;
+            }
+            self.catalog.remove_segment(number);
+            self.supply.retry_now();
+        }
+    }
+
+    pub(super) fn handle_removal(
+        &mut self,
+        id: u64,
+        inner: RequestId,
+        completion: wal::disk::DiskCompletion,
+    ) {
+        let found = self.retirements.iter_mut().find(|retirement| retirement.id == id);
+        if let Some(Retirement { step: Step::Removing(removing), .. }) = found {
+            removing.handle_disk(wal::disk::DiskCompletion { id: inner, ..completion });
+        }
+        self.pump_removals();
+    }
+}
+
+/// Takes a segment out of the manifest; its records' numbers are not missing, they are gone.
+fn free(manifest: &mut Manifest, id: u64, lsns: Option<(Lsn, Lsn)>, durable_lsn: Lsn) {
+    manifest.segments.retain(|segment| segment.id != id);
+    manifest.durable_lsn = manifest.durable_lsn.max(durable_lsn);
+    let Some((first_lsn, last_lsn)) = lsns else { return };
+    let range =
+        Quarantine { segment: id, offset: 0, len: 0, first_lsn, last_lsn, verdict: Verdict::Freed };
+    let is_freed = |range: &Quarantine| range.verdict == Verdict::Freed;
+    let (mut freed, mut others): (Vec<_>, Vec<_>) =
+        manifest.quarantine.drain(..).partition(is_freed);
+    freed.push(range);
+    freed.sort_unstable_by_key(|range| range.first_lsn);
+    let mut merged: Vec<Quarantine> = Vec::new();
+    for next in freed {
+        match merged.last_mut() {
+            Some(last) if next.first_lsn <= last.last_lsn.next() => {
+                last.last_lsn = last.last_lsn.max(next.last_lsn);
+            }
+            _ => merged.push(next),
+        }
+    }
+    others.extend(merged);
+    manifest.quarantine = others;
+}
