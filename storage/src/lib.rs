@@ -32,5 +32,6 @@ pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
-    Entry, Event, Get, KeyRef, Put, ReadId, Store, StoreOptions, StoreStatus, UserKey, Value,
+    Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, ScannedKey, Store, StoreOptions,
+    StoreStatus, UserKey, Value,
 };

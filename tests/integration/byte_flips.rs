@@ -93,11 +93,11 @@ fn write(store: &mut Store, item: &mut Item, number: u128, rng: &mut Rng) {
     let live = item.now().map(<[u8]>::to_vec);
     match (rng.u8(..10), live) {
         (0, Some(_)) => {
-            store.remove(item.key(), version).unwrap().unwrap();
+            store.remove(item.key(), version).unwrap().done().unwrap();
             item.values.push(None);
         }
         (1 | 2, Some(value)) => {
-            store.touch(item.key(), version, NOW_MS + 100_000_000).unwrap().unwrap();
+            store.touch(item.key(), version, NOW_MS + 100_000_000).unwrap().done().unwrap();
             item.values.push(Some(value));
         }
         (3, _) => {

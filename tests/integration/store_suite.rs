@@ -163,7 +163,7 @@ impl<I: Driver> Rig<I> {
 
     fn remove(&mut self, name: &str) -> bool {
         let version = self.next_version();
-        self.store.remove(key(name), version).unwrap().is_some()
+        self.store.remove(key(name), version).unwrap().done().is_some()
     }
 
     fn get(&mut self, name: &str) -> Option<Vec<u8>> {
@@ -270,7 +270,7 @@ fn expiry_survives_a_restart_and_needs_no_write<I: Driver>() {
     rig.put("short", b"s", START_MS + 1_000);
     rig.put("long", b"l", START_MS + 1_000);
     let version = rig.next_version();
-    rig.store.touch(key("long"), version, START_MS + 60_000).unwrap().unwrap();
+    rig.store.touch(key("long"), version, START_MS + 60_000).unwrap().done().unwrap();
     rig.turn();
     rig.pass_ms(999);
     assert!(rig.get("short").is_some());

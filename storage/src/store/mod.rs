@@ -18,12 +18,14 @@ use crate::expiry::{EXPIRED_PER_STEP_MAX, ExpiryQueue};
 use crate::index::{Index, Slot};
 
 mod read;
+mod scan;
 mod supply;
 #[cfg(test)]
 mod tests;
 mod write;
 
 use read::Reads;
+use scan::Scans;
 use supply::SegmentSupply;
 use write::Unsettled;
 
@@ -106,6 +108,53 @@ pub enum Get {
     Pending(ReadId),
 }
 
+/// The answer to a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// There is no such key.
+    Missing,
+    /// There is.
+    Found(Entry),
+    /// [`Event::Resolved`] will come; ask again then.
+    Pending(ReadId),
+}
+
+/// What became of a command on a key that must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It has happened with this record; `None` if there is no such key.
+    Done(Option<Lsn>),
+    /// Nothing has happened yet; [`Event::Resolved`] will come; ask again then.
+    Pending(ReadId),
+}
+
+impl Effect {
+    /// What has happened.
+    ///
+    /// # Panics
+    /// If nothing has yet.
+    #[must_use]
+    pub fn done(self) -> Option<Lsn> {
+        match self {
+            Self::Done(lsn) => lsn,
+            Self::Pending(_) => panic!("the key is not resolved"),
+        }
+    }
+}
+
+/// A key that a listing found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScannedKey {
+    /// The key id.
+    pub key: Key,
+    /// The user key.
+    pub user_key: Bytes,
+    /// The version.
+    pub version: Version,
+    /// Milliseconds since 1970, 0 = never.
+    pub expiry_ms: u64,
+}
+
 /// The answer to the question for a key's user key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserKey {
@@ -128,6 +177,20 @@ pub enum Event {
         id: ReadId,
         /// What it found.
         result: Result<Option<(Bytes, Value)>, ReadError>,
+    },
+    /// A key has been resolved: what answered pending may be asked again.
+    Resolved {
+        /// Which resolution.
+        id: ReadId,
+    },
+    /// A listing has ended.
+    Scanned {
+        /// Which listing.
+        id: ReadId,
+        /// Live keys in key order.
+        keys: Vec<ScannedKey>,
+        /// Where to go on.
+        next: Option<Key>,
     },
     /// Writes that were refused as [`crate::WriteError::Busy`] may be tried again.
     Writable,
@@ -209,6 +272,7 @@ pub struct Store {
     cache: ReadCache,
     unsettled: Unsettled,
     reads: Reads,
+    scans: Scans,
     supply: SegmentSupply,
     files: BTreeMap<u64, FileId>,
     sources: BTreeMap<RequestId, Source>,
@@ -256,6 +320,7 @@ impl Store {
             cache: ReadCache::new(options.cache_bytes),
             unsettled: Unsettled::default(),
             reads: Reads::default(),
+            scans: Scans::default(),
             supply,
             files,
             sources: BTreeMap::new(),
@@ -335,6 +400,7 @@ impl Store {
     /// Sets the time that commands go by, and collects keys that have expired by then.
     pub fn set_now(&mut self, now: Now) {
         self.now = now;
+        self.resolve_pending();
         for _ in 0..EXPIRED_PER_STEP_MAX {
             let Some(key) = self.expiry.pop_expired(now.clock_ms) else {
                 break;
@@ -351,6 +417,7 @@ impl Store {
 
     /// Ends a turn: what was appended goes out, an idle log says so, a spare segment is prepared.
     pub fn end_turn(&mut self) {
+        self.forget_resolved();
         if self.log.wants_idle_frame() {
             let since = *self.idle_since_ns.get_or_insert(self.now.monotonic_ns);
             if self.now.monotonic_ns >= since + IDLE_FRAME_AFTER_NS {
@@ -381,6 +448,9 @@ impl Store {
     /// When [`Store::set_now`] and [`Store::end_turn`] are wanted next, if nothing else happens.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
+        if self.scans.is_waiting() {
+            return Some(0);
+        }
         let idle = self.idle_since_ns.map(|since| since + IDLE_FRAME_AFTER_NS);
         let expiry = self.expiry.next_ms().map(|expiry_ms| {
             let left_ms = expiry_ms.saturating_sub(self.now.clock_ms);

@@ -56,6 +56,13 @@ pub(super) struct Reads {
     pub(super) damaged: u64,
 }
 
+impl Reads {
+    pub(super) fn issue(&mut self) -> ReadId {
+        self.next_id += 1;
+        ReadId(self.next_id - 1)
+    }
+}
+
 impl Store {
     /// Looks a key up in the index. Pair it with [`Store::observed`].
     ///
@@ -147,8 +154,7 @@ impl Store {
         part: Part,
         waiter: impl FnOnce(ReadId) -> Waiter,
     ) -> ReadId {
-        let id = ReadId(self.reads.next_id);
-        self.reads.next_id += 1;
+        let id = self.reads.issue();
         let waiter = waiter(id);
         let place = (location.segment, location.offset);
         let shared = self.reads.by_place.get(&place).filter(|_| part == Part::Record);
@@ -207,7 +213,7 @@ impl Store {
             let id = waiter.id;
             let result = result.as_ref().map_err(|error| *error);
             let result = result.map(|record| waiter.answer(record));
-            self.events.push_back(Event::Read { id, result });
+            self.tell(Event::Read { id, result });
         }
         if let Some(next) = self.reads.queued.pop_front() {
             self.submit_read(next);

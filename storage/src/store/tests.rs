@@ -173,12 +173,12 @@ fn removal_is_observed_until_it_is_durable() {
     played.put("a", b"one", 0).unwrap();
     played.settle();
     let version = played.version();
-    let lsn = played.store.remove(key("a"), version).unwrap().unwrap();
+    let lsn = played.store.remove(key("a"), version).unwrap().done().unwrap();
     assert_eq!((played.found("a"), played.store.observed(&key("a"))), (None, lsn));
     played.settle();
     assert_eq!(played.store.observed(&key("a")), Lsn::ZERO);
     let version = played.version();
-    assert_eq!(played.store.remove(key("a"), version), Ok(None));
+    assert_eq!(played.store.remove(key("a"), version), Ok(Effect::Done(None)));
 }
 
 #[test]
@@ -210,13 +210,13 @@ fn touch_changes_expiry_and_version_and_keeps_the_value() {
     let mut played = played(0);
     played.put("a", b"one", 1_100).unwrap();
     let version = played.version();
-    let lsn = played.store.touch(key("a"), version, 0).unwrap().unwrap();
+    let lsn = played.store.touch(key("a"), version, 0).unwrap().done().unwrap();
     let entry = Entry { value_len: 3, expiry_ms: 0, version };
     assert_eq!(played.store.entry(&key("a")), Ok(Some(entry)));
     assert_eq!(played.store.observed(&key("a")), lsn);
     played.at_ms(2_000);
     assert_eq!(played.found("a").unwrap(), &b"one"[..]);
-    assert_eq!(played.store.touch(key("b"), version, 0), Ok(None));
+    assert_eq!(played.store.touch(key("b"), version, 0), Ok(Effect::Done(None)));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn another_user_key_with_the_same_id_is_refused() {
     let put = Put { key: other, version, expiry_ms: 0, value: b"two" };
     assert_eq!(played.store.put(&put), Err(WriteError::KeyConflict));
     assert_eq!(played.store.get(&other), Ok(Get::Missing));
-    assert_eq!(played.store.remove(other, version), Ok(None));
+    assert_eq!(played.store.remove(other, version), Ok(Effect::Done(None)));
     assert_eq!(played.found("a").unwrap(), &b"one"[..]);
 }
 

@@ -119,10 +119,11 @@ impl Store {
     }
 
     /// Deletes a key; `None` if there is none.
-    ///
-    /// # Errors
-    /// [`WriteError`].
-    pub fn remove(&mut self, key: KeyRef<'_>, version: Version) -> Result<Option<Lsn>, WriteError> {
+    pub(super) fn remove_now(
+        &mut self,
+        key: KeyRef<'_>,
+        version: Version,
+    ) -> Result<Option<Lsn>, WriteError> {
         let Some(slot) = self.live_slot(&key) else {
             return Ok(None);
         };
@@ -136,10 +137,7 @@ impl Store {
 
     /// Gives a key another expiry (0 = never) and version; `None` if there is none. The value is
     /// neither read nor rewritten.
-    ///
-    /// # Errors
-    /// [`WriteError`].
-    pub fn touch(
+    pub(super) fn touch_now(
         &mut self,
         key: KeyRef<'_>,
         version: Version,

@@ -15,7 +15,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use bytes::Bytes;
 use fastrand::Rng;
 use storage::{
-    Event, Get, LogClock, Now, Opened, Put, ReadId, Store, StoreOptions, UserKey, WriteError,
+    Effect, Event, Get, LogClock, Now, Opened, Put, ReadId, Store, StoreOptions, UserKey,
+    WriteError,
 };
 use wal::Lsn;
 use wal::disk::{
@@ -549,7 +550,7 @@ impl StoreWorld {
         let (_, state) = self.newest(key);
         let version = self.draw_version();
         let store = self.store.as_mut().expect("a generation has a store");
-        let result = store.remove(self.model.keys()[key].borrowed(), version);
+        let result = store.remove(self.model.keys()[key].borrowed(), version).map(Effect::done);
         match self.accept(result)? {
             Some(Some(lsn)) => self.model.push(key, lsn, KeyState::Absent),
             Some(None) if state != KeyState::Absent => {
@@ -564,7 +565,8 @@ impl StoreWorld {
         let (_, state) = self.newest(key);
         let (version, expiry_ms) = (self.draw_version(), self.draw_expiry());
         let store = self.store.as_mut().expect("a generation has a store");
-        let result = store.touch(self.model.keys()[key].borrowed(), version, expiry_ms);
+        let result =
+            store.touch(self.model.keys()[key].borrowed(), version, expiry_ms).map(Effect::done);
         match (self.accept(result)?, state) {
             (None, _) | (Some(None), KeyState::Absent) => self.check_observed(key),
             (Some(Some(lsn)), KeyState::Present { value, .. }) => {
