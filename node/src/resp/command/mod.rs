@@ -81,6 +81,12 @@ impl<'a> Pairs<'a> {
         }
         Ok(pairs)
     }
+
+    /// Keys and values in turn.
+    #[must_use]
+    pub fn words(self) -> Tail<'a> {
+        self.rest
+    }
 }
 
 #[expect(clippy::copy_iterator, reason = "two words; callers walk over it more than once")]

@@ -1,19 +1,17 @@
 //! What each command does.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
-use storage::{Entry, Get, Put, ReadError, WriteError};
-use wal::record::Key;
+use storage::{Effect, Entry, Get, Lookup, ReadError, ReadId, WriteError};
 
 use super::Door;
 use super::connection::Connection;
 use super::reply_queue::Reply;
 use super::task::{
-    BatchWrite, Change, Listing, OwnedKey, ReplyPlace, TaskId, write_one, write_values,
+    ByteRange, Change, Job, KEYS_PER_STEP_MAX, Lifetime, Listing, OwnedKey, ReplyPlace, Step,
+    Tally, TaskId, Tasks, write_value,
 };
 use crate::io::ConnectionId;
-use crate::keyspace::{Address, Keyspace, Wait};
+use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
 use crate::resp::command::{
     Command, CommandError, Expire, ExpireCondition, Scan, Set, SetCondition, SetExpiry, Tail,
 };
@@ -30,6 +28,8 @@ pub(super) enum Outcome {
     Done,
     /// It has not; try again when a task ends or the log can take more.
     Blocked,
+    /// It has not; try again when the key has been resolved.
+    Resolving(ShardIndex, ReadId),
     /// Commands of this connection must wait for the task.
     Behind(TaskId),
     /// No more commands from this connection.
@@ -108,20 +108,21 @@ impl Door {
         command: Command<'_>,
     ) -> Outcome {
         match command {
-            Command::Get { key } => self.get(keyspace, caller, key),
+            Command::Get { key } => get(&mut self.tasks, keyspace, caller, key, None),
             Command::Set(set) => self.set(keyspace, caller, &set),
-            Command::Del { keys } | Command::Unlink { keys } => self.del(keyspace, caller, keys),
+            Command::Del { keys } | Command::Unlink { keys } => {
+                self.many(keyspace, caller, Job::Delete, keys)
+            }
             Command::MSet { pairs } => {
                 let values_fit =
                     pairs.clone().all(|(_, value)| value.len() <= self.limits.value_bytes_max);
                 if !values_fit {
                     return caller.error(&self.value_too_long());
                 }
-                let writes = pairs.map(|(key, value)| (key, Some(value)));
-                self.write_many(keyspace, caller, writes, false)
+                self.many(keyspace, caller, Job::Store, pairs.words())
             }
-            Command::MGet { keys } => self.mget(keyspace, caller, keys),
-            Command::Exists { keys } => exists(keyspace, caller, keys),
+            Command::MGet { keys } => self.many(keyspace, caller, Job::Read, keys),
+            Command::Exists { keys } => self.many(keyspace, caller, Job::Count, keys),
             Command::StrLen { key } => on_entry(keyspace, caller, key, |entry, reply| {
                 reply.writer().integer(entry.map_or(0, |entry| count(entry.value_len)));
             }),
@@ -147,16 +148,13 @@ impl Door {
                 Outcome::Done
             }
             Command::Keys { pattern } => {
-                let pattern = Bytes::copy_from_slice(pattern);
-                let listing = Listing::Keys { next: Some(Key([0; 20])), pattern };
-                self.tasks.list(keyspace, caller.place(), listing, Vec::new());
-                Outcome::Done
+                let listing = Listing::Keys { pattern: Bytes::copy_from_slice(pattern) };
+                Outcome::Behind(self.tasks.list(keyspace, caller.place(), listing))
             }
             Command::Scan(scan) => self.scan(keyspace, caller, &scan),
             Command::RandomKey => {
-                let keys = keyspace.random_key().into_iter().collect();
-                self.tasks.list(keyspace, caller.place(), Listing::Random, keys);
-                Outcome::Done
+                let listing = Listing::Random { point: keyspace.random_point() };
+                Outcome::Behind(self.tasks.list(keyspace, caller.place(), listing))
             }
             Command::FlushAll(_) | Command::FlushDb(_) => self.flush_all(keyspace, caller),
             other => self.execute_on_node(keyspace, caller, other),
@@ -168,58 +166,6 @@ impl Door {
         format!("ERR value is larger than value_bytes_max, {limit} bytes").into_bytes()
     }
 
-    fn get(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, key: &[u8]) -> Outcome {
-        let address = keyspace.address(key);
-        let wait = keyspace.observed(&address);
-        match keyspace.store_mut(address.shard).get(&address.key) {
-            Ok(Get::Missing) => caller.reply(wait, |reply| reply.writer().null()),
-            Ok(Get::Found(value)) => caller.reply(wait, |reply| reply.value(value.value)),
-            Ok(Get::Pending(read)) => self.tasks.get(caller.place(), wait, address.shard, read),
-            Err(error) => return caller.error(read_error(error).as_bytes()),
-        }
-        Outcome::Done
-    }
-
-    fn mget(
-        &mut self,
-        keyspace: &mut Keyspace,
-        caller: &mut Caller<'_>,
-        keys: Tail<'_>,
-    ) -> Outcome {
-        let (mut values, mut reads, mut waits) = (Vec::new(), Vec::new(), Vec::new());
-        let mut failed = None;
-        for (index, key) in keys.enumerate() {
-            let address = keyspace.address(key);
-            waits.extend(keyspace.observed(&address));
-            let shard = address.shard;
-            values.push(match keyspace.store_mut(shard).get(&address.key) {
-                Ok(Get::Found(value)) => Some(value.value),
-                Ok(Get::Missing) => None,
-                Ok(Get::Pending(read)) => {
-                    reads.push((index, shard, read));
-                    None
-                }
-                Err(error) => {
-                    failed = Some(read_error(error));
-                    None
-                }
-            });
-        }
-        if let Some(text) = failed {
-            // Reads that were started come back to nobody.
-            return caller.error(text.as_bytes());
-        }
-        if reads.is_empty() {
-            let mut reply = Reply::new(caller.connection.protocol);
-            waits.iter().for_each(|wait| reply.wait(Some(*wait)));
-            write_values(&mut reply, values);
-            caller.connection.replies.push_reply(reply);
-        } else {
-            self.tasks.mget(caller.place(), &waits, values, &reads);
-        }
-        Outcome::Done
-    }
-
     fn set(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, set: &Set<'_>) -> Outcome {
         if set.value.len() > self.limits.value_bytes_max {
             return caller.error(&self.value_too_long());
@@ -228,51 +174,75 @@ impl Door {
         if self.tasks.is_locked(address.key.id) {
             return Outcome::Blocked;
         }
-        let now_ms = keyspace.now().clock_ms;
-        let expiry_ms = match set.expiry {
-            SetExpiry::None | SetExpiry::Keep => Some(0),
-            SetExpiry::In { ms } => add_ms(now_ms, ms),
-            SetExpiry::At { ms } => u64::try_from(ms).ok(),
-        };
-        let Some(mut expiry_ms) = expiry_ms else {
+        let Some(lifetime) = lifetime(set.expiry, keyspace.now().clock_ms) else {
             return caller.error(&CommandError::ExpireTime { name: "set" }.message());
         };
-        let keeps = set.expiry == SetExpiry::Keep;
-        let mut stores = true;
-        if keeps || set.condition != SetCondition::Always {
-            let entry = match keyspace.store(address.shard).entry(&address.key) {
-                Ok(entry) => entry,
+        if set.return_old {
+            let (value, condition) = (Bytes::copy_from_slice(set.value), set.condition);
+            let change = Change::Replace { value, lifetime, condition };
+            return self.change(keyspace, caller, set.key, change);
+        }
+        let mut old = None;
+        if lifetime == Lifetime::Keep || set.condition != SetCondition::Always {
+            old = match keyspace.lookup(&address) {
+                Ok(Lookup::Found(entry)) => Some(entry),
+                Ok(Lookup::Missing) => None,
+                Ok(Lookup::Pending(read)) => return Outcome::Resolving(address.shard, read),
                 Err(error) => return caller.error(read_error(error).as_bytes()),
             };
-            stores = match set.condition {
-                SetCondition::Always => true,
-                SetCondition::IfMissing => entry.is_none(),
-                SetCondition::IfPresent => entry.is_some(),
-            };
-            if keeps {
-                expiry_ms = entry.map_or(0, |entry| entry.expiry_ms);
-            }
         }
-        if set.return_old {
-            let value = stores.then(|| (Bytes::copy_from_slice(set.value), expiry_ms));
-            return self.change(keyspace, caller, set.key, Change::Replace { value });
-        }
+        let stores = match set.condition {
+            SetCondition::Always => true,
+            SetCondition::IfMissing => old.is_none(),
+            SetCondition::IfPresent => old.is_some(),
+        };
         if !stores {
             let wait = keyspace.observed(&address);
             caller.reply(wait, |reply| reply.writer().null());
             return Outcome::Done;
         }
-        let version = keyspace.next_version();
-        let put = Put { key: address.key, version, expiry_ms, value: set.value };
-        match keyspace.store_mut(address.shard).put(&put) {
-            Ok(lsn) => {
-                let wait = Some(Wait { shard: address.shard, lsn });
-                caller.reply(wait, |reply| reply.writer().ok());
+        let expiry_ms = match lifetime {
+            Lifetime::Keep => old.map_or(0, |entry| entry.expiry_ms),
+            Lifetime::Until(expiry_ms) => expiry_ms,
+        };
+        match keyspace.put(&address, set.value, expiry_ms) {
+            Ok(wait) => {
+                caller.reply(Some(wait), |reply| reply.writer().ok());
                 Outcome::Done
             }
             Err(WriteError::Busy) => Outcome::Blocked,
             Err(error) => caller.error(write_error(error).as_bytes()),
         }
+    }
+
+    /// Deals with the first keys of a command over many at once, if none has to wait; a task does
+    /// the rest.
+    fn many(
+        &mut self,
+        keyspace: &mut Keyspace,
+        caller: &mut Caller<'_>,
+        job: Job,
+        words: Tail<'_>,
+    ) -> Outcome {
+        let mut tally = Tally::new(job, caller.connection.protocol);
+        let (mut rest, mut first, mut base) = (words, None, 0);
+        while base < KEYS_PER_STEP_MAX {
+            let before = rest;
+            let Some(item) = job.take(&mut rest) else {
+                caller.connection.replies.push_reply(tally.into_reply());
+                return Outcome::Done;
+            };
+            match tally.attempt(keyspace, self.tasks.locked(), base, item) {
+                Step::Answered => base += 1,
+                Step::Failed(text) => return caller.error(text.as_bytes()),
+                step => {
+                    (first, rest) = (Some(step), before);
+                    break;
+                }
+            }
+        }
+        let task = self.tasks.many(keyspace, caller.place(), tally, (rest, base), first);
+        task.map_or(Outcome::Done, Outcome::Behind)
     }
 
     /// Reads a key's value, changes it and stores it; other writers of the key wait meanwhile.
@@ -297,59 +267,6 @@ impl Door {
         }
     }
 
-    fn del(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, keys: Tail<'_>) -> Outcome {
-        for key in keys {
-            let address = keyspace.address(key);
-            if let Err(error) = keyspace.store(address.shard).entry(&address.key) {
-                return caller.error(read_error(error).as_bytes());
-            }
-        }
-        self.write_many(keyspace, caller, keys.map(|key| (key, None)), true)
-    }
-
-    /// DEL and MSET: writes key by key; if the log becomes busy midway, a task does the rest.
-    fn write_many<'k>(
-        &mut self,
-        keyspace: &mut Keyspace,
-        caller: &mut Caller<'_>,
-        writes: impl Iterator<Item = (&'k [u8], Option<&'k [u8]>)> + Clone,
-        answers_count: bool,
-    ) -> Outcome {
-        let locked = |key: &[u8]| self.tasks.is_locked(keyspace.address(key).key.id);
-        if self.tasks.is_any_locked() && writes.clone().any(|(key, _)| locked(key)) {
-            return Outcome::Blocked;
-        }
-        let mut reply = Reply::new(caller.connection.protocol);
-        let (mut removed, mut left) = (0, VecDeque::new());
-        for (key, value) in writes {
-            let key = OwnedKey::new(&keyspace.address(key));
-            let write = BatchWrite { key, value: value.map(Bytes::copy_from_slice) };
-            if left.is_empty() {
-                match write_one(keyspace, &write, &mut reply) {
-                    Ok(existed) => {
-                        removed += i64::from(existed);
-                        continue;
-                    }
-                    Err(WriteError::Busy) => {}
-                    Err(error) => return caller.error(write_error(error).as_bytes()),
-                }
-            }
-            left.push_back(write);
-        }
-        if !left.is_empty() {
-            let place = caller.place();
-            let task = self.tasks.batch(place, reply, left, removed, answers_count);
-            return Outcome::Behind(task);
-        }
-        if answers_count {
-            reply.writer().integer(removed);
-        } else {
-            reply.writer().ok();
-        }
-        caller.connection.replies.push_reply(reply);
-        Outcome::Done
-    }
-
     fn expire(
         &mut self,
         keyspace: &mut Keyspace,
@@ -365,8 +282,10 @@ impl Door {
         let Some(at_ms) = at_ms else {
             return caller.error(&CommandError::ExpireTime { name: expire.name }.message());
         };
-        let entry = match keyspace.store(address.shard).entry(&address.key) {
-            Ok(entry) => entry,
+        let entry = match keyspace.lookup(&address) {
+            Ok(Lookup::Found(entry)) => Some(entry),
+            Ok(Lookup::Missing) => None,
+            Ok(Lookup::Pending(read)) => return Outcome::Resolving(address.shard, read),
             Err(error) => return caller.error(read_error(error).as_bytes()),
         };
         let at_ms = u64::try_from(at_ms).unwrap_or(0);
@@ -374,12 +293,12 @@ impl Door {
         if !applies {
             return caller.integer(keyspace.observed(&address), 0);
         }
-        if at_ms <= now_ms {
-            let version = keyspace.next_version();
-            let removed = keyspace.store_mut(address.shard).remove(address.key, version);
-            return answer_one(keyspace, caller, &address, removed.map(|lsn| lsn.is_some()));
-        }
-        touch(keyspace, caller, &address, at_ms)
+        let effect = if at_ms <= now_ms {
+            keyspace.remove(&address)
+        } else {
+            keyspace.touch(&address, at_ms)
+        };
+        answer_one(keyspace, caller, &address, effect)
     }
 
     fn persist(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, key: &[u8]) -> Outcome {
@@ -387,8 +306,12 @@ impl Door {
         if self.tasks.is_locked(address.key.id) {
             return Outcome::Blocked;
         }
-        match keyspace.store(address.shard).entry(&address.key) {
-            Ok(Some(entry)) if entry.expiry_ms != 0 => touch(keyspace, caller, &address, 0),
+        match keyspace.lookup(&address) {
+            Ok(Lookup::Found(entry)) if entry.expiry_ms != 0 => {
+                let effect = keyspace.touch(&address, 0);
+                answer_one(keyspace, caller, &address, effect)
+            }
+            Ok(Lookup::Pending(read)) => Outcome::Resolving(address.shard, read),
             Ok(_) => caller.integer(keyspace.observed(&address), 0),
             Err(error) => caller.error(read_error(error).as_bytes()),
         }
@@ -400,27 +323,14 @@ impl Door {
         caller: &mut Caller<'_>,
         scan: &Scan<'_>,
     ) -> Outcome {
-        let wanted = scan.count.unwrap_or(SCAN_COUNT_DEFAULT).clamp(1, SCAN_COUNT_MAX);
-        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-        let mut from = [0; 20];
-        from[..8].copy_from_slice(&scan.cursor.to_be_bytes());
-        let mut keys: Vec<Key> = Vec::new();
-        let mut cursor = 0;
-        for key in keyspace.keys_from(Key(from)) {
-            // The cursor is the next key's first 8 bytes: keys that share them stay together.
-            if keys.len() >= wanted && keys.last().is_some_and(|last| prefix(last) != prefix(&key))
-            {
-                cursor = prefix(&key);
-                break;
-            }
-            keys.push(key);
-        }
-        if scan.kind.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string")) {
-            keys.clear();
-        }
-        let pattern = scan.pattern.map(Bytes::copy_from_slice);
-        self.tasks.list(keyspace, caller.place(), Listing::Scan { cursor, pattern }, keys);
-        Outcome::Done
+        let count = scan.count.unwrap_or(SCAN_COUNT_DEFAULT).clamp(1, SCAN_COUNT_MAX);
+        let listing = Listing::Scan {
+            cursor: scan.cursor,
+            count: usize::try_from(count).unwrap_or(usize::MAX),
+            pattern: scan.pattern.map(Bytes::copy_from_slice),
+            hides_all: scan.kind.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string")),
+        };
+        Outcome::Behind(self.tasks.list(keyspace, caller.place(), listing))
     }
 
     fn flush_all(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>) -> Outcome {
@@ -442,8 +352,15 @@ impl Door {
     }
 }
 
-fn prefix(key: &Key) -> u64 {
-    key.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+/// The lifetime that a SET asks for, or `None` if it cannot be.
+fn lifetime(expiry: SetExpiry, now_ms: u64) -> Option<Lifetime> {
+    let expiry_ms = match expiry {
+        SetExpiry::Keep => return Some(Lifetime::Keep),
+        SetExpiry::None => Some(0),
+        SetExpiry::In { ms } => add_ms(now_ms, ms),
+        SetExpiry::At { ms } => u64::try_from(ms).ok(),
+    };
+    expiry_ms.map(Lifetime::Until)
 }
 
 fn add_ms(now_ms: u64, ms: i64) -> Option<u64> {
@@ -463,48 +380,67 @@ fn expire_applies(condition: ExpireCondition, entry: &Entry, at_ms: u64) -> bool
     }
 }
 
-/// Changes the expiry of a key that is there, and answers 1.
-fn touch(
-    keyspace: &mut Keyspace,
-    caller: &mut Caller<'_>,
-    address: &Address<'_>,
-    expiry_ms: u64,
-) -> Outcome {
-    let version = keyspace.next_version();
-    let touched = keyspace.store_mut(address.shard).touch(address.key, version, expiry_ms);
-    answer_one(keyspace, caller, address, touched.map(|lsn| lsn.is_some()))
-}
-
+/// Answers 1 if the key was there, 0 if not.
 fn answer_one(
     keyspace: &Keyspace,
     caller: &mut Caller<'_>,
     address: &Address<'_>,
-    result: Result<bool, WriteError>,
+    result: Result<Effect, WriteError>,
 ) -> Outcome {
     match result {
-        Ok(done) => caller.integer(keyspace.observed(address), i64::from(done)),
+        Ok(Effect::Done(lsn)) => {
+            caller.integer(keyspace.observed(address), i64::from(lsn.is_some()))
+        }
+        Ok(Effect::Pending(read)) => Outcome::Resolving(address.shard, read),
         Err(WriteError::Busy) => Outcome::Blocked,
         Err(error) => caller.error(write_error(error).as_bytes()),
     }
 }
 
+/// GET and GETRANGE.
+fn get(
+    tasks: &mut Tasks,
+    keyspace: &mut Keyspace,
+    caller: &mut Caller<'_>,
+    key: &[u8],
+    range: Option<ByteRange>,
+) -> Outcome {
+    let address = keyspace.address(key);
+    let (shard, wait) = (address.shard, keyspace.observed(&address));
+    match keyspace.store_mut(shard).get(&address.key) {
+        Ok(Get::Missing) => caller.reply(wait, |reply| write_value(reply, None, range)),
+        Ok(Get::Found(value)) => {
+            caller.reply(wait, |reply| write_value(reply, Some(value.value), range));
+        }
+        Ok(Get::Pending(read)) => tasks.get(caller.place(), wait, (shard, read), range),
+        Err(error) => return caller.error(read_error(error).as_bytes()),
+    }
+    Outcome::Done
+}
+
 fn on_entry(
-    keyspace: &Keyspace,
+    keyspace: &mut Keyspace,
     caller: &mut Caller<'_>,
     key: &[u8],
     write: impl FnOnce(Option<Entry>, &mut Reply),
 ) -> Outcome {
     let address = keyspace.address(key);
-    match keyspace.store(address.shard).entry(&address.key) {
-        Ok(entry) => {
-            caller.reply(keyspace.observed(&address), |reply| write(entry, reply));
-            Outcome::Done
-        }
-        Err(error) => caller.error(read_error(error).as_bytes()),
-    }
+    let entry = match keyspace.lookup(&address) {
+        Ok(Lookup::Found(entry)) => Some(entry),
+        Ok(Lookup::Missing) => None,
+        Ok(Lookup::Pending(read)) => return Outcome::Resolving(address.shard, read),
+        Err(error) => return caller.error(read_error(error).as_bytes()),
+    };
+    caller.reply(keyspace.observed(&address), |reply| write(entry, reply));
+    Outcome::Done
 }
 
-fn ttl(keyspace: &Keyspace, caller: &mut Caller<'_>, key: &[u8], unit: fn(u64) -> u64) -> Outcome {
+fn ttl(
+    keyspace: &mut Keyspace,
+    caller: &mut Caller<'_>,
+    key: &[u8],
+    unit: fn(u64) -> u64,
+) -> Outcome {
     let now_ms = keyspace.now().clock_ms;
     on_entry(keyspace, caller, key, |entry, reply| {
         let left = match entry {
@@ -516,20 +452,4 @@ fn ttl(keyspace: &Keyspace, caller: &mut Caller<'_>, key: &[u8], unit: fn(u64) -
         };
         reply.writer().integer(left);
     })
-}
-
-fn exists(keyspace: &Keyspace, caller: &mut Caller<'_>, keys: Tail<'_>) -> Outcome {
-    let mut reply = Reply::new(caller.connection.protocol);
-    let mut found = 0;
-    for key in keys {
-        let address = keyspace.address(key);
-        reply.wait(keyspace.observed(&address));
-        match keyspace.store(address.shard).entry(&address.key) {
-            Ok(entry) => found += i64::from(entry.is_some()),
-            Err(error) => return caller.error(read_error(error).as_bytes()),
-        }
-    }
-    reply.writer().integer(found);
-    caller.connection.replies.push_reply(reply);
-    Outcome::Done
 }

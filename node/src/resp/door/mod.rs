@@ -2,8 +2,9 @@
 //!
 //! Sans-I/O: it is fed what the driver reports ([`Door::handle_accepted`],
 //! [`Door::handle_received`], [`Door::handle_sent`], [`Door::handle_closed`]) and what the stores
-//! report ([`Door::handle_event`]); [`Door::end_turn`] then hands out replies that may go, and
-//! [`Door::poll_request`] yields what the driver is to do.
+//! report ([`Door::handle_event`]). [`Door::begin_turn`] comes before that, once per wait;
+//! [`Door::end_turn`] then hands out replies that may go, and [`Door::poll_request`] yields what
+//! the driver is to do.
 //!
 //! Invariants:
 //! * replies leave in the order of their commands, and not before what they rest on is durable;
@@ -15,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use storage::Event;
+use storage::{Event, ReadId};
 
 use crate::config::{ClientLimits, Password};
 use crate::io::{ConnectionId, ReceiveBuffer, Request};
@@ -58,8 +59,10 @@ pub struct Door {
     connections: BTreeMap<ConnectionId, Box<Connection>>,
     next_number: u64,
     tasks: Tasks,
-    /// Connections with a command to be tried again.
+    /// Connections with a command to be tried again when a task ends or the log can take more.
     blocked: VecDeque<ConnectionId>,
+    /// Connections with a command to be tried again when a key has been resolved.
+    resolving: BTreeSet<(ShardIndex, ReadId, ConnectionId)>,
     /// Connections whose replies may be able to go out.
     dirty: BTreeSet<ConnectionId>,
     /// Connections whose replies wait for a shard.
@@ -84,6 +87,7 @@ impl Door {
             next_number: 1,
             tasks: Tasks::new(value_bytes_max),
             blocked: VecDeque::new(),
+            resolving: BTreeSet::new(),
             dirty: BTreeSet::new(),
             held: Vec::new(),
             paused: BTreeSet::new(),
@@ -115,7 +119,7 @@ impl Door {
         self.requests.pop_front()
     }
 
-    /// When [`Door::end_turn`] is wanted next, in nanoseconds.
+    /// When [`Door::begin_turn`] and [`Door::end_turn`] are wanted next, in nanoseconds.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         if self.tasks.is_runnable() {
@@ -248,7 +252,11 @@ impl Door {
                     }
                     break;
                 }
-                Parsed::Command(arguments) => self.dispatch(keyspace, id, connection, &arguments),
+                Parsed::Command(arguments) => {
+                    let outcome = self.dispatch(keyspace, id, connection, &arguments);
+                    self.note_outcome(id, connection, &outcome, || encode(&arguments));
+                    outcome
+                }
                 Parsed::TooLarge(large) => self.refuse_large(id, connection, &large),
                 Parsed::Error(error) => {
                     Caller { id, connection }.error(&error.message());
@@ -308,20 +316,37 @@ impl Door {
             Err(error) => return caller.error(&error.message()),
         };
         let outcome = self.execute(keyspace, &mut caller, command);
-        match outcome {
+        if !matches!(outcome, Outcome::Blocked | Outcome::Resolving(..)) {
+            connection.last_command = spec.name;
+            connection.commands += 1;
+            self.counters.commands += 1;
+        }
+        outcome
+    }
+
+    /// Notes what the connection has to wait for; `encoded` is the command.
+    fn note_outcome(
+        &mut self,
+        id: ConnectionId,
+        connection: &mut Connection,
+        outcome: &Outcome,
+        encoded: impl FnOnce() -> Vec<u8>,
+    ) {
+        match *outcome {
             Outcome::Blocked => {
-                connection.blocked = Blocked::Command(encode(arguments));
+                connection.blocked = Blocked::Command(encoded());
                 self.blocked.push_back(id);
-                return outcome;
             }
-            Outcome::Behind(task) => connection.blocked = Blocked::Task(task),
+            Outcome::Resolving(shard, read) => {
+                connection.blocked = Blocked::Command(encoded());
+                self.resolving.insert((shard, read, id));
+            }
+            Outcome::Behind(task) => {
+                connection.blocked = Blocked::Task(task);
+                self.take_finished_of(connection);
+            }
             Outcome::Done | Outcome::Close => {}
         }
-        connection.last_command = spec.name;
-        connection.commands += 1;
-        self.counters.commands += 1;
-        self.take_finished_of(connection);
-        outcome
     }
 
     /// A task may end at once; its connection is in hand then, not in the map.
@@ -359,9 +384,16 @@ impl Door {
 
     /// The connection is gone.
     pub fn handle_closed(&mut self, id: ConnectionId) {
-        self.connections.remove(&id);
         self.paused.remove(&id);
         self.dirty.remove(&id);
+        match self.connections.remove(&id).map(|connection| connection.blocked) {
+            Some(Blocked::Command(_)) => {
+                self.blocked.retain(|blocked| *blocked != id);
+                self.resolving.retain(|(_, _, resolving)| *resolving != id);
+            }
+            Some(Blocked::Task(task)) => self.tasks.abandon(task),
+            Some(Blocked::No) | None => {}
+        }
     }
 
     fn close(&mut self, id: ConnectionId, connection: &mut Connection) {
@@ -399,7 +431,12 @@ impl Door {
             Event::Damaged { key, file, offset } => {
                 tracing::error!(shard, ?key, %file, offset, "damaged record");
             }
-            Event::Read { .. } => {
+            Event::Resolved { id } => {
+                self.tasks.handle_event(keyspace, shard, event);
+                self.deliver_finished(keyspace);
+                self.retry_resolved(keyspace, shard, id);
+            }
+            Event::Read { .. } | Event::Scanned { .. } => {
                 self.tasks.handle_event(keyspace, shard, event);
                 self.deliver_finished(keyspace);
             }
@@ -422,6 +459,19 @@ impl Door {
         }
     }
 
+    /// Runs the commands again that waited for a key to be resolved.
+    fn retry_resolved(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, read: ReadId) {
+        let all = (shard, read, ConnectionId(u64::MIN))..=(shard, read, ConnectionId(u64::MAX));
+        let waiting: Vec<_> = self.resolving.range(all).copied().collect();
+        for waiting in waiting {
+            self.resolving.remove(&waiting);
+            let (_, _, id) = waiting;
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            self.retry_one(keyspace, id, &mut connection);
+            self.connections.insert(id, connection);
+        }
+    }
+
     fn retry_one(
         &mut self,
         keyspace: &mut Keyspace,
@@ -437,10 +487,12 @@ impl Door {
         }
         let mut parser = Parser::new(self.parser_limits());
         parser.set_authenticated(true);
-        if let Parsed::Command(arguments) = parser.next(&mut &encoded[..])
-            && self.dispatch(keyspace, id, connection, &arguments) == Outcome::Close
-        {
-            connection.phase = Phase::Draining;
+        if let Parsed::Command(arguments) = parser.next(&mut &encoded[..]) {
+            let outcome = self.dispatch(keyspace, id, connection, &arguments);
+            if outcome == Outcome::Close {
+                connection.phase = Phase::Draining;
+            }
+            self.note_outcome(id, connection, &outcome, || encoded);
         }
         self.resume(keyspace, id, connection);
     }
@@ -451,32 +503,41 @@ impl Door {
         self.go_on_receiving(id, connection);
     }
 
-    /// Puts the replies of ended tasks in their places.
+    /// Puts the replies of ended tasks in their places, and goes on with what waited for them.
     fn deliver_finished(&mut self, keyspace: &mut Keyspace) {
-        let mut any = false;
-        while let Some(Finished { id: task, connection: id, place, reply }) =
-            self.tasks.poll_finished()
-        {
-            any = true;
-            let Some(mut connection) = self.connections.remove(&id) else { continue };
-            connection.replies.fill(place, reply);
-            self.dirty.insert(id);
-            self.check_output(id, &mut connection);
-            if matches!(connection.blocked, Blocked::Task(waited) if waited == task) {
-                connection.blocked = Blocked::No;
-                self.resume(keyspace, id, &mut connection);
+        while let Some(mut finished) = self.tasks.poll_finished() {
+            loop {
+                self.deliver(keyspace, finished);
+                let Some(next) = self.tasks.poll_finished() else { break };
+                finished = next;
             }
-            self.connections.insert(id, connection);
-        }
-        if any {
+            // A lock may be free now. What ends by that is delivered in the next round.
+            self.tasks.retry_stalled(keyspace);
             self.retry_blocked(keyspace);
         }
     }
 
-    /// Goes on with long walks, hands out the replies that may go, and disconnects clients that
-    /// have stalled.
-    pub fn end_turn(&mut self, keyspace: &mut Keyspace) {
+    fn deliver(&mut self, keyspace: &mut Keyspace, finished: Finished) {
+        let Finished { id: task, connection: id, place, reply } = finished;
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        connection.replies.fill(place, reply);
+        self.dirty.insert(id);
+        self.check_output(id, &mut connection);
+        if matches!(connection.blocked, Blocked::Task(waited) if waited == task) {
+            connection.blocked = Blocked::No;
+            self.resume(keyspace, id, &mut connection);
+        }
+        self.connections.insert(id, connection);
+    }
+
+    /// Goes on with commands that take more than one turn.
+    pub fn begin_turn(&mut self, keyspace: &mut Keyspace) {
         self.tasks.step(keyspace);
+        self.deliver_finished(keyspace);
+    }
+
+    /// Hands out the replies that may go, and disconnects clients that have stalled.
+    pub fn end_turn(&mut self, keyspace: &mut Keyspace) {
         self.deliver_finished(keyspace);
         while let Some(id) = self.dirty.pop_first() {
             if let Some(mut connection) = self.connections.remove(&id) {
