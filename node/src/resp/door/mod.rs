@@ -11,6 +11,8 @@
 //! * a connection whose client does not read executes nothing above `output_pause_bytes`, keeps at
 //!   most `input_bytes_max` of input, and is disconnected after `stall_ms` without movement or
 //!   above `output_bytes_max`;
+//! * a connection has at most `REPLIES_PENDING_MAX` commands waiting for the disk, and each of them
+//!   at most a window of reads;
 //! * a command that cannot be executed yet is executed before any later one of its connection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -38,6 +40,10 @@ use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
 pub use info::NodeFacts;
+
+/// Replies of one connection that are still to come, each with reads under way; above, nothing
+/// further is executed until half of them are there.
+const REPLIES_PENDING_MAX: usize = 128;
 
 /// Counters of the door since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -245,6 +251,10 @@ impl Door {
                 self.paused.insert(id);
                 break;
             }
+            if connection.replies.pending() >= REPLIES_PENDING_MAX {
+                connection.blocked = Blocked::Replies;
+                break;
+            }
             let outcome = match parser.next(&mut input) {
                 Parsed::Incomplete => {
                     if connection.ended {
@@ -392,7 +402,7 @@ impl Door {
                 self.resolving.retain(|(_, _, resolving)| *resolving != id);
             }
             Some(Blocked::Task(task)) => self.tasks.abandon(task),
-            Some(Blocked::No) | None => {}
+            Some(Blocked::No | Blocked::Replies) | None => {}
         }
     }
 
@@ -523,7 +533,12 @@ impl Door {
         connection.replies.fill(place, reply);
         self.dirty.insert(id);
         self.check_output(id, &mut connection);
-        if matches!(connection.blocked, Blocked::Task(waited) if waited == task) {
+        let goes_on = match connection.blocked {
+            Blocked::Task(waited) => waited == task,
+            Blocked::Replies => connection.replies.pending() <= REPLIES_PENDING_MAX / 2,
+            Blocked::Command(_) | Blocked::No => false,
+        };
+        if goes_on {
             connection.blocked = Blocked::No;
             self.resume(keyspace, id, &mut connection);
         }
