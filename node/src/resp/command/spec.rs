@@ -14,6 +14,8 @@ pub enum CommandId {
     Get, Set, Ping, Echo, Hello, Auth, Client, Command, Info, Config, Select, Quit, Reset, Time,
     Del, Unlink, Exists, MGet, MSet, StrLen, Type, Expire, PExpire, Ttl, PTtl, Persist, DbSize,
     Scan, Keys, RandomKey, FlushAll, FlushDb, Incr, Decr, IncrBy, DecrBy, Append, Shutdown,
+    SetEx, PSetEx, SetNx, GetSet, GetDel, GetEx, GetRange, SetRange, ExpireAt, PExpireAt,
+    ExpireTime, PExpireTime,
     ClientSetName, ClientGetName, ClientSetInfo, ClientId, ClientList, CommandCount, CommandDocs,
     ConfigGet,
 }
@@ -198,7 +200,7 @@ macro_rules! id_by_name {
             mod words {
                 $(pub(super) const $id: u128 = super::word($text);)*
             }
-            const LEN_MAX: usize = 9;
+            const LEN_MAX: usize = 11;
             if name.len() > LEN_MAX {
                 return None;
             }
@@ -220,4 +222,8 @@ id_by_name! {
     b"dbsize" => DbSize, b"scan" => Scan, b"keys" => Keys, b"randomkey" => RandomKey,
     b"flushall" => FlushAll, b"flushdb" => FlushDb, b"incr" => Incr, b"decr" => Decr,
     b"incrby" => IncrBy, b"decrby" => DecrBy, b"append" => Append, b"shutdown" => Shutdown,
+    b"setex" => SetEx, b"psetex" => PSetEx, b"setnx" => SetNx, b"getset" => GetSet,
+    b"getdel" => GetDel, b"getex" => GetEx, b"getrange" => GetRange, b"setrange" => SetRange,
+    b"expireat" => ExpireAt, b"pexpireat" => PExpireAt, b"expiretime" => ExpireTime,
+    b"pexpiretime" => PExpireTime,
 }

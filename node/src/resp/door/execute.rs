@@ -13,7 +13,8 @@ use super::task::{
 use crate::io::ConnectionId;
 use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
 use crate::resp::command::{
-    Command, CommandError, Expire, ExpireCondition, Scan, Set, SetCondition, SetExpiry, Tail,
+    Command, CommandError, Expire, ExpireBase, ExpireCondition, GetEx, Scan, Set, SetAnswer,
+    SetCondition, SetExpiry, Tail,
 };
 
 /// SCAN's COUNT, if none is given, as in Redis.
@@ -129,16 +130,19 @@ impl Door {
             Command::Type { key } => on_entry(keyspace, caller, key, |entry, reply| {
                 reply.writer().simple(if entry.is_some() { "string" } else { "none" });
             }),
-            Command::Ttl { key } => ttl(keyspace, caller, key, |ms| ms.saturating_add(500) / 1000),
-            Command::PTtl { key } => ttl(keyspace, caller, key, |ms| ms),
+            Command::Ttl { .. }
+            | Command::PTtl { .. }
+            | Command::ExpireTime { .. }
+            | Command::PExpireTime { .. } => lifetime_left(keyspace, caller, command),
             Command::Expire(expire) => self.expire(keyspace, caller, &expire),
             Command::Persist { key } => self.persist(keyspace, caller, key),
-            Command::Increment { key, by } => {
-                self.change(keyspace, caller, key, Change::Increment { by })
-            }
-            Command::Append { key, value } => {
-                let value = Bytes::copy_from_slice(value);
-                self.change(keyspace, caller, key, Change::Append { value })
+            Command::Increment { .. }
+            | Command::Append { .. }
+            | Command::SetRange { .. }
+            | Command::GetDel { .. }
+            | Command::GetEx(_) => self.change_by(keyspace, caller, command),
+            Command::GetRange { key, first, last } => {
+                get(&mut self.tasks, keyspace, caller, key, Some((first, last)))
             }
             Command::DbSize => {
                 let mut reply = Reply::new(caller.connection.protocol);
@@ -175,9 +179,9 @@ impl Door {
             return Outcome::Blocked;
         }
         let Some(lifetime) = lifetime(set.expiry, keyspace.now().clock_ms) else {
-            return caller.error(&CommandError::ExpireTime { name: "set" }.message());
+            return caller.error(&CommandError::ExpireTime { name: set.name }.message());
         };
-        if set.return_old {
+        if set.answer == SetAnswer::Old {
             let (value, condition) = (Bytes::copy_from_slice(set.value), set.condition);
             let change = Change::Replace { value, lifetime, condition };
             return self.change(keyspace, caller, set.key, change);
@@ -198,7 +202,10 @@ impl Door {
         };
         if !stores {
             let wait = keyspace.observed(&address);
-            caller.reply(wait, |reply| reply.writer().null());
+            caller.reply(wait, |reply| match set.answer {
+                SetAnswer::Flag => reply.writer().integer(0),
+                SetAnswer::Ok | SetAnswer::Old => reply.writer().null(),
+            });
             return Outcome::Done;
         }
         let expiry_ms = match lifetime {
@@ -207,7 +214,10 @@ impl Door {
         };
         match keyspace.put(&address, set.value, expiry_ms) {
             Ok(wait) => {
-                caller.reply(Some(wait), |reply| reply.writer().ok());
+                caller.reply(Some(wait), |reply| match set.answer {
+                    SetAnswer::Flag => reply.writer().integer(1),
+                    SetAnswer::Ok | SetAnswer::Old => reply.writer().ok(),
+                });
                 Outcome::Done
             }
             Err(WriteError::Busy) => Outcome::Blocked,
@@ -245,6 +255,39 @@ impl Door {
         task.map_or(Outcome::Done, Outcome::Behind)
     }
 
+    /// Commands that change a key by its value.
+    fn change_by(
+        &mut self,
+        keyspace: &mut Keyspace,
+        caller: &mut Caller<'_>,
+        command: Command<'_>,
+    ) -> Outcome {
+        let (key, change) = match command {
+            Command::Increment { key, by } => (key, Change::Increment { by }),
+            Command::Append { key, value } => {
+                (key, Change::Append { value: Bytes::copy_from_slice(value) })
+            }
+            Command::SetRange { key, offset, value } => {
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                (key, Change::Overwrite { offset, value: Bytes::copy_from_slice(value) })
+            }
+            Command::GetDel { key } => (key, Change::Delete),
+            Command::GetEx(GetEx { key, expiry: Ok(SetExpiry::Keep) }) => {
+                return get(&mut self.tasks, keyspace, caller, key, None);
+            }
+            Command::GetEx(GetEx { key, expiry }) => {
+                let now_ms = keyspace.now().clock_ms;
+                let until = expiry.and_then(|expiry| match lifetime(expiry, now_ms) {
+                    Some(Lifetime::Until(expiry_ms)) => Ok(expiry_ms),
+                    Some(Lifetime::Keep) | None => Err(CommandError::ExpireTime { name: "getex" }),
+                });
+                (key, Change::Expire { until: until.map_err(|error| error.message()) })
+            }
+            other => unreachable!("{other:?} does not change a key by its value"),
+        };
+        self.change(keyspace, caller, key, change)
+    }
+
     /// Reads a key's value, changes it and stores it; other writers of the key wait meanwhile.
     fn change(
         &mut self,
@@ -278,7 +321,12 @@ impl Door {
             return Outcome::Blocked;
         }
         let now_ms = keyspace.now().clock_ms;
-        let at_ms = i64::try_from(now_ms).ok().and_then(|now_ms| now_ms.checked_add(expire.ms));
+        let at_ms = match expire.base {
+            ExpireBase::Epoch => Some(expire.ms),
+            ExpireBase::Now => {
+                i64::try_from(now_ms).ok().and_then(|now_ms| now_ms.checked_add(expire.ms))
+            }
+        };
         let Some(at_ms) = at_ms else {
             return caller.error(&CommandError::ExpireTime { name: expire.name }.message());
         };
@@ -435,21 +483,30 @@ fn on_entry(
     Outcome::Done
 }
 
-fn ttl(
+/// TTL, PTTL, EXPIRETIME and PEXPIRETIME.
+fn lifetime_left(
     keyspace: &mut Keyspace,
     caller: &mut Caller<'_>,
-    key: &[u8],
-    unit: fn(u64) -> u64,
+    command: Command<'_>,
 ) -> Outcome {
     let now_ms = keyspace.now().clock_ms;
+    let (key, from_ms, unit_ms) = match command {
+        Command::Ttl { key } => (key, now_ms, 1_000),
+        Command::PTtl { key } => (key, now_ms, 1),
+        Command::ExpireTime { key } => (key, 0, 1_000),
+        Command::PExpireTime { key } => (key, 0, 1),
+        other => unreachable!("{other:?} does not ask for a lifetime"),
+    };
     on_entry(keyspace, caller, key, |entry, reply| {
-        let left = match entry {
+        let answer = match entry {
             None => -2,
             Some(Entry { expiry_ms: 0, .. }) => -1,
             Some(Entry { expiry_ms, .. }) => {
-                i64::try_from(unit(expiry_ms.saturating_sub(now_ms))).unwrap_or(i64::MAX)
+                // Rounded to the nearest second.
+                let ms = expiry_ms.saturating_sub(from_ms).saturating_add(unit_ms / 2);
+                i64::try_from(ms / unit_ms).unwrap_or(i64::MAX)
             }
         };
-        reply.writer().integer(left);
+        reply.writer().integer(answer);
     })
 }

@@ -30,8 +30,8 @@ pub(in crate::resp::door) enum Change {
     Replace { value: Bytes, lifetime: Lifetime, condition: SetCondition },
     /// GETDEL.
     Delete,
-    /// GETEX: `0` takes the lifetime away.
-    Expire { expiry_ms: u64 },
+    /// GETEX: `0` takes the lifetime away; a wrong one is an error if there is such a key.
+    Expire { until: Result<u64, Vec<u8>> },
 }
 
 /// What becomes of the key.
@@ -68,7 +68,7 @@ impl Change {
         old: Option<&Value>,
         now_ms: u64,
         value_bytes_max: usize,
-    ) -> Result<(Effected, Answer), &'static str> {
+    ) -> Result<(Effected, Answer), Vec<u8>> {
         let expiry_ms = old.map_or(0, |value| value.expiry_ms);
         let old_bytes = old.map(|value| value.value.clone());
         Ok(match self {
@@ -109,12 +109,12 @@ impl Change {
             }
             Self::Delete if old.is_some() => (Effected::Removed, Answer::Old(old_bytes)),
             Self::Delete => (Effected::Nothing, Answer::Old(None)),
-            Self::Expire { expiry_ms: new_ms } => {
-                let effected = match *new_ms {
-                    _ if old.is_none() => Effected::Nothing,
-                    new_ms if new_ms == expiry_ms => Effected::Nothing,
-                    new_ms if new_ms != 0 && new_ms <= now_ms => Effected::Removed,
-                    new_ms => Effected::Touched { expiry_ms: new_ms },
+            Self::Expire { .. } if old.is_none() => (Effected::Nothing, Answer::Old(None)),
+            Self::Expire { until } => {
+                let effected = match until.clone()? {
+                    until_ms if until_ms == expiry_ms => Effected::Nothing,
+                    until_ms if until_ms != 0 && until_ms <= now_ms => Effected::Removed,
+                    until_ms => Effected::Touched { expiry_ms: until_ms },
                 };
                 (effected, Answer::Old(old_bytes))
             }
@@ -134,7 +134,7 @@ impl Change {
         let (effected, answer) = match self.apply(old, now_ms, value_bytes_max) {
             Ok(applied) => applied,
             Err(text) => {
-                reply.writer().error(text.as_bytes());
+                reply.writer().error(&text);
                 return Ok(Written::Done);
             }
         };
