@@ -17,6 +17,9 @@ pub enum WriteError {
     /// Another user key has the same key id (a SHA-1 collision).
     #[error("another key has the same id")]
     KeyConflict,
+    /// The key's old state must be known and cannot be read.
+    #[error("the old value cannot be read: {0}")]
+    Unreadable(#[source] ReadError),
 }
 
 /// Why a read has no answer.
