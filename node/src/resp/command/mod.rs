@@ -6,6 +6,7 @@
 //! copied: keys and values borrow from the arguments.
 
 mod connection;
+mod engine;
 mod error;
 mod options;
 mod spec;
@@ -14,13 +15,14 @@ mod table;
 mod tests;
 
 pub use connection::{Client, ClientFilter, Credentials, Hello, client_id};
+pub use engine::EngineCommand;
 pub use error::{CommandError, KEY_BYTES_MAX, check_key};
 pub use options::{
     Expire, ExpireBase, ExpireCondition, FlushMode, GetEx, Scan, Set, SetAnswer, SetCondition,
     SetExpiry, Shutdown, ShutdownSave,
 };
 pub use spec::{CommandId, CommandSpec, KeyPositions};
-pub use table::COMMANDS;
+pub use table::{COMMANDS, ENGINE_COMMANDS};
 
 use super::frame::{Arguments, integer};
 use options::argument;
@@ -160,6 +162,8 @@ pub enum Command<'a> {
     Increment { key: &'a [u8], by: i64 },
     Append { key: &'a [u8], value: &'a [u8] },
     Shutdown(Shutdown),
+    /// BGSAVE, SAVE, LASTSAVE, KAD.SNAPSHOT and KAD.COMPACT.
+    Engine(EngineCommand<'a>),
 }
 
 impl<'a> Command<'a> {
@@ -291,9 +295,22 @@ impl<'a> Command<'a> {
             CommandId::Reset => Self::Reset,
             CommandId::Time => Self::Time,
             CommandId::Shutdown => Self::Shutdown(Shutdown::parse(arguments)?),
-            id => Self::Client(Client::parse(id, arguments)?),
+            id => match EngineCommand::parse(id, arguments) {
+                Some(command) => Self::Engine(command?),
+                None => Self::Client(Client::parse(id, arguments)?),
+            },
         })
     }
+}
+
+/// Checks the number of arguments where the arity of the table cannot say it.
+fn number_of_arguments<'a>(
+    arguments: &Arguments<'_>,
+    allowed: std::ops::RangeInclusive<usize>,
+    name: &'static str,
+) -> Result<(), CommandError<'a>> {
+    let fits = allowed.contains(&arguments.len());
+    if fits { Ok(()) } else { Err(CommandError::Arity { name }) }
 }
 
 fn number<'a>(arguments: &Arguments<'a>, index: usize) -> Result<i64, CommandError<'a>> {

@@ -60,7 +60,7 @@ impl Caller<'_> {
     }
 
     /// Keeps a place for a task's reply.
-    fn place(&mut self) -> ReplyPlace {
+    pub(super) fn place(&mut self) -> ReplyPlace {
         let (connection, protocol) = (self.id, self.connection.protocol);
         ReplyPlace { connection, place: self.connection.replies.reserve(), protocol }
     }
@@ -93,6 +93,7 @@ pub(super) fn write_error(error: WriteError) -> String {
         WriteError::KeyConflict => {
             "ERR another key has the same SHA-1 id; this key cannot be stored".to_owned()
         }
+        WriteError::Unreadable(error) => read_error(error),
     }
 }
 

@@ -29,16 +29,21 @@ use crate::resp::reply::Protocol;
 
 mod about;
 mod connection;
+mod engine;
 mod execute;
 mod info;
 mod reply_queue;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use connection::{Blocked, Connection, Phase, encode};
+use engine::Orders;
 use execute::{Caller, Outcome};
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
+pub use engine::{Order, OrderEnd, OrderId, SnapshotInfo};
 pub use info::NodeFacts;
 
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
@@ -65,6 +70,7 @@ pub struct Door {
     connections: BTreeMap<ConnectionId, Box<Connection>>,
     next_number: u64,
     tasks: Tasks,
+    orders: Orders,
     /// Connections with a command to be tried again when a task ends or the log can take more.
     blocked: VecDeque<ConnectionId>,
     /// Connections with a command to be tried again when a key has been resolved.
@@ -92,6 +98,7 @@ impl Door {
             connections: BTreeMap::new(),
             next_number: 1,
             tasks: Tasks::new(value_bytes_max),
+            orders: Orders::default(),
             blocked: VecDeque::new(),
             resolving: BTreeSet::new(),
             dirty: BTreeSet::new(),

@@ -4,7 +4,10 @@
 
 use super::spec::{CommandId, CommandSpec, KeyPositions};
 
+mod engine;
 mod subcommands;
+
+pub use engine::ENGINE_COMMANDS;
 
 use subcommands::{CLIENT_SUBCOMMANDS, COMMAND_SUBCOMMANDS, CONFIG_SUBCOMMANDS};
 

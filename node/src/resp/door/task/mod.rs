@@ -70,6 +70,8 @@ enum Kind {
     },
     Many(Box<Many>),
     Walk(Box<Walk>),
+    /// An order to the storage engine.
+    Order,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,11 @@ impl Tasks {
 
     pub(super) fn is_any_locked(&self) -> bool {
         !self.locked.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.reads.is_empty() && self.locked.is_empty()
     }
 
     pub(super) fn is_runnable(&self) -> bool {
@@ -242,12 +249,25 @@ impl Tasks {
         id
     }
 
+    /// An order to the storage engine.
+    pub(super) fn order(&mut self, to: ReplyPlace) -> TaskId {
+        self.add(to, None, Kind::Order)
+    }
+
+    /// Ends an order's task with what `write` answers.
+    pub(super) fn end_order(&mut self, id: TaskId, write: impl FnOnce(&mut Reply)) {
+        if let Some(task) = self.tasks.get_mut(&id) {
+            write(&mut task.reply);
+            self.finish(id);
+        }
+    }
+
     /// Forgets a task that nobody waits for any more, if it changes nothing.
     pub(super) fn abandon(&mut self, id: TaskId) {
         let only_reads = match self.tasks.get(&id).map(|task| &task.kind) {
             Some(Kind::Get { .. } | Kind::Walk(_)) => true,
             Some(Kind::Many(many)) => many.job().only_reads(),
-            Some(Kind::Change { .. }) | None => false,
+            Some(Kind::Change { .. } | Kind::Order) | None => false,
         };
         if only_reads && let Some(task) = self.tasks.remove(&id) {
             self.forget(id, &task);
@@ -355,7 +375,7 @@ impl Tasks {
                 self.have_old(keyspace, id, old.map(|(_, value)| value));
             }
             (_, Err(error)) => self.fail(id, &read_error(error)),
-            (Kind::Walk(_), Ok(_)) => {}
+            (Kind::Walk(_) | Kind::Order, Ok(_)) => {}
         }
     }
 
