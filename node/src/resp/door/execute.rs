@@ -27,7 +27,7 @@ const SCAN_COUNT_MAX: u64 = 10_000;
 pub(super) enum Outcome {
     /// It has been executed, or a task goes on with it that nothing need wait for.
     Done,
-    /// It has not; try again when a task ends or the log can take more.
+    /// It has not; try again when a lock is free or the log can take more.
     Blocked,
     /// It has not; try again when the key has been resolved.
     Resolving(ShardIndex, ReadId),

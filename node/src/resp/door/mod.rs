@@ -71,7 +71,7 @@ pub struct Door {
     next_number: u64,
     tasks: Tasks,
     orders: Orders,
-    /// Connections with a command to be tried again when a task ends or the log can take more.
+    /// Connections with a command to be tried again when a lock is free or the log can take more.
     blocked: VecDeque<ConnectionId>,
     /// Connections with a command to be tried again when a key has been resolved.
     resolving: BTreeSet<(ShardIndex, ReadId, ConnectionId)>,
@@ -522,13 +522,14 @@ impl Door {
 
     /// Puts the replies of ended tasks in their places, and goes on with what waited for them.
     fn deliver_finished(&mut self, keyspace: &mut Keyspace) {
-        while let Some(mut finished) = self.tasks.poll_finished() {
-            loop {
+        loop {
+            while let Some(finished) = self.tasks.poll_finished() {
                 self.deliver(keyspace, finished);
-                let Some(next) = self.tasks.poll_finished() else { break };
-                finished = next;
             }
-            // A lock may be free now. What ends by that is delivered in the next round.
+            if !self.tasks.take_unlocked() {
+                return;
+            }
+            // Each round executes at least one command that ended a change, so they come to an end.
             self.tasks.retry_stalled(keyspace);
             self.retry_blocked(keyspace);
         }

@@ -112,6 +112,8 @@ pub(super) struct Tasks {
     reads: BTreeSet<TaskRead>,
     /// Keys that a change is under way for.
     locked: BTreeSet<Key>,
+    /// Whether a lock has become free since somebody looked.
+    unlocked: bool,
     /// Tasks that found a lock or the log busy.
     stalled: BTreeSet<TaskId>,
     /// Tasks that can go on when it is their turn.
@@ -131,6 +133,11 @@ impl Tasks {
 
     pub(super) fn is_any_locked(&self) -> bool {
         !self.locked.is_empty()
+    }
+
+    /// Whether a lock has become free since the last call.
+    pub(super) fn take_unlocked(&mut self) -> bool {
+        std::mem::take(&mut self.unlocked)
     }
 
     #[cfg(test)]
@@ -281,7 +288,7 @@ impl Tasks {
         self.stalled.remove(&id);
         self.runnable.remove(&id);
         if let Kind::Change { key, .. } = &task.kind {
-            self.locked.remove(&key.id);
+            self.unlocked |= self.locked.remove(&key.id);
         }
     }
 
