@@ -1,8 +1,7 @@
-//! All shards of a node as one key space: which shard a key belongs to, time, versions, and the
-//! merged walk over all keys.
+//! All shards of a node as one key space: which shard a key belongs to, time, and versions.
 
 use sha1::{Digest, Sha1};
-use storage::{Event, KeyRef, Now, Store};
+use storage::{Effect, Event, KeyRef, Lookup, Now, Put, ReadError, Store, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskRequest};
 use wal::record::{Key, Version};
@@ -132,34 +131,65 @@ impl Keyspace {
         (lsn > store.durable_lsn()).then_some(Wait { shard: address.shard, lsn })
     }
 
+    /// What an answer about all keys of a shard has looked at, if that is not durable yet.
+    #[must_use]
+    pub fn observed_shard(&self, shard: ShardIndex) -> Option<Wait> {
+        let store = self.store(shard);
+        let lsn = store.last_lsn();
+        (lsn > store.durable_lsn()).then_some(Wait { shard, lsn })
+    }
+
     /// What an answer about all keys has looked at, as far as it is not durable yet.
     pub fn observed_all(&self) -> impl Iterator<Item = Wait> {
-        self.stores().filter_map(|(shard, store)| {
-            let lsn = store.last_lsn();
-            (lsn > store.durable_lsn()).then_some(Wait { shard, lsn })
-        })
+        self.shards().filter_map(|shard| self.observed_shard(shard))
     }
 
-    /// Walks the live keys of all shards from `from` on, in key order.
-    pub fn keys_from(&self, from: Key) -> impl Iterator<Item = Key> {
-        let mut walks: Vec<_> =
-            self.stores.iter().map(|store| store.keys_from(from).peekable()).collect();
-        std::iter::from_fn(move || {
-            let heads = walks
-                .iter_mut()
-                .enumerate()
-                .filter_map(|(index, walk)| walk.peek().map(|key| (*key, index)));
-            let (_, index) = heads.min()?;
-            walks[index].next()
-        })
+    /// Looks a key up.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn lookup(&mut self, address: &Address<'_>) -> Result<Lookup, ReadError> {
+        self.store_mut(address.shard).lookup(&address.key)
     }
 
-    /// Draws a live key: the first from a random point of the key space on.
-    pub fn random_key(&mut self) -> Option<Key> {
+    /// Stores a value under a new version. Returns the record it made.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn put(
+        &mut self,
+        address: &Address<'_>,
+        value: &[u8],
+        expiry_ms: u64,
+    ) -> Result<Wait, WriteError> {
+        let put = Put { key: address.key, version: self.next_version(), expiry_ms, value };
+        let lsn = self.store_mut(address.shard).put(&put)?;
+        Ok(Wait { shard: address.shard, lsn })
+    }
+
+    /// Deletes a key under a new version.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn remove(&mut self, address: &Address<'_>) -> Result<Effect, WriteError> {
+        let version = self.next_version();
+        self.store_mut(address.shard).remove(address.key, version)
+    }
+
+    /// Gives a key another expiry (0 = never) under a new version.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn touch(&mut self, address: &Address<'_>, expiry_ms: u64) -> Result<Effect, WriteError> {
+        let version = self.next_version();
+        self.store_mut(address.shard).touch(address.key, version, expiry_ms)
+    }
+
+    /// Draws a point of the key space.
+    pub fn random_point(&mut self) -> Key {
         let mut point = [0; 20];
         self.random.fill(&mut point);
-        let found = self.keys_from(Key(point)).next();
-        found.or_else(|| self.keys_from(Key([0; 20])).next())
+        Key(point)
     }
 
     /// Ends a turn of all shards.

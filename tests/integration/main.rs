@@ -19,6 +19,7 @@ mod file_tree;
 mod golden;
 mod redis_differential;
 mod resp;
+mod resp_cold;
 mod startup;
 mod store_crash;
 mod store_suite;

@@ -53,6 +53,10 @@ pub enum CommandError<'a> {
     ExpireNxWithOther,
     /// GT beside LT.
     ExpireGtWithLt,
+    /// A snapshot cannot be called so.
+    SnapshotId,
+    /// SETRANGE before the beginning.
+    Offset,
     /// The cursor of SCAN is not a number.
     Cursor,
     /// DECRBY by the lowest number of all.
@@ -141,6 +145,10 @@ impl CommandError<'_> {
                 "ERR NX and XX, GT or LT options at the same time are not compatible"
             }
             Self::ExpireGtWithLt => "ERR GT and LT options at the same time are not compatible",
+            Self::SnapshotId => {
+                "ERR a snapshot's id is 1 to 64 letters, digits, '-', '_' and '.', no '.' first"
+            }
+            Self::Offset => "ERR offset is out of range",
             Self::Cursor => "ERR invalid cursor",
             Self::DecrementOverflow => "ERR decrement would overflow",
             Self::ClientName => {

@@ -6,6 +6,7 @@
 //! copied: keys and values borrow from the arguments.
 
 mod connection;
+mod engine;
 mod error;
 mod options;
 mod spec;
@@ -14,12 +15,14 @@ mod table;
 mod tests;
 
 pub use connection::{Client, ClientFilter, Credentials, Hello, client_id};
+pub use engine::EngineCommand;
 pub use error::{CommandError, KEY_BYTES_MAX, check_key};
 pub use options::{
-    Expire, ExpireCondition, FlushMode, Scan, Set, SetCondition, SetExpiry, Shutdown, ShutdownSave,
+    Expire, ExpireBase, ExpireCondition, FlushMode, GetEx, Scan, Set, SetAnswer, SetCondition,
+    SetExpiry, Shutdown, ShutdownSave,
 };
 pub use spec::{CommandId, CommandSpec, KeyPositions};
-pub use table::COMMANDS;
+pub use table::{COMMANDS, ENGINE_COMMANDS};
 
 use super::frame::{Arguments, integer};
 use options::argument;
@@ -81,6 +84,12 @@ impl<'a> Pairs<'a> {
         }
         Ok(pairs)
     }
+
+    /// Keys and values in turn.
+    #[must_use]
+    pub fn words(self) -> Tail<'a> {
+        self.rest
+    }
 }
 
 #[expect(clippy::copy_iterator, reason = "two words; callers walk over it more than once")]
@@ -105,7 +114,12 @@ impl ExactSizeIterator for Pairs<'_> {}
 #[rustfmt::skip]
 pub enum Command<'a> {
     Get { key: &'a [u8] },
+    /// SET, SETEX, PSETEX, SETNX and GETSET.
     Set(Set<'a>),
+    GetDel { key: &'a [u8] },
+    GetEx(GetEx<'a>),
+    GetRange { key: &'a [u8], first: i64, last: i64 },
+    SetRange { key: &'a [u8], offset: u64, value: &'a [u8] },
     Ping { message: Option<&'a [u8]> },
     Echo { message: &'a [u8] },
     Hello(Hello<'a>),
@@ -131,10 +145,12 @@ pub enum Command<'a> {
     MSet { pairs: Pairs<'a> },
     StrLen { key: &'a [u8] },
     Type { key: &'a [u8] },
-    /// EXPIRE and PEXPIRE.
+    /// EXPIRE, PEXPIRE, EXPIREAT and PEXPIREAT.
     Expire(Expire<'a>),
     Ttl { key: &'a [u8] },
     PTtl { key: &'a [u8] },
+    ExpireTime { key: &'a [u8] },
+    PExpireTime { key: &'a [u8] },
     Persist { key: &'a [u8] },
     DbSize,
     Scan(Scan<'a>),
@@ -146,6 +162,8 @@ pub enum Command<'a> {
     Increment { key: &'a [u8], by: i64 },
     Append { key: &'a [u8], value: &'a [u8] },
     Shutdown(Shutdown),
+    /// BGSAVE, SAVE, LASTSAVE, KAD.SNAPSHOT and KAD.COMPACT.
+    Engine(EngineCommand<'a>),
 }
 
 impl<'a> Command<'a> {
@@ -193,10 +211,6 @@ impl<'a> Command<'a> {
             CommandId::MSet => Self::MSet { pairs: Pairs::parse(arguments)? },
             CommandId::StrLen => Self::StrLen { key: key()? },
             CommandId::Type => Self::Type { key: key()? },
-            CommandId::Expire => Self::Expire(Expire::parse(arguments, spec.name, 1_000)?),
-            CommandId::PExpire => Self::Expire(Expire::parse(arguments, spec.name, 1)?),
-            CommandId::Ttl => Self::Ttl { key: key()? },
-            CommandId::PTtl => Self::PTtl { key: key()? },
             CommandId::Persist => Self::Persist { key: key()? },
             CommandId::Scan => Self::Scan(Scan::parse(arguments)?),
             CommandId::Keys => Self::Keys { pattern: argument(arguments, 1) },
@@ -212,6 +226,43 @@ impl<'a> Command<'a> {
                 Self::Increment { key: key()?, by: by.ok_or(CommandError::DecrementOverflow)? }
             }
             CommandId::Append => Self::Append { key: key()?, value: argument(arguments, 2) },
+            _ => return Self::parse_lifetime(spec, arguments),
+        })
+    }
+
+    /// Commands that tell or change how long a key lives, and the older forms of SET.
+    fn parse_lifetime(
+        spec: &'static CommandSpec,
+        arguments: &Arguments<'a>,
+    ) -> Result<Self, CommandError<'a>> {
+        let key = || check_key(argument(arguments, 1));
+        let expire = |base, unit_ms| Expire::parse(arguments, spec.name, (base, unit_ms));
+        let with_lifetime = |unit_ms| Set::parse_with_lifetime(arguments, spec.name, unit_ms);
+        let plain = |condition, answer| Set::parse_plain(arguments, spec.name, (condition, answer));
+        Ok(match spec.id {
+            CommandId::Expire => Self::Expire(expire(ExpireBase::Now, 1_000)?),
+            CommandId::PExpire => Self::Expire(expire(ExpireBase::Now, 1)?),
+            CommandId::ExpireAt => Self::Expire(expire(ExpireBase::Epoch, 1_000)?),
+            CommandId::PExpireAt => Self::Expire(expire(ExpireBase::Epoch, 1)?),
+            CommandId::Ttl => Self::Ttl { key: key()? },
+            CommandId::PTtl => Self::PTtl { key: key()? },
+            CommandId::ExpireTime => Self::ExpireTime { key: key()? },
+            CommandId::PExpireTime => Self::PExpireTime { key: key()? },
+            CommandId::SetEx => Self::Set(with_lifetime(1_000)?),
+            CommandId::PSetEx => Self::Set(with_lifetime(1)?),
+            CommandId::SetNx => Self::Set(plain(SetCondition::IfMissing, SetAnswer::Flag)?),
+            CommandId::GetSet => Self::Set(plain(SetCondition::Always, SetAnswer::Old)?),
+            CommandId::GetDel => Self::GetDel { key: key()? },
+            CommandId::GetEx => Self::GetEx(GetEx::parse(arguments)?),
+            CommandId::GetRange => {
+                let (first, last) = (number(arguments, 2)?, number(arguments, 3)?);
+                Self::GetRange { key: key()?, first, last }
+            }
+            CommandId::SetRange => {
+                let offset = u64::try_from(number(arguments, 2)?);
+                let offset = offset.map_err(|_| CommandError::Offset)?;
+                Self::SetRange { key: key()?, offset, value: argument(arguments, 3) }
+            }
             _ => return Self::parse_keyless(spec, arguments),
         })
     }
@@ -244,9 +295,22 @@ impl<'a> Command<'a> {
             CommandId::Reset => Self::Reset,
             CommandId::Time => Self::Time,
             CommandId::Shutdown => Self::Shutdown(Shutdown::parse(arguments)?),
-            id => Self::Client(Client::parse(id, arguments)?),
+            id => match EngineCommand::parse(id, arguments) {
+                Some(command) => Self::Engine(command?),
+                None => Self::Client(Client::parse(id, arguments)?),
+            },
         })
     }
+}
+
+/// Checks the number of arguments where the arity of the table cannot say it.
+fn number_of_arguments<'a>(
+    arguments: &Arguments<'_>,
+    allowed: std::ops::RangeInclusive<usize>,
+    name: &'static str,
+) -> Result<(), CommandError<'a>> {
+    let fits = allowed.contains(&arguments.len());
+    if fits { Ok(()) } else { Err(CommandError::Arity { name }) }
 }
 
 fn number<'a>(arguments: &Arguments<'a>, index: usize) -> Result<i64, CommandError<'a>> {

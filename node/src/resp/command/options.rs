@@ -1,4 +1,4 @@
-//! Options of the commands on keys: SET, EXPIRE, SCAN, FLUSHALL, SHUTDOWN.
+//! Options of the commands on keys: SET, GETEX, EXPIRE, SCAN, FLUSHALL, SHUTDOWN.
 //!
 //! As in Redis, option words come in any case and are checked before the numbers beside them.
 
@@ -37,7 +37,19 @@ pub enum SetCondition {
     IfPresent,
 }
 
-/// SET with its options.
+/// What SET answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetAnswer {
+    /// OK, or nil if the condition does not hold.
+    #[default]
+    Ok,
+    /// SETNX: 1, or 0 if the condition does not hold.
+    Flag,
+    /// GET: the old value.
+    Old,
+}
+
+/// SET with its options, and its older forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Set<'a> {
     /// Key.
@@ -48,8 +60,10 @@ pub struct Set<'a> {
     pub expiry: SetExpiry,
     /// When it is stored.
     pub condition: SetCondition,
-    /// GET: answer the old value instead of OK.
-    pub return_old: bool,
+    /// What it answers.
+    pub answer: SetAnswer,
+    /// Name of the command, for [`CommandError::ExpireTime`] if the lifetime ends too far off.
+    pub name: &'static str,
 }
 
 /// Unit of a lifetime and what it counts from.
@@ -69,7 +83,8 @@ impl<'a> Set<'a> {
             value: argument(arguments, 2),
             expiry: SetExpiry::None,
             condition: SetCondition::Always,
-            return_old: false,
+            answer: SetAnswer::Ok,
+            name: "set",
         };
         if arguments.len() > 3 {
             set.parse_options(arguments)?;
@@ -88,7 +103,7 @@ impl<'a> Set<'a> {
             } else if is("xx") && self.condition != SetCondition::IfMissing {
                 self.condition = SetCondition::IfPresent;
             } else if is("get") {
-                self.return_old = true;
+                self.answer = SetAnswer::Old;
             } else if is("keepttl") && lifetime.is_none() {
                 self.expiry = SetExpiry::Keep;
             } else {
@@ -104,9 +119,70 @@ impl<'a> Set<'a> {
             }
         }
         if let Some((unit, number)) = lifetime {
-            self.expiry = set_expiry(unit, number)?;
+            self.expiry = set_expiry(unit, number, self.name)?;
         }
         Ok(())
+    }
+
+    /// SETNX and GETSET: a key and a value.
+    pub(super) fn parse_plain(
+        arguments: &Arguments<'a>,
+        name: &'static str,
+        (condition, answer): (SetCondition, SetAnswer),
+    ) -> Result<Self, CommandError<'a>> {
+        let (key, value) = (check_key(argument(arguments, 1))?, argument(arguments, 2));
+        Ok(Self { key, value, expiry: SetExpiry::None, condition, answer, name })
+    }
+
+    /// SETEX and PSETEX: a key, a lifetime and a value.
+    pub(super) fn parse_with_lifetime(
+        arguments: &Arguments<'a>,
+        name: &'static str,
+        unit_ms: i64,
+    ) -> Result<Self, CommandError<'a>> {
+        let (key, value) = (check_key(argument(arguments, 1))?, argument(arguments, 3));
+        let unit = if unit_ms == 1 { ExpiryOption::Px } else { ExpiryOption::Ex };
+        let expiry = set_expiry(unit, argument(arguments, 2), name)?;
+        let (condition, answer) = (SetCondition::Always, SetAnswer::Ok);
+        Ok(Self { key, value, expiry, condition, answer, name })
+    }
+}
+
+/// GETEX with its options.
+#[derive(Clone, Copy, Debug)]
+pub struct GetEx<'a> {
+    /// Key.
+    pub key: &'a [u8],
+    /// The new lifetime, `None` for ever; `Keep` if none was said. As in Redis a wrong one is an
+    /// error only if the key exists.
+    pub expiry: Result<SetExpiry, CommandError<'a>>,
+}
+
+impl<'a> GetEx<'a> {
+    pub(super) fn parse(arguments: &Arguments<'a>) -> Result<Self, CommandError<'a>> {
+        let key = check_key(argument(arguments, 1))?;
+        let (mut persist, mut lifetime) = (false, None::<(ExpiryOption, &[u8])>);
+        let mut index = 2;
+        while let Some(option) = arguments.get(index) {
+            index += 1;
+            if option.eq_ignore_ascii_case(b"persist") && lifetime.is_none() {
+                persist = true;
+                continue;
+            }
+            let unit = expiry_option(option).ok_or(CommandError::Syntax)?;
+            let number = arguments.get(index).ok_or(CommandError::Syntax)?;
+            index += 1;
+            if persist || lifetime.is_some_and(|(other, _)| other != unit) {
+                return Err(CommandError::Syntax);
+            }
+            lifetime = Some((unit, number));
+        }
+        let expiry = match lifetime {
+            Some((unit, number)) => set_expiry(unit, number, "getex"),
+            None if persist => Ok(SetExpiry::None),
+            None => Ok(SetExpiry::Keep),
+        };
+        Ok(Self { key, expiry })
     }
 }
 
@@ -121,8 +197,12 @@ fn expiry_option(word: &[u8]) -> Option<ExpiryOption> {
     })
 }
 
-fn set_expiry<'a>(unit: ExpiryOption, number: &[u8]) -> Result<SetExpiry, CommandError<'a>> {
-    let invalid = CommandError::ExpireTime { name: "set" };
+fn set_expiry<'a>(
+    unit: ExpiryOption,
+    number: &[u8],
+    name: &'static str,
+) -> Result<SetExpiry, CommandError<'a>> {
+    let invalid = CommandError::ExpireTime { name };
     let number = integer(number).ok_or(CommandError::NotAnInteger)?;
     if number <= 0 {
         return Err(invalid);
@@ -153,13 +233,24 @@ pub enum ExpireCondition {
     IfWithAndEarlier,
 }
 
-/// EXPIRE or PEXPIRE with its options.
+/// What the number of an EXPIRE counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpireBase {
+    /// EXPIRE and PEXPIRE: from now on.
+    Now,
+    /// EXPIREAT and PEXPIREAT: from 1970 on.
+    Epoch,
+}
+
+/// EXPIRE, PEXPIRE, EXPIREAT or PEXPIREAT with its options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expire<'a> {
     /// Key.
     pub key: &'a [u8],
-    /// Milliseconds from now on; zero or less removes the key.
+    /// Milliseconds; what is not in the future removes the key.
     pub ms: i64,
+    /// What they count from.
+    pub base: ExpireBase,
     /// When the lifetime changes.
     pub condition: ExpireCondition,
     /// Name of the command, for [`CommandError::ExpireTime`] if now plus `ms` overflows.
@@ -170,13 +261,13 @@ impl<'a> Expire<'a> {
     pub(super) fn parse(
         arguments: &Arguments<'a>,
         name: &'static str,
-        unit_ms: i64,
+        (base, unit_ms): (ExpireBase, i64),
     ) -> Result<Self, CommandError<'a>> {
         let key = check_key(argument(arguments, 1))?;
         let condition = expire_condition(arguments)?;
         let number = integer(argument(arguments, 2)).ok_or(CommandError::NotAnInteger)?;
         let ms = number.checked_mul(unit_ms).ok_or(CommandError::ExpireTime { name })?;
-        Ok(Self { key, ms, condition, name })
+        Ok(Self { key, ms, base, condition, name })
     }
 }
 

@@ -14,8 +14,10 @@ pub enum CommandId {
     Get, Set, Ping, Echo, Hello, Auth, Client, Command, Info, Config, Select, Quit, Reset, Time,
     Del, Unlink, Exists, MGet, MSet, StrLen, Type, Expire, PExpire, Ttl, PTtl, Persist, DbSize,
     Scan, Keys, RandomKey, FlushAll, FlushDb, Incr, Decr, IncrBy, DecrBy, Append, Shutdown,
+    SetEx, PSetEx, SetNx, GetSet, GetDel, GetEx, GetRange, SetRange, ExpireAt, PExpireAt,
+    ExpireTime, PExpireTime, BgSave, Save, LastSave, KadSnapshot, KadCompact,
     ClientSetName, ClientGetName, ClientSetInfo, ClientId, ClientList, CommandCount, CommandDocs,
-    ConfigGet,
+    ConfigGet, SnapshotCreate, SnapshotList, SnapshotVerify, SnapshotDelete,
 }
 
 /// Where the keys are among the arguments; all zero if there are none.
@@ -176,13 +178,14 @@ fn unknown<'a>(name: &'a [u8], arguments: Arguments<'a>) -> CommandError<'a> {
 
 /// Packs the name of a command, folded to lower case, into one number.
 ///
-/// Setting bit 5 maps to a letter nothing but that letter in either case, so folded names are
-/// equal only if the names are.
+/// Setting bit 5 where bit 6 is set maps to a letter nothing but that letter in either case, and to
+/// a dot nothing but a dot, so folded names are equal only if the names are.
 const fn word(name: &[u8]) -> u128 {
-    let mut word = 0;
+    // The one in front keeps zero bytes behind it from getting lost.
+    let mut word = 1;
     let mut rest = name;
     while let [byte, behind @ ..] = rest {
-        word = (word << 8) | (*byte | 0x20) as u128;
+        word = (word << 8) | (*byte | ((*byte & 0x40) >> 1)) as u128;
         rest = behind;
     }
     word
@@ -198,7 +201,7 @@ macro_rules! id_by_name {
             mod words {
                 $(pub(super) const $id: u128 = super::word($text);)*
             }
-            const LEN_MAX: usize = 9;
+            const LEN_MAX: usize = 12;
             if name.len() > LEN_MAX {
                 return None;
             }
@@ -220,4 +223,9 @@ id_by_name! {
     b"dbsize" => DbSize, b"scan" => Scan, b"keys" => Keys, b"randomkey" => RandomKey,
     b"flushall" => FlushAll, b"flushdb" => FlushDb, b"incr" => Incr, b"decr" => Decr,
     b"incrby" => IncrBy, b"decrby" => DecrBy, b"append" => Append, b"shutdown" => Shutdown,
+    b"setex" => SetEx, b"psetex" => PSetEx, b"setnx" => SetNx, b"getset" => GetSet,
+    b"getdel" => GetDel, b"getex" => GetEx, b"getrange" => GetRange, b"setrange" => SetRange,
+    b"expireat" => ExpireAt, b"pexpireat" => PExpireAt, b"expiretime" => ExpireTime,
+    b"pexpiretime" => PExpireTime, b"bgsave" => BgSave, b"save" => Save, b"lastsave" => LastSave,
+    b"kad.snapshot" => KadSnapshot, b"kad.compact" => KadCompact,
 }

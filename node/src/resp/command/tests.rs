@@ -223,7 +223,7 @@ fn set(line: &str) -> (SetExpiry, SetCondition, bool) {
     with(line, |found| match found.expect(line) {
         Command::Set(set) => {
             assert_eq!((set.key, set.value), (&b"k"[..], &b"v"[..]));
-            (set.expiry, set.condition, set.return_old)
+            (set.expiry, set.condition, set.answer == SetAnswer::Old)
         }
         other => panic!("{other:?}"),
     })
@@ -303,6 +303,18 @@ fn keys_above_the_limit_are_refused_everywhere() {
         "INCRBY K 1",
         "DECRBY K 1",
         "APPEND K v",
+        "SETEX K 1 v",
+        "PSETEX K 1 v",
+        "SETNX K v",
+        "GETSET K v",
+        "GETDEL K",
+        "GETEX K",
+        "GETRANGE K 0 1",
+        "SETRANGE K 0 v",
+        "EXPIREAT K 1",
+        "PEXPIREAT K 1",
+        "EXPIRETIME K",
+        "PEXPIRETIME K",
     ] {
         let encode = |key: &str| {
             let words: Vec<&str> =

@@ -45,6 +45,7 @@ impl Door {
                 caller.reply(None, |reply| reply.writer().verbatim(text.as_bytes()));
             }
             Command::ConfigGet { patterns } => self.config_get(caller, patterns),
+            Command::Engine(command) => return self.execute_engine(keyspace, caller, command),
             Command::Select => caller.reply(None, |reply| reply.writer().ok()),
             Command::Quit => {
                 caller.reply(None, |reply| reply.writer().ok());

@@ -28,6 +28,8 @@ pub(super) enum Blocked {
     Command(Vec<u8>),
     /// Commands behind this one of its own must see its effect.
     Task(TaskId),
+    /// Too many of its replies are still to come.
+    Replies,
 }
 
 /// A client's connection.

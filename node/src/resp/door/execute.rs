@@ -1,21 +1,20 @@
 //! What each command does.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
-use storage::{Entry, Get, Put, ReadError, WriteError};
-use wal::record::Key;
+use storage::{Effect, Entry, Get, Lookup, ReadError, ReadId, WriteError};
 
 use super::Door;
 use super::connection::Connection;
 use super::reply_queue::Reply;
 use super::task::{
-    BatchWrite, Change, Listing, OwnedKey, ReplyPlace, TaskId, write_one, write_values,
+    ByteRange, Change, Job, KEYS_PER_STEP_MAX, Lifetime, Listing, OwnedKey, ReplyPlace, Step,
+    Tally, TaskId, Tasks, write_value,
 };
 use crate::io::ConnectionId;
-use crate::keyspace::{Address, Keyspace, Wait};
+use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
 use crate::resp::command::{
-    Command, CommandError, Expire, ExpireCondition, Scan, Set, SetCondition, SetExpiry, Tail,
+    Command, CommandError, Expire, ExpireBase, ExpireCondition, GetEx, Scan, Set, SetAnswer,
+    SetCondition, SetExpiry, Tail,
 };
 
 /// SCAN's COUNT, if none is given, as in Redis.
@@ -28,8 +27,10 @@ const SCAN_COUNT_MAX: u64 = 10_000;
 pub(super) enum Outcome {
     /// It has been executed, or a task goes on with it that nothing need wait for.
     Done,
-    /// It has not; try again when a task ends or the log can take more.
+    /// It has not; try again when a lock is free or the log can take more.
     Blocked,
+    /// It has not; try again when the key has been resolved.
+    Resolving(ShardIndex, ReadId),
     /// Commands of this connection must wait for the task.
     Behind(TaskId),
     /// No more commands from this connection.
@@ -59,7 +60,7 @@ impl Caller<'_> {
     }
 
     /// Keeps a place for a task's reply.
-    fn place(&mut self) -> ReplyPlace {
+    pub(super) fn place(&mut self) -> ReplyPlace {
         let (connection, protocol) = (self.id, self.connection.protocol);
         ReplyPlace { connection, place: self.connection.replies.reserve(), protocol }
     }
@@ -92,6 +93,7 @@ pub(super) fn write_error(error: WriteError) -> String {
         WriteError::KeyConflict => {
             "ERR another key has the same SHA-1 id; this key cannot be stored".to_owned()
         }
+        WriteError::Unreadable(error) => read_error(error),
     }
 }
 
@@ -108,36 +110,40 @@ impl Door {
         command: Command<'_>,
     ) -> Outcome {
         match command {
-            Command::Get { key } => self.get(keyspace, caller, key),
+            Command::Get { key } => get(&mut self.tasks, keyspace, caller, key, None),
             Command::Set(set) => self.set(keyspace, caller, &set),
-            Command::Del { keys } | Command::Unlink { keys } => self.del(keyspace, caller, keys),
+            Command::Del { keys } | Command::Unlink { keys } => {
+                self.many(keyspace, caller, Job::Delete, keys)
+            }
             Command::MSet { pairs } => {
                 let values_fit =
                     pairs.clone().all(|(_, value)| value.len() <= self.limits.value_bytes_max);
                 if !values_fit {
                     return caller.error(&self.value_too_long());
                 }
-                let writes = pairs.map(|(key, value)| (key, Some(value)));
-                self.write_many(keyspace, caller, writes, false)
+                self.many(keyspace, caller, Job::Store, pairs.words())
             }
-            Command::MGet { keys } => self.mget(keyspace, caller, keys),
-            Command::Exists { keys } => exists(keyspace, caller, keys),
+            Command::MGet { keys } => self.many(keyspace, caller, Job::Read, keys),
+            Command::Exists { keys } => self.many(keyspace, caller, Job::Count, keys),
             Command::StrLen { key } => on_entry(keyspace, caller, key, |entry, reply| {
                 reply.writer().integer(entry.map_or(0, |entry| count(entry.value_len)));
             }),
             Command::Type { key } => on_entry(keyspace, caller, key, |entry, reply| {
                 reply.writer().simple(if entry.is_some() { "string" } else { "none" });
             }),
-            Command::Ttl { key } => ttl(keyspace, caller, key, |ms| ms.saturating_add(500) / 1000),
-            Command::PTtl { key } => ttl(keyspace, caller, key, |ms| ms),
+            Command::Ttl { .. }
+            | Command::PTtl { .. }
+            | Command::ExpireTime { .. }
+            | Command::PExpireTime { .. } => lifetime_left(keyspace, caller, command),
             Command::Expire(expire) => self.expire(keyspace, caller, &expire),
             Command::Persist { key } => self.persist(keyspace, caller, key),
-            Command::Increment { key, by } => {
-                self.change(keyspace, caller, key, Change::Increment { by })
-            }
-            Command::Append { key, value } => {
-                let value = Bytes::copy_from_slice(value);
-                self.change(keyspace, caller, key, Change::Append { value })
+            Command::Increment { .. }
+            | Command::Append { .. }
+            | Command::SetRange { .. }
+            | Command::GetDel { .. }
+            | Command::GetEx(_) => self.change_by(keyspace, caller, command),
+            Command::GetRange { key, first, last } => {
+                get(&mut self.tasks, keyspace, caller, key, Some((first, last)))
             }
             Command::DbSize => {
                 let mut reply = Reply::new(caller.connection.protocol);
@@ -147,16 +153,13 @@ impl Door {
                 Outcome::Done
             }
             Command::Keys { pattern } => {
-                let pattern = Bytes::copy_from_slice(pattern);
-                let listing = Listing::Keys { next: Some(Key([0; 20])), pattern };
-                self.tasks.list(keyspace, caller.place(), listing, Vec::new());
-                Outcome::Done
+                let listing = Listing::Keys { pattern: Bytes::copy_from_slice(pattern) };
+                Outcome::Behind(self.tasks.list(keyspace, caller.place(), listing))
             }
             Command::Scan(scan) => self.scan(keyspace, caller, &scan),
             Command::RandomKey => {
-                let keys = keyspace.random_key().into_iter().collect();
-                self.tasks.list(keyspace, caller.place(), Listing::Random, keys);
-                Outcome::Done
+                let listing = Listing::Random { point: keyspace.random_point() };
+                Outcome::Behind(self.tasks.list(keyspace, caller.place(), listing))
             }
             Command::FlushAll(_) | Command::FlushDb(_) => self.flush_all(keyspace, caller),
             other => self.execute_on_node(keyspace, caller, other),
@@ -168,58 +171,6 @@ impl Door {
         format!("ERR value is larger than value_bytes_max, {limit} bytes").into_bytes()
     }
 
-    fn get(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, key: &[u8]) -> Outcome {
-        let address = keyspace.address(key);
-        let wait = keyspace.observed(&address);
-        match keyspace.store_mut(address.shard).get(&address.key) {
-            Ok(Get::Missing) => caller.reply(wait, |reply| reply.writer().null()),
-            Ok(Get::Found(value)) => caller.reply(wait, |reply| reply.value(value.value)),
-            Ok(Get::Pending(read)) => self.tasks.get(caller.place(), wait, address.shard, read),
-            Err(error) => return caller.error(read_error(error).as_bytes()),
-        }
-        Outcome::Done
-    }
-
-    fn mget(
-        &mut self,
-        keyspace: &mut Keyspace,
-        caller: &mut Caller<'_>,
-        keys: Tail<'_>,
-    ) -> Outcome {
-        let (mut values, mut reads, mut waits) = (Vec::new(), Vec::new(), Vec::new());
-        let mut failed = None;
-        for (index, key) in keys.enumerate() {
-            let address = keyspace.address(key);
-            waits.extend(keyspace.observed(&address));
-            let shard = address.shard;
-            values.push(match keyspace.store_mut(shard).get(&address.key) {
-                Ok(Get::Found(value)) => Some(value.value),
-                Ok(Get::Missing) => None,
-                Ok(Get::Pending(read)) => {
-                    reads.push((index, shard, read));
-                    None
-                }
-                Err(error) => {
-                    failed = Some(read_error(error));
-                    None
-                }
-            });
-        }
-        if let Some(text) = failed {
-            // Reads that were started come back to nobody.
-            return caller.error(text.as_bytes());
-        }
-        if reads.is_empty() {
-            let mut reply = Reply::new(caller.connection.protocol);
-            waits.iter().for_each(|wait| reply.wait(Some(*wait)));
-            write_values(&mut reply, values);
-            caller.connection.replies.push_reply(reply);
-        } else {
-            self.tasks.mget(caller.place(), &waits, values, &reads);
-        }
-        Outcome::Done
-    }
-
     fn set(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, set: &Set<'_>) -> Outcome {
         if set.value.len() > self.limits.value_bytes_max {
             return caller.error(&self.value_too_long());
@@ -228,51 +179,114 @@ impl Door {
         if self.tasks.is_locked(address.key.id) {
             return Outcome::Blocked;
         }
-        let now_ms = keyspace.now().clock_ms;
-        let expiry_ms = match set.expiry {
-            SetExpiry::None | SetExpiry::Keep => Some(0),
-            SetExpiry::In { ms } => add_ms(now_ms, ms),
-            SetExpiry::At { ms } => u64::try_from(ms).ok(),
+        let Some(lifetime) = lifetime(set.expiry, keyspace.now().clock_ms) else {
+            return caller.error(&CommandError::ExpireTime { name: set.name }.message());
         };
-        let Some(mut expiry_ms) = expiry_ms else {
-            return caller.error(&CommandError::ExpireTime { name: "set" }.message());
-        };
-        let keeps = set.expiry == SetExpiry::Keep;
-        let mut stores = true;
-        if keeps || set.condition != SetCondition::Always {
-            let entry = match keyspace.store(address.shard).entry(&address.key) {
-                Ok(entry) => entry,
+        if set.answer == SetAnswer::Old {
+            let (value, condition) = (Bytes::copy_from_slice(set.value), set.condition);
+            let change = Change::Replace { value, lifetime, condition };
+            return self.change(keyspace, caller, set.key, change);
+        }
+        let mut old = None;
+        if lifetime == Lifetime::Keep || set.condition != SetCondition::Always {
+            old = match keyspace.lookup(&address) {
+                Ok(Lookup::Found(entry)) => Some(entry),
+                Ok(Lookup::Missing) => None,
+                Ok(Lookup::Pending(read)) => return Outcome::Resolving(address.shard, read),
                 Err(error) => return caller.error(read_error(error).as_bytes()),
             };
-            stores = match set.condition {
-                SetCondition::Always => true,
-                SetCondition::IfMissing => entry.is_none(),
-                SetCondition::IfPresent => entry.is_some(),
-            };
-            if keeps {
-                expiry_ms = entry.map_or(0, |entry| entry.expiry_ms);
-            }
         }
-        if set.return_old {
-            let value = stores.then(|| (Bytes::copy_from_slice(set.value), expiry_ms));
-            return self.change(keyspace, caller, set.key, Change::Replace { value });
-        }
+        let stores = match set.condition {
+            SetCondition::Always => true,
+            SetCondition::IfMissing => old.is_none(),
+            SetCondition::IfPresent => old.is_some(),
+        };
         if !stores {
             let wait = keyspace.observed(&address);
-            caller.reply(wait, |reply| reply.writer().null());
+            caller.reply(wait, |reply| match set.answer {
+                SetAnswer::Flag => reply.writer().integer(0),
+                SetAnswer::Ok | SetAnswer::Old => reply.writer().null(),
+            });
             return Outcome::Done;
         }
-        let version = keyspace.next_version();
-        let put = Put { key: address.key, version, expiry_ms, value: set.value };
-        match keyspace.store_mut(address.shard).put(&put) {
-            Ok(lsn) => {
-                let wait = Some(Wait { shard: address.shard, lsn });
-                caller.reply(wait, |reply| reply.writer().ok());
+        let expiry_ms = match lifetime {
+            Lifetime::Keep => old.map_or(0, |entry| entry.expiry_ms),
+            Lifetime::Until(expiry_ms) => expiry_ms,
+        };
+        match keyspace.put(&address, set.value, expiry_ms) {
+            Ok(wait) => {
+                caller.reply(Some(wait), |reply| match set.answer {
+                    SetAnswer::Flag => reply.writer().integer(1),
+                    SetAnswer::Ok | SetAnswer::Old => reply.writer().ok(),
+                });
                 Outcome::Done
             }
             Err(WriteError::Busy) => Outcome::Blocked,
             Err(error) => caller.error(write_error(error).as_bytes()),
         }
+    }
+
+    /// Deals with the first keys of a command over many at once, if none has to wait; a task does
+    /// the rest.
+    fn many(
+        &mut self,
+        keyspace: &mut Keyspace,
+        caller: &mut Caller<'_>,
+        job: Job,
+        words: Tail<'_>,
+    ) -> Outcome {
+        let mut tally = Tally::new(job, caller.connection.protocol);
+        let (mut rest, mut first, mut base) = (words, None, 0);
+        while base < KEYS_PER_STEP_MAX {
+            let before = rest;
+            let Some(item) = job.take(&mut rest) else {
+                caller.connection.replies.push_reply(tally.into_reply());
+                return Outcome::Done;
+            };
+            match tally.attempt(keyspace, self.tasks.locked(), base, item) {
+                Step::Answered => base += 1,
+                Step::Failed(text) => return caller.error(text.as_bytes()),
+                step => {
+                    (first, rest) = (Some(step), before);
+                    break;
+                }
+            }
+        }
+        let task = self.tasks.many(keyspace, caller.place(), tally, (rest, base), first);
+        task.map_or(Outcome::Done, Outcome::Behind)
+    }
+
+    /// Commands that change a key by its value.
+    fn change_by(
+        &mut self,
+        keyspace: &mut Keyspace,
+        caller: &mut Caller<'_>,
+        command: Command<'_>,
+    ) -> Outcome {
+        let (key, change) = match command {
+            Command::Increment { key, by } => (key, Change::Increment { by }),
+            Command::Append { key, value } => {
+                (key, Change::Append { value: Bytes::copy_from_slice(value) })
+            }
+            Command::SetRange { key, offset, value } => {
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                (key, Change::Overwrite { offset, value: Bytes::copy_from_slice(value) })
+            }
+            Command::GetDel { key } => (key, Change::Delete),
+            Command::GetEx(GetEx { key, expiry: Ok(SetExpiry::Keep) }) => {
+                return get(&mut self.tasks, keyspace, caller, key, None);
+            }
+            Command::GetEx(GetEx { key, expiry }) => {
+                let now_ms = keyspace.now().clock_ms;
+                let until = expiry.and_then(|expiry| match lifetime(expiry, now_ms) {
+                    Some(Lifetime::Until(expiry_ms)) => Ok(expiry_ms),
+                    Some(Lifetime::Keep) | None => Err(CommandError::ExpireTime { name: "getex" }),
+                });
+                (key, Change::Expire { until: until.map_err(|error| error.message()) })
+            }
+            other => unreachable!("{other:?} does not change a key by its value"),
+        };
+        self.change(keyspace, caller, key, change)
     }
 
     /// Reads a key's value, changes it and stores it; other writers of the key wait meanwhile.
@@ -297,59 +311,6 @@ impl Door {
         }
     }
 
-    fn del(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, keys: Tail<'_>) -> Outcome {
-        for key in keys {
-            let address = keyspace.address(key);
-            if let Err(error) = keyspace.store(address.shard).entry(&address.key) {
-                return caller.error(read_error(error).as_bytes());
-            }
-        }
-        self.write_many(keyspace, caller, keys.map(|key| (key, None)), true)
-    }
-
-    /// DEL and MSET: writes key by key; if the log becomes busy midway, a task does the rest.
-    fn write_many<'k>(
-        &mut self,
-        keyspace: &mut Keyspace,
-        caller: &mut Caller<'_>,
-        writes: impl Iterator<Item = (&'k [u8], Option<&'k [u8]>)> + Clone,
-        answers_count: bool,
-    ) -> Outcome {
-        let locked = |key: &[u8]| self.tasks.is_locked(keyspace.address(key).key.id);
-        if self.tasks.is_any_locked() && writes.clone().any(|(key, _)| locked(key)) {
-            return Outcome::Blocked;
-        }
-        let mut reply = Reply::new(caller.connection.protocol);
-        let (mut removed, mut left) = (0, VecDeque::new());
-        for (key, value) in writes {
-            let key = OwnedKey::new(&keyspace.address(key));
-            let write = BatchWrite { key, value: value.map(Bytes::copy_from_slice) };
-            if left.is_empty() {
-                match write_one(keyspace, &write, &mut reply) {
-                    Ok(existed) => {
-                        removed += i64::from(existed);
-                        continue;
-                    }
-                    Err(WriteError::Busy) => {}
-                    Err(error) => return caller.error(write_error(error).as_bytes()),
-                }
-            }
-            left.push_back(write);
-        }
-        if !left.is_empty() {
-            let place = caller.place();
-            let task = self.tasks.batch(place, reply, left, removed, answers_count);
-            return Outcome::Behind(task);
-        }
-        if answers_count {
-            reply.writer().integer(removed);
-        } else {
-            reply.writer().ok();
-        }
-        caller.connection.replies.push_reply(reply);
-        Outcome::Done
-    }
-
     fn expire(
         &mut self,
         keyspace: &mut Keyspace,
@@ -361,12 +322,19 @@ impl Door {
             return Outcome::Blocked;
         }
         let now_ms = keyspace.now().clock_ms;
-        let at_ms = i64::try_from(now_ms).ok().and_then(|now_ms| now_ms.checked_add(expire.ms));
+        let at_ms = match expire.base {
+            ExpireBase::Epoch => Some(expire.ms),
+            ExpireBase::Now => {
+                i64::try_from(now_ms).ok().and_then(|now_ms| now_ms.checked_add(expire.ms))
+            }
+        };
         let Some(at_ms) = at_ms else {
             return caller.error(&CommandError::ExpireTime { name: expire.name }.message());
         };
-        let entry = match keyspace.store(address.shard).entry(&address.key) {
-            Ok(entry) => entry,
+        let entry = match keyspace.lookup(&address) {
+            Ok(Lookup::Found(entry)) => Some(entry),
+            Ok(Lookup::Missing) => None,
+            Ok(Lookup::Pending(read)) => return Outcome::Resolving(address.shard, read),
             Err(error) => return caller.error(read_error(error).as_bytes()),
         };
         let at_ms = u64::try_from(at_ms).unwrap_or(0);
@@ -374,12 +342,12 @@ impl Door {
         if !applies {
             return caller.integer(keyspace.observed(&address), 0);
         }
-        if at_ms <= now_ms {
-            let version = keyspace.next_version();
-            let removed = keyspace.store_mut(address.shard).remove(address.key, version);
-            return answer_one(keyspace, caller, &address, removed.map(|lsn| lsn.is_some()));
-        }
-        touch(keyspace, caller, &address, at_ms)
+        let effect = if at_ms <= now_ms {
+            keyspace.remove(&address)
+        } else {
+            keyspace.touch(&address, at_ms)
+        };
+        answer_one(keyspace, caller, &address, effect)
     }
 
     fn persist(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>, key: &[u8]) -> Outcome {
@@ -387,8 +355,12 @@ impl Door {
         if self.tasks.is_locked(address.key.id) {
             return Outcome::Blocked;
         }
-        match keyspace.store(address.shard).entry(&address.key) {
-            Ok(Some(entry)) if entry.expiry_ms != 0 => touch(keyspace, caller, &address, 0),
+        match keyspace.lookup(&address) {
+            Ok(Lookup::Found(entry)) if entry.expiry_ms != 0 => {
+                let effect = keyspace.touch(&address, 0);
+                answer_one(keyspace, caller, &address, effect)
+            }
+            Ok(Lookup::Pending(read)) => Outcome::Resolving(address.shard, read),
             Ok(_) => caller.integer(keyspace.observed(&address), 0),
             Err(error) => caller.error(read_error(error).as_bytes()),
         }
@@ -400,27 +372,14 @@ impl Door {
         caller: &mut Caller<'_>,
         scan: &Scan<'_>,
     ) -> Outcome {
-        let wanted = scan.count.unwrap_or(SCAN_COUNT_DEFAULT).clamp(1, SCAN_COUNT_MAX);
-        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-        let mut from = [0; 20];
-        from[..8].copy_from_slice(&scan.cursor.to_be_bytes());
-        let mut keys: Vec<Key> = Vec::new();
-        let mut cursor = 0;
-        for key in keyspace.keys_from(Key(from)) {
-            // The cursor is the next key's first 8 bytes: keys that share them stay together.
-            if keys.len() >= wanted && keys.last().is_some_and(|last| prefix(last) != prefix(&key))
-            {
-                cursor = prefix(&key);
-                break;
-            }
-            keys.push(key);
-        }
-        if scan.kind.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string")) {
-            keys.clear();
-        }
-        let pattern = scan.pattern.map(Bytes::copy_from_slice);
-        self.tasks.list(keyspace, caller.place(), Listing::Scan { cursor, pattern }, keys);
-        Outcome::Done
+        let count = scan.count.unwrap_or(SCAN_COUNT_DEFAULT).clamp(1, SCAN_COUNT_MAX);
+        let listing = Listing::Scan {
+            cursor: scan.cursor,
+            count: usize::try_from(count).unwrap_or(usize::MAX),
+            pattern: scan.pattern.map(Bytes::copy_from_slice),
+            hides_all: scan.kind.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string")),
+        };
+        Outcome::Behind(self.tasks.list(keyspace, caller.place(), listing))
     }
 
     fn flush_all(&mut self, keyspace: &mut Keyspace, caller: &mut Caller<'_>) -> Outcome {
@@ -442,8 +401,15 @@ impl Door {
     }
 }
 
-fn prefix(key: &Key) -> u64 {
-    key.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+/// The lifetime that a SET asks for, or `None` if it cannot be.
+fn lifetime(expiry: SetExpiry, now_ms: u64) -> Option<Lifetime> {
+    let expiry_ms = match expiry {
+        SetExpiry::Keep => return Some(Lifetime::Keep),
+        SetExpiry::None => Some(0),
+        SetExpiry::In { ms } => add_ms(now_ms, ms),
+        SetExpiry::At { ms } => u64::try_from(ms).ok(),
+    };
+    expiry_ms.map(Lifetime::Until)
 }
 
 fn add_ms(now_ms: u64, ms: i64) -> Option<u64> {
@@ -463,73 +429,85 @@ fn expire_applies(condition: ExpireCondition, entry: &Entry, at_ms: u64) -> bool
     }
 }
 
-/// Changes the expiry of a key that is there, and answers 1.
-fn touch(
-    keyspace: &mut Keyspace,
-    caller: &mut Caller<'_>,
-    address: &Address<'_>,
-    expiry_ms: u64,
-) -> Outcome {
-    let version = keyspace.next_version();
-    let touched = keyspace.store_mut(address.shard).touch(address.key, version, expiry_ms);
-    answer_one(keyspace, caller, address, touched.map(|lsn| lsn.is_some()))
-}
-
+/// Answers 1 if the key was there, 0 if not.
 fn answer_one(
     keyspace: &Keyspace,
     caller: &mut Caller<'_>,
     address: &Address<'_>,
-    result: Result<bool, WriteError>,
+    result: Result<Effect, WriteError>,
 ) -> Outcome {
     match result {
-        Ok(done) => caller.integer(keyspace.observed(address), i64::from(done)),
+        Ok(Effect::Done(lsn)) => {
+            caller.integer(keyspace.observed(address), i64::from(lsn.is_some()))
+        }
+        Ok(Effect::Pending(read)) => Outcome::Resolving(address.shard, read),
         Err(WriteError::Busy) => Outcome::Blocked,
         Err(error) => caller.error(write_error(error).as_bytes()),
     }
 }
 
+/// GET and GETRANGE.
+fn get(
+    tasks: &mut Tasks,
+    keyspace: &mut Keyspace,
+    caller: &mut Caller<'_>,
+    key: &[u8],
+    range: Option<ByteRange>,
+) -> Outcome {
+    let address = keyspace.address(key);
+    let (shard, wait) = (address.shard, keyspace.observed(&address));
+    match keyspace.store_mut(shard).get(&address.key) {
+        Ok(Get::Missing) => caller.reply(wait, |reply| write_value(reply, None, range)),
+        Ok(Get::Found(value)) => {
+            caller.reply(wait, |reply| write_value(reply, Some(value.value), range));
+        }
+        Ok(Get::Pending(read)) => tasks.get(caller.place(), wait, (shard, read), range),
+        Err(error) => return caller.error(read_error(error).as_bytes()),
+    }
+    Outcome::Done
+}
+
 fn on_entry(
-    keyspace: &Keyspace,
+    keyspace: &mut Keyspace,
     caller: &mut Caller<'_>,
     key: &[u8],
     write: impl FnOnce(Option<Entry>, &mut Reply),
 ) -> Outcome {
     let address = keyspace.address(key);
-    match keyspace.store(address.shard).entry(&address.key) {
-        Ok(entry) => {
-            caller.reply(keyspace.observed(&address), |reply| write(entry, reply));
-            Outcome::Done
-        }
-        Err(error) => caller.error(read_error(error).as_bytes()),
-    }
+    let entry = match keyspace.lookup(&address) {
+        Ok(Lookup::Found(entry)) => Some(entry),
+        Ok(Lookup::Missing) => None,
+        Ok(Lookup::Pending(read)) => return Outcome::Resolving(address.shard, read),
+        Err(error) => return caller.error(read_error(error).as_bytes()),
+    };
+    caller.reply(keyspace.observed(&address), |reply| write(entry, reply));
+    Outcome::Done
 }
 
-fn ttl(keyspace: &Keyspace, caller: &mut Caller<'_>, key: &[u8], unit: fn(u64) -> u64) -> Outcome {
+/// TTL, PTTL, EXPIRETIME and PEXPIRETIME.
+fn lifetime_left(
+    keyspace: &mut Keyspace,
+    caller: &mut Caller<'_>,
+    command: Command<'_>,
+) -> Outcome {
     let now_ms = keyspace.now().clock_ms;
+    let (key, from_ms, unit_ms) = match command {
+        Command::Ttl { key } => (key, now_ms, 1_000),
+        Command::PTtl { key } => (key, now_ms, 1),
+        Command::ExpireTime { key } => (key, 0, 1_000),
+        Command::PExpireTime { key } => (key, 0, 1),
+        other => unreachable!("{other:?} does not ask for a lifetime"),
+    };
     on_entry(keyspace, caller, key, |entry, reply| {
-        let left = match entry {
+        let answer = match entry {
             None => -2,
             Some(Entry { expiry_ms: 0, .. }) => -1,
             Some(Entry { expiry_ms, .. }) => {
-                i64::try_from(unit(expiry_ms.saturating_sub(now_ms))).unwrap_or(i64::MAX)
+                // Rounded to the nearest second.
+                let ms = expiry_ms.saturating_sub(from_ms).saturating_add(unit_ms / 2);
+                i64::try_from(ms / unit_ms).unwrap_or(i64::MAX)
             }
         };
-        reply.writer().integer(left);
+        reply.writer().integer(answer);
     })
-}
-
-fn exists(keyspace: &Keyspace, caller: &mut Caller<'_>, keys: Tail<'_>) -> Outcome {
-    let mut reply = Reply::new(caller.connection.protocol);
-    let mut found = 0;
-    for key in keys {
-        let address = keyspace.address(key);
-        reply.wait(keyspace.observed(&address));
-        match keyspace.store(address.shard).entry(&address.key) {
-            Ok(entry) => found += i64::from(entry.is_some()),
-            Err(error) => return caller.error(read_error(error).as_bytes()),
-        }
-    }
-    reply.writer().integer(found);
-    caller.connection.replies.push_reply(reply);
-    Outcome::Done
 }

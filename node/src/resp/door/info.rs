@@ -111,7 +111,7 @@ impl Door {
         vec![
             ("connected_clients", connected.to_string()),
             ("maxclients", self.limits.connections_max.to_string()),
-            ("blocked_clients", self.blocked.len().to_string()),
+            ("blocked_clients", (self.blocked.len() + self.resolving.len()).to_string()),
             ("paused_clients", self.paused.len().to_string()),
         ]
     }

@@ -2,20 +2,23 @@
 //!
 //! Sans-I/O: it is fed what the driver reports ([`Door::handle_accepted`],
 //! [`Door::handle_received`], [`Door::handle_sent`], [`Door::handle_closed`]) and what the stores
-//! report ([`Door::handle_event`]); [`Door::end_turn`] then hands out replies that may go, and
-//! [`Door::poll_request`] yields what the driver is to do.
+//! report ([`Door::handle_event`]). [`Door::begin_turn`] comes before that, once per wait;
+//! [`Door::end_turn`] then hands out replies that may go, and [`Door::poll_request`] yields what
+//! the driver is to do.
 //!
 //! Invariants:
 //! * replies leave in the order of their commands, and not before what they rest on is durable;
 //! * a connection whose client does not read executes nothing above `output_pause_bytes`, keeps at
 //!   most `input_bytes_max` of input, and is disconnected after `stall_ms` without movement or
 //!   above `output_bytes_max`;
+//! * a connection has at most `REPLIES_PENDING_MAX` commands waiting for the disk, and each of them
+//!   at most a window of reads;
 //! * a command that cannot be executed yet is executed before any later one of its connection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use storage::Event;
+use storage::{Event, ReadId};
 
 use crate::config::{ClientLimits, Password};
 use crate::io::{ConnectionId, ReceiveBuffer, Request};
@@ -26,17 +29,26 @@ use crate::resp::reply::Protocol;
 
 mod about;
 mod connection;
+mod engine;
 mod execute;
 mod info;
 mod reply_queue;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use connection::{Blocked, Connection, Phase, encode};
+use engine::Orders;
 use execute::{Caller, Outcome};
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
+pub use engine::{Order, OrderEnd, OrderId, SnapshotInfo};
 pub use info::{DurabilityFacts, NodeFacts};
+
+/// Replies of one connection that are still to come, each with reads under way; above, nothing
+/// further is executed until half of them are there.
+const REPLIES_PENDING_MAX: usize = 128;
 
 /// Counters of the door since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,8 +70,11 @@ pub struct Door {
     connections: BTreeMap<ConnectionId, Box<Connection>>,
     next_number: u64,
     tasks: Tasks,
-    /// Connections with a command to be tried again.
+    orders: Orders,
+    /// Connections with a command to be tried again when a lock is free or the log can take more.
     blocked: VecDeque<ConnectionId>,
+    /// Connections with a command to be tried again when a key has been resolved.
+    resolving: BTreeSet<(ShardIndex, ReadId, ConnectionId)>,
     /// Connections whose replies may be able to go out.
     dirty: BTreeSet<ConnectionId>,
     /// Connections whose replies wait for a shard.
@@ -83,7 +98,9 @@ impl Door {
             connections: BTreeMap::new(),
             next_number: 1,
             tasks: Tasks::new(value_bytes_max),
+            orders: Orders::default(),
             blocked: VecDeque::new(),
+            resolving: BTreeSet::new(),
             dirty: BTreeSet::new(),
             held: Vec::new(),
             paused: BTreeSet::new(),
@@ -115,7 +132,7 @@ impl Door {
         self.requests.pop_front()
     }
 
-    /// When [`Door::end_turn`] is wanted next, in nanoseconds.
+    /// When [`Door::begin_turn`] and [`Door::end_turn`] are wanted next, in nanoseconds.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
         if self.tasks.is_runnable() {
@@ -241,6 +258,10 @@ impl Door {
                 self.paused.insert(id);
                 break;
             }
+            if connection.replies.pending() >= REPLIES_PENDING_MAX {
+                connection.blocked = Blocked::Replies;
+                break;
+            }
             let outcome = match parser.next(&mut input) {
                 Parsed::Incomplete => {
                     if connection.ended {
@@ -248,7 +269,11 @@ impl Door {
                     }
                     break;
                 }
-                Parsed::Command(arguments) => self.dispatch(keyspace, id, connection, &arguments),
+                Parsed::Command(arguments) => {
+                    let outcome = self.dispatch(keyspace, id, connection, &arguments);
+                    self.note_outcome(id, connection, &outcome, || encode(&arguments));
+                    outcome
+                }
                 Parsed::TooLarge(large) => self.refuse_large(id, connection, &large),
                 Parsed::Error(error) => {
                     Caller { id, connection }.error(&error.message());
@@ -308,20 +333,37 @@ impl Door {
             Err(error) => return caller.error(&error.message()),
         };
         let outcome = self.execute(keyspace, &mut caller, command);
-        match outcome {
+        if !matches!(outcome, Outcome::Blocked | Outcome::Resolving(..)) {
+            connection.last_command = spec.name;
+            connection.commands += 1;
+            self.counters.commands += 1;
+        }
+        outcome
+    }
+
+    /// Notes what the connection has to wait for; `encoded` is the command.
+    fn note_outcome(
+        &mut self,
+        id: ConnectionId,
+        connection: &mut Connection,
+        outcome: &Outcome,
+        encoded: impl FnOnce() -> Vec<u8>,
+    ) {
+        match *outcome {
             Outcome::Blocked => {
-                connection.blocked = Blocked::Command(encode(arguments));
+                connection.blocked = Blocked::Command(encoded());
                 self.blocked.push_back(id);
-                return outcome;
             }
-            Outcome::Behind(task) => connection.blocked = Blocked::Task(task),
+            Outcome::Resolving(shard, read) => {
+                connection.blocked = Blocked::Command(encoded());
+                self.resolving.insert((shard, read, id));
+            }
+            Outcome::Behind(task) => {
+                connection.blocked = Blocked::Task(task);
+                self.take_finished_of(connection);
+            }
             Outcome::Done | Outcome::Close => {}
         }
-        connection.last_command = spec.name;
-        connection.commands += 1;
-        self.counters.commands += 1;
-        self.take_finished_of(connection);
-        outcome
     }
 
     /// A task may end at once; its connection is in hand then, not in the map.
@@ -359,9 +401,16 @@ impl Door {
 
     /// The connection is gone.
     pub fn handle_closed(&mut self, id: ConnectionId) {
-        self.connections.remove(&id);
         self.paused.remove(&id);
         self.dirty.remove(&id);
+        match self.connections.remove(&id).map(|connection| connection.blocked) {
+            Some(Blocked::Command(_)) => {
+                self.blocked.retain(|blocked| *blocked != id);
+                self.resolving.retain(|(_, _, resolving)| *resolving != id);
+            }
+            Some(Blocked::Task(task)) => self.tasks.abandon(task),
+            Some(Blocked::No | Blocked::Replies) | None => {}
+        }
     }
 
     fn close(&mut self, id: ConnectionId, connection: &mut Connection) {
@@ -399,7 +448,12 @@ impl Door {
             Event::Damaged { key, file, offset } => {
                 tracing::error!(shard, ?key, %file, offset, "damaged record");
             }
-            Event::Read { .. } => {
+            Event::Resolved { id } => {
+                self.tasks.handle_event(keyspace, shard, event);
+                self.deliver_finished(keyspace);
+                self.retry_resolved(keyspace, shard, id);
+            }
+            Event::Read { .. } | Event::Scanned { .. } => {
                 self.tasks.handle_event(keyspace, shard, event);
                 self.deliver_finished(keyspace);
             }
@@ -422,6 +476,19 @@ impl Door {
         }
     }
 
+    /// Runs the commands again that waited for a key to be resolved.
+    fn retry_resolved(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, read: ReadId) {
+        let all = (shard, read, ConnectionId(u64::MIN))..=(shard, read, ConnectionId(u64::MAX));
+        let waiting: Vec<_> = self.resolving.range(all).copied().collect();
+        for waiting in waiting {
+            self.resolving.remove(&waiting);
+            let (_, _, id) = waiting;
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            self.retry_one(keyspace, id, &mut connection);
+            self.connections.insert(id, connection);
+        }
+    }
+
     fn retry_one(
         &mut self,
         keyspace: &mut Keyspace,
@@ -437,10 +504,12 @@ impl Door {
         }
         let mut parser = Parser::new(self.parser_limits());
         parser.set_authenticated(true);
-        if let Parsed::Command(arguments) = parser.next(&mut &encoded[..])
-            && self.dispatch(keyspace, id, connection, &arguments) == Outcome::Close
-        {
-            connection.phase = Phase::Draining;
+        if let Parsed::Command(arguments) = parser.next(&mut &encoded[..]) {
+            let outcome = self.dispatch(keyspace, id, connection, &arguments);
+            if outcome == Outcome::Close {
+                connection.phase = Phase::Draining;
+            }
+            self.note_outcome(id, connection, &outcome, || encoded);
         }
         self.resume(keyspace, id, connection);
     }
@@ -451,32 +520,47 @@ impl Door {
         self.go_on_receiving(id, connection);
     }
 
-    /// Puts the replies of ended tasks in their places.
+    /// Puts the replies of ended tasks in their places, and goes on with what waited for them.
     fn deliver_finished(&mut self, keyspace: &mut Keyspace) {
-        let mut any = false;
-        while let Some(Finished { id: task, connection: id, place, reply }) =
-            self.tasks.poll_finished()
-        {
-            any = true;
-            let Some(mut connection) = self.connections.remove(&id) else { continue };
-            connection.replies.fill(place, reply);
-            self.dirty.insert(id);
-            self.check_output(id, &mut connection);
-            if matches!(connection.blocked, Blocked::Task(waited) if waited == task) {
-                connection.blocked = Blocked::No;
-                self.resume(keyspace, id, &mut connection);
+        loop {
+            while let Some(finished) = self.tasks.poll_finished() {
+                self.deliver(keyspace, finished);
             }
-            self.connections.insert(id, connection);
-        }
-        if any {
+            if !self.tasks.take_unlocked() {
+                return;
+            }
+            // Each round executes at least one command that ended a change, so they come to an end.
+            self.tasks.retry_stalled(keyspace);
             self.retry_blocked(keyspace);
         }
     }
 
-    /// Goes on with long walks, hands out the replies that may go, and disconnects clients that
-    /// have stalled.
-    pub fn end_turn(&mut self, keyspace: &mut Keyspace) {
+    fn deliver(&mut self, keyspace: &mut Keyspace, finished: Finished) {
+        let Finished { id: task, connection: id, place, reply } = finished;
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        connection.replies.fill(place, reply);
+        self.dirty.insert(id);
+        self.check_output(id, &mut connection);
+        let goes_on = match connection.blocked {
+            Blocked::Task(waited) => waited == task,
+            Blocked::Replies => connection.replies.pending() <= REPLIES_PENDING_MAX / 2,
+            Blocked::Command(_) | Blocked::No => false,
+        };
+        if goes_on {
+            connection.blocked = Blocked::No;
+            self.resume(keyspace, id, &mut connection);
+        }
+        self.connections.insert(id, connection);
+    }
+
+    /// Goes on with commands that take more than one turn.
+    pub fn begin_turn(&mut self, keyspace: &mut Keyspace) {
         self.tasks.step(keyspace);
+        self.deliver_finished(keyspace);
+    }
+
+    /// Hands out the replies that may go, and disconnects clients that have stalled.
+    pub fn end_turn(&mut self, keyspace: &mut Keyspace) {
         self.deliver_finished(keyspace);
         while let Some(id) = self.dirty.pop_first() {
             if let Some(mut connection) = self.connections.remove(&id) {

@@ -90,12 +90,19 @@ pub(crate) struct ReplyQueue {
     ready: VecDeque<Bytes>,
     head: u64,
     len: usize,
+    /// Places whose reply is still to come.
+    pending: usize,
 }
 
 impl ReplyQueue {
     /// Bytes waiting.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Number of places whose reply is still to come.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -135,6 +142,7 @@ impl ReplyQueue {
 
     /// Keeps the next place for a reply to come; [`ReplyQueue::fill`] takes the number returned.
     pub(crate) fn reserve(&mut self) -> u64 {
+        self.pending += 1;
         self.items.push_back(Item { pending: true, replies: 1, reply: Reply::default() });
         self.head + self.items.len() as u64 - 1
     }
@@ -145,6 +153,7 @@ impl ReplyQueue {
         let item = index.and_then(|index| self.items.get_mut(index));
         let item = item.expect("a place stays in the queue until it is filled");
         self.len += reply.len();
+        self.pending -= 1;
         (item.pending, item.reply) = (false, reply);
     }
 
@@ -238,7 +247,9 @@ mod tests {
         assert_eq!(sent(&mut queue, Durable::UpTo(Lsn(0))), b"");
         let mut reply = Reply::new(Protocol::Resp2);
         reply.value(Bytes::from(vec![b'v'; 3000]));
+        assert_eq!(queue.pending(), 1);
         queue.fill(place, reply);
+        assert_eq!(queue.pending(), 0);
         let bytes = sent(&mut queue, Durable::UpTo(Lsn(0)));
         assert!(bytes.starts_with(b"$3000\r\nvvv") && bytes.ends_with(b"v\r\n+OK\r\n"));
     }

@@ -1,0 +1,216 @@
+//! Orders to the storage engine: the door hands them out, and answers the client when they are
+//! carried out.
+//!
+//! Whoever drives the door takes orders with [`Door::poll_order`] and ends each with
+//! [`Door::handle_order`]. One snapshot is taken at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Door;
+use super::execute::{Caller, Outcome};
+use super::task::TaskId;
+use crate::keyspace::Keyspace;
+use crate::resp::command::EngineCommand;
+
+/// Names an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrderId(pub u64);
+
+/// What the storage engine is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Start to compact; ends with [`OrderEnd::Done`] when it has begun.
+    Compact,
+    /// Take a snapshot of what has been acknowledged; ends when it is durable.
+    Snapshot {
+        /// Its name.
+        id: String,
+    },
+    /// List the snapshots; ends with [`OrderEnd::Snapshots`].
+    ListSnapshots,
+    /// Compare a snapshot with its checksums.
+    VerifySnapshot {
+        /// Its name.
+        id: String,
+    },
+    /// Delete a snapshot.
+    DeleteSnapshot {
+        /// Its name.
+        id: String,
+    },
+}
+
+/// A snapshot, as KAD.SNAPSHOT LIST tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub id: String,
+    /// When it was taken, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// Number of its files.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderEnd {
+    /// It is carried out.
+    Done,
+    /// The snapshots there are, oldest first.
+    Snapshots(Vec<SnapshotInfo>),
+    /// It could not be carried out; the text goes to the client, its error code first.
+    Failed(String),
+}
+
+/// What a client gets for an order that ends well.
+#[derive(Clone, Debug)]
+enum Answer {
+    Ok,
+    Text(String),
+}
+
+/// Orders and snapshots as far as the door knows of them.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    next: u64,
+    outgoing: VecDeque<(OrderId, Order)>,
+    /// Tasks that wait for an order's end.
+    waiting: BTreeMap<OrderId, (TaskId, Answer)>,
+    /// The snapshot being taken.
+    saving: Option<OrderId>,
+    /// Whether another one is to follow it.
+    scheduled: bool,
+    /// When the last one was taken, in milliseconds since 1970.
+    saved_ms: Option<u64>,
+}
+
+impl Orders {
+    fn give(&mut self, order: Order) -> OrderId {
+        let id = OrderId(self.next);
+        self.next += 1;
+        if matches!(order, Order::Snapshot { .. }) {
+            self.saving = Some(id);
+        }
+        self.outgoing.push_back((id, order));
+        id
+    }
+}
+
+const ALREADY_SAVING: &[u8] = b"ERR Background save already in progress";
+
+/// A snapshot without a name is called by the time.
+fn default_id(keyspace: &Keyspace) -> String {
+    keyspace.now().clock_ms.to_string()
+}
+
+impl Door {
+    /// Takes the next order to the storage engine.
+    pub fn poll_order(&mut self) -> Option<(OrderId, Order)> {
+        self.orders.outgoing.pop_front()
+    }
+
+    /// An order has ended.
+    pub fn handle_order(&mut self, keyspace: &mut Keyspace, id: OrderId, end: OrderEnd) {
+        if self.orders.saving == Some(id) {
+            self.orders.saving = None;
+            match &end {
+                OrderEnd::Failed(error) => tracing::error!(%error, "no snapshot was taken"),
+                _ => self.orders.saved_ms = Some(keyspace.now().clock_ms),
+            }
+            if std::mem::take(&mut self.orders.scheduled) {
+                self.orders.give(Order::Snapshot { id: default_id(keyspace) });
+            }
+        }
+        let Some((task, answer)) = self.orders.waiting.remove(&id) else { return };
+        self.tasks.end_order(task, |reply| match (end, answer) {
+            (OrderEnd::Failed(text), _) => reply.writer().error(text.as_bytes()),
+            (OrderEnd::Done, Answer::Ok) => reply.writer().ok(),
+            (OrderEnd::Done, Answer::Text(text)) => reply.writer().bulk(text.as_bytes()),
+            (OrderEnd::Snapshots(snapshots), _) => {
+                let mut writer = reply.writer();
+                writer.array_header(snapshots.len());
+                for SnapshotInfo { id, created_ms, files, bytes } in snapshots {
+                    writer.array_header(4);
+                    writer.bulk(id.as_bytes());
+                    for number in [created_ms, files, bytes] {
+                        writer.integer(i64::try_from(number).unwrap_or(i64::MAX));
+                    }
+                }
+            }
+        });
+        self.deliver_finished(keyspace);
+    }
+
+    pub(super) fn execute_engine(
+        &mut self,
+        keyspace: &Keyspace,
+        caller: &mut Caller<'_>,
+        command: EngineCommand<'_>,
+    ) -> Outcome {
+        match command {
+            EngineCommand::Compact => {
+                self.orders.give(Order::Compact);
+                caller.reply(None, |reply| reply.writer().simple("Background compaction started"));
+                Outcome::Done
+            }
+            EngineCommand::BackgroundSave { schedule } => {
+                self.background_save(keyspace, caller, schedule)
+            }
+            EngineCommand::LastSave => {
+                let saved_ms = self.orders.saved_ms.unwrap_or(self.facts.started_ms);
+                let saved = i64::try_from(saved_ms / 1000).unwrap_or(i64::MAX);
+                caller.reply(None, |reply| reply.writer().integer(saved));
+                Outcome::Done
+            }
+            EngineCommand::Save => {
+                let order = Order::Snapshot { id: default_id(keyspace) };
+                self.order(caller, order, Answer::Ok)
+            }
+            EngineCommand::CreateSnapshot { id } => {
+                let id = id.map_or_else(|| default_id(keyspace), str::to_owned);
+                self.order(caller, Order::Snapshot { id: id.clone() }, Answer::Text(id))
+            }
+            EngineCommand::ListSnapshots => self.order(caller, Order::ListSnapshots, Answer::Ok),
+            EngineCommand::VerifySnapshot { id } => {
+                self.order(caller, Order::VerifySnapshot { id: id.to_owned() }, Answer::Ok)
+            }
+            EngineCommand::DeleteSnapshot { id } => {
+                self.order(caller, Order::DeleteSnapshot { id: id.to_owned() }, Answer::Ok)
+            }
+        }
+    }
+
+    fn background_save(
+        &mut self,
+        keyspace: &Keyspace,
+        caller: &mut Caller<'_>,
+        schedule: bool,
+    ) -> Outcome {
+        let text = match self.orders.saving {
+            Some(_) if !schedule => return caller.error(ALREADY_SAVING),
+            Some(_) => {
+                self.orders.scheduled = true;
+                "Background saving scheduled"
+            }
+            None => {
+                self.orders.give(Order::Snapshot { id: default_id(keyspace) });
+                "Background saving started"
+            }
+        };
+        caller.reply(None, |reply| reply.writer().simple(text));
+        Outcome::Done
+    }
+
+    /// Gives an order whose end the client waits for.
+    fn order(&mut self, caller: &mut Caller<'_>, order: Order, answer: Answer) -> Outcome {
+        if self.orders.saving.is_some() && matches!(order, Order::Snapshot { .. }) {
+            return caller.error(ALREADY_SAVING);
+        }
+        let id = self.orders.give(order);
+        let task = self.tasks.order(caller.place());
+        self.orders.waiting.insert(id, (task, answer));
+        Outcome::Behind(task)
+    }
+}

@@ -1,0 +1,414 @@
+//! Tests of the door over a store in memory, whose reads end when a test lets them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use storage::{Now, StoreOptions};
+use wal::disk::{
+    DiskCompletion, DiskError, DiskErrorKind, DiskOperation, DiskOutput, DiskRequest, FileId,
+    OpenMode,
+};
+use wal::group_commit::GroupCommitLimits;
+use wal::segment::Identity;
+
+use super::*;
+use crate::config::Config;
+use crate::node::shard_directory;
+use crate::resp::command::ENGINE_COMMANDS;
+
+const NOW_MS: u64 = 1_800_000_000_000;
+
+/// Files that keep what they are given.
+#[derive(Default)]
+struct MemoryDisk {
+    names: BTreeMap<String, usize>,
+    files: Vec<Vec<u8>>,
+    open: BTreeMap<(ShardIndex, FileId), usize>,
+}
+
+impl MemoryDisk {
+    fn carry_out(&mut self, shard: ShardIndex, request: DiskRequest) -> DiskCompletion {
+        let DiskRequest { id, operation } = request;
+        let mut buffer = None;
+        let mut output = DiskOutput::Done;
+        match operation {
+            DiskOperation::Open { file, name, mode } => {
+                let name = name.to_string();
+                if mode == OpenMode::Create {
+                    self.files.push(Vec::new());
+                    self.names.insert(name.clone(), self.files.len() - 1);
+                }
+                let Some(index) = self.names.get(&name).copied() else {
+                    let error = DiskError { kind: DiskErrorKind::NotFound, code: 2 };
+                    return DiskCompletion { id, result: Err(error), buffer };
+                };
+                self.open.insert((shard, file), index);
+                output = DiskOutput::Opened { len: self.files[index].len() as u64 };
+            }
+            DiskOperation::ListDirectory { name } => {
+                let within = format!("{name}/");
+                let listed = self.names.iter().filter_map(|(name, index)| {
+                    Some((name.strip_prefix(&within)?.to_owned(), self.files[*index].len() as u64))
+                });
+                output = DiskOutput::Listed(listed.collect());
+            }
+            DiskOperation::Read { file, offset, len, buffer: mut into } => {
+                let bytes = &self.files[self.open[&(shard, file)]];
+                let start = bytes.len().min(usize::try_from(offset).unwrap());
+                into.set_len(0);
+                into.extend_from_slice(&bytes[start..bytes.len().min(start + len)]);
+                buffer = Some(into);
+            }
+            DiskOperation::Write { file, offset, buffer: from, .. } => {
+                let bytes = &mut self.files[self.open[&(shard, file)]];
+                let start = usize::try_from(offset).unwrap();
+                bytes.resize(bytes.len().max(start + from.len()), 0);
+                bytes[start..start + from.len()].copy_from_slice(from.as_slice());
+                buffer = Some(from);
+            }
+            DiskOperation::Rename { from, to } => {
+                let index = self.names.remove(from.as_str()).unwrap();
+                self.names.insert(to.to_string(), index);
+            }
+            DiskOperation::Remove { name } => drop(self.names.remove(name.as_str())),
+            _ => {}
+        }
+        DiskCompletion { id, result: Ok(output), buffer }
+    }
+}
+
+/// A door with two shards behind it.
+struct Rig {
+    keyspace: Keyspace,
+    door: Door,
+    disk: MemoryDisk,
+    /// Reads that have not ended.
+    held: VecDeque<(ShardIndex, DiskRequest)>,
+    sent: BTreeMap<ConnectionId, Vec<u8>>,
+    next: u64,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let mut disk = MemoryDisk::default();
+        let open = |shard| {
+            let options = StoreOptions {
+                directory: shard_directory(shard),
+                identity: Identity { store: [1; 16], node_id: [2; 20], shard, shard_count: 2 },
+                must_exist: false,
+                segment_bytes: 4 << 20,
+                cache_bytes: 0,
+                log: GroupCommitLimits::default(),
+            };
+            let mut procedure = storage::open(options, NOW_MS);
+            loop {
+                while let Some(request) = procedure.poll_request() {
+                    procedure.handle_disk(disk.carry_out(shard, request));
+                }
+                if let Some(opened) = procedure.take_output() {
+                    return opened.unwrap().store;
+                }
+            }
+        };
+        let stores = (0..2).map(open).collect();
+        let now = Now { monotonic_ns: 1_000_000, clock_ms: NOW_MS };
+        let facts = NodeFacts {
+            node_id: [2; 20],
+            driver: "memory",
+            direct: false,
+            process_id: 1,
+            data_dir: String::new(),
+            client: None,
+            started_ms: NOW_MS,
+            resident_bytes: || 0,
+            damage_found: 0,
+            tail_uncertain_bytes: 0,
+        };
+        let door = Door::new(Config::default().limits, None, facts);
+        let keyspace = Keyspace::new(stores, now, 7);
+        let (held, sent) = (VecDeque::new(), BTreeMap::new());
+        Self { keyspace, door, disk, held, sent, next: 0 }
+    }
+
+    fn connect(&mut self) -> ConnectionId {
+        self.next += 1;
+        let id = ConnectionId(self.next);
+        self.door.handle_accepted(&self.keyspace, id, SocketAddr::from(([127, 0, 0, 1], 1)));
+        id
+    }
+
+    fn send(&mut self, id: ConnectionId, bytes: &[u8]) {
+        let buffer = ReceiveBuffer::new(bytes.into(), bytes.len(), 0);
+        drop(self.door.handle_received(&mut self.keyspace, id, Ok(buffer)));
+        self.turn();
+    }
+
+    /// Lets everything happen but reads.
+    fn turn(&mut self) {
+        let Self { keyspace, door, disk, held, sent, .. } = self;
+        loop {
+            let mut moved = false;
+            door.begin_turn(keyspace);
+            while let Some((shard, event)) = keyspace.poll_event() {
+                door.handle_event(keyspace, shard, event);
+                moved = true;
+            }
+            door.end_turn(keyspace);
+            keyspace.end_turn();
+            while let Some((shard, request)) = keyspace.poll_request() {
+                moved = true;
+                match request.operation {
+                    DiskOperation::Read { .. } => held.push_back((shard, request)),
+                    _ => keyspace.handle_disk(shard, disk.carry_out(shard, request)),
+                }
+            }
+            while let Some(request) = door.poll_request() {
+                moved = true;
+                match request {
+                    Request::Send(id, parts) => {
+                        sent.entry(id).or_default().extend(parts.concat());
+                        door.handle_sent(keyspace, id, &Ok(()));
+                    }
+                    Request::Close(id) => door.handle_closed(id),
+                    _ => {}
+                }
+            }
+            if !moved && door.deadline_ns() != Some(0) {
+                return;
+            }
+        }
+    }
+
+    /// Lets the oldest reads end, that many of them.
+    fn end_reads(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some((shard, request)) = self.held.pop_front() else { break };
+            self.keyspace.handle_disk(shard, self.disk.carry_out(shard, request));
+        }
+        self.turn();
+    }
+
+    /// Lets all reads end, and whatever the stores put off to a next turn.
+    fn end_all_reads(&mut self) {
+        while !self.held.is_empty() || self.keyspace.deadline_ns() == Some(0) {
+            self.keyspace.set_now(self.keyspace.now());
+            self.turn();
+            self.end_reads(self.held.len());
+        }
+    }
+
+    fn replies(&mut self, id: ConnectionId) -> String {
+        String::from_utf8(self.sent.remove(&id).unwrap_or_default()).unwrap()
+    }
+
+    fn write_keys(&mut self, count: usize) {
+        let id = self.connect();
+        let words: String = (0..count).map(|number| format!(" {number} v{number}")).collect();
+        self.send(id, format!("MSET{words}\r\n").as_bytes());
+        assert_eq!(self.replies(id), "+OK\r\n");
+    }
+}
+
+fn line(name: &str, keys: std::ops::Range<usize>) -> Vec<u8> {
+    let keys: String = keys.map(|key| format!(" {key}")).collect();
+    format!("{name}{keys}\r\n").into_bytes()
+}
+
+#[test]
+fn command_over_many_keys_has_a_window_of_reads() {
+    let mut rig = Rig::new();
+    rig.write_keys(1000);
+    let (reader, other) = (rig.connect(), rig.connect());
+    let mut most = 0;
+    rig.send(reader, &line("MGET", 0..1000));
+    rig.send(reader, b"SET 999 new\r\n");
+    while !rig.held.is_empty() {
+        most = most.max(rig.held.len());
+        assert_eq!(rig.replies(reader), "");
+        rig.send(other, b"PING\r\n");
+        assert_eq!(rig.replies(other), "+PONG\r\n");
+        rig.end_reads(1);
+    }
+    assert!((100..=128).contains(&most), "{most} reads at once");
+    let replies = rig.replies(reader);
+    // What comes behind it on the connection has not been executed before it was done.
+    assert!(replies.starts_with("*1000\r\n$2\r\nv0\r\n") && replies.ends_with("v999\r\n+OK\r\n"));
+    assert!(rig.door.tasks.is_empty());
+}
+
+#[test]
+fn connection_has_a_window_of_reads() {
+    let mut rig = Rig::new();
+    rig.write_keys(1000);
+    let reader = rig.connect();
+    let gets: Vec<u8> = (0..1000).flat_map(|key| line("GET", key..key + 1)).collect();
+    rig.send(reader, &gets);
+    assert_eq!(rig.held.len(), REPLIES_PENDING_MAX);
+    rig.end_reads(REPLIES_PENDING_MAX / 2 - 1);
+    assert_eq!(rig.held.len(), REPLIES_PENDING_MAX / 2 + 1);
+    rig.end_reads(1);
+    assert_eq!(rig.held.len(), REPLIES_PENDING_MAX);
+    rig.end_all_reads();
+    let expected: String = (0..1000)
+        .map(|key| format!("v{key}"))
+        .map(|v| format!("${}\r\n{v}\r\n", v.len()))
+        .collect();
+    assert_eq!(rig.replies(reader), expected);
+}
+
+#[test]
+fn writers_of_a_key_wait_until_its_change_is_done() {
+    let mut rig = Rig::new();
+    rig.write_keys(300);
+    let (first, second, third) = (rig.connect(), rig.connect(), rig.connect());
+    rig.send(first, b"APPEND 7 x\r\n");
+    rig.send(second, &line("DEL", 0..300));
+    rig.send(third, b"SET 7 fresh NX\r\n");
+    assert_eq!((rig.replies(second), rig.replies(third)), (String::new(), String::new()));
+    rig.end_all_reads();
+    assert_eq!(rig.replies(first), ":3\r\n");
+    assert_eq!(rig.replies(second), ":300\r\n");
+    assert!(["+OK\r\n", "$-1\r\n"].contains(&rig.replies(third).as_str()));
+    assert!(rig.door.tasks.is_empty());
+}
+
+#[test]
+fn closed_connection_leaves_nothing_behind() {
+    let mut rig = Rig::new();
+    rig.write_keys(500);
+    for command in [
+        line("MGET", 0..500),
+        line("EXISTS", 0..500),
+        line("DEL", 0..10),
+        line("INCR", 20..21),
+        line("GETDEL", 21..22),
+        line("STRLEN", 22..23),
+        line("GET", 23..24),
+        b"KEYS *\r\n".to_vec(),
+        b"SCAN 0 COUNT 100\r\n".to_vec(),
+        b"RANDOMKEY\r\n".to_vec(),
+    ] {
+        let id = rig.connect();
+        rig.send(id, &command);
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(rig.door.handle_received(&mut rig.keyspace, id, Err(broken)).is_none());
+        rig.turn();
+        rig.end_all_reads();
+        let text = String::from_utf8_lossy(&command).into_owned();
+        assert!(rig.door.tasks.is_empty(), "{text}");
+        assert!(rig.door.resolving.is_empty() && rig.door.blocked.is_empty(), "{text}");
+        assert!(!rig.door.connections.contains_key(&id), "{text}");
+    }
+    let id = rig.connect();
+    rig.send(id, b"DEL 21 22\r\n");
+    rig.end_all_reads();
+    assert_eq!(rig.replies(id), ":1\r\n");
+}
+
+#[test]
+fn orders_are_unknown_to_clients_as_long_as_nobody_takes_them() {
+    let mut rig = Rig::new();
+    let id = rig.connect();
+    for spec in &ENGINE_COMMANDS {
+        rig.send(id, format!("{} x\r\n", spec.name).as_bytes());
+        let reply = rig.replies(id);
+        assert!(reply.starts_with("-ERR unknown command"), "{reply}");
+    }
+}
+
+/// Executes an order to the storage engine as if it stood in the table.
+fn order(rig: &mut Rig, id: ConnectionId, text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    let spec = ENGINE_COMMANDS.iter().find(|spec| spec.name.eq_ignore_ascii_case(words[0]));
+    let spec = spec.unwrap();
+    let spec = words
+        .get(1)
+        .filter(|_| !spec.subcommands.is_empty())
+        .map_or(spec, |word| spec.subcommand(word.as_bytes()).unwrap());
+    let mut parser = Parser::new(ParserLimits::default());
+    let bytes = format!("{text}\r\n").into_bytes();
+    let Parsed::Command(arguments) = parser.next(&mut &bytes[..]) else { panic!("{text}") };
+    let mut connection = rig.door.connections.remove(&id).unwrap();
+    let mut caller = Caller { id, connection: &mut connection };
+    let outcome = match Command::parse_as(spec, &arguments) {
+        Ok(command) => rig.door.execute(&mut rig.keyspace, &mut caller, command),
+        Err(error) => caller.error(&error.message()),
+    };
+    rig.door.note_outcome(id, &mut connection, &outcome, || unreachable!("orders are not retried"));
+    rig.door.connections.insert(id, connection);
+    rig.door.dirty.insert(id);
+    rig.turn();
+    rig.replies(id)
+}
+
+#[test]
+fn snapshot_is_answered_when_it_is_there() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.connect(), rig.connect());
+    let started = format!(":{}\r\n", NOW_MS / 1000);
+    assert_eq!(order(&mut rig, one, "LASTSAVE"), started);
+    assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT CREATE monday"), "");
+    let (id, taken) = rig.door.poll_order().unwrap();
+    assert_eq!(taken, Order::Snapshot { id: "monday".into() });
+    for refused in ["SAVE", "BGSAVE", "KAD.SNAPSHOT CREATE"] {
+        let reply = order(&mut rig, two, refused);
+        assert_eq!(reply, "-ERR Background save already in progress\r\n", "{refused}");
+    }
+    assert_eq!(order(&mut rig, two, "BGSAVE SCHEDULE"), "+Background saving scheduled\r\n");
+    assert_eq!(rig.door.poll_order(), None);
+    rig.keyspace.set_now(Now { monotonic_ns: 2_000_000, clock_ms: NOW_MS + 5_000 });
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Done);
+    rig.turn();
+    assert_eq!(rig.replies(one), "$6\r\nmonday\r\n");
+    assert_eq!(order(&mut rig, two, "LASTSAVE"), format!(":{}\r\n", NOW_MS / 1000 + 5));
+    let (id, taken) = rig.door.poll_order().unwrap();
+    assert_eq!(taken, Order::Snapshot { id: (NOW_MS + 5_000).to_string() });
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Failed("ERR no".into()));
+    assert_eq!(order(&mut rig, one, "SAVE"), "");
+    let (id, _) = rig.door.poll_order().unwrap();
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Failed("ERR no".into()));
+    rig.turn();
+    assert_eq!(rig.replies(one), "-ERR no\r\n");
+    assert!(rig.door.tasks.is_empty());
+}
+
+#[test]
+fn orders_are_parsed_and_answered() {
+    let mut rig = Rig::new();
+    let one = rig.connect();
+    let reply = order(&mut rig, one, "KAD.COMPACT");
+    assert_eq!(reply, "+Background compaction started\r\n");
+    assert_eq!(rig.door.poll_order().unwrap().1, Order::Compact);
+    let bad_id =
+        "-ERR a snapshot's id is 1 to 64 letters, digits, '-', '_' and '.', no '.' first\r\n";
+    for (text, expected) in [
+        ("BGSAVE NOW", "-ERR syntax error\r\n"),
+        ("BGSAVE SCHEDULE NOW", "-ERR syntax error\r\n"),
+        ("KAD.SNAPSHOT VERIFY ..", bad_id),
+        ("KAD.SNAPSHOT DELETE a/b", bad_id),
+        ("KAD.SNAPSHOT CREATE .a", bad_id),
+        (
+            "KAD.SNAPSHOT CREATE a b",
+            "-ERR wrong number of arguments for 'kad.snapshot|create' command\r\n",
+        ),
+    ] {
+        assert_eq!(order(&mut rig, one, text), expected, "{text}");
+        assert_eq!(rig.door.poll_order(), None, "{text}");
+    }
+    assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT LIST"), "");
+    let (id, _) = rig.door.poll_order().unwrap();
+    let info = SnapshotInfo { id: "a".into(), created_ms: 5, files: 2, bytes: 70 };
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Snapshots(vec![info]));
+    rig.turn();
+    assert_eq!(rig.replies(one), "*1\r\n*4\r\n$1\r\na\r\n:5\r\n:2\r\n:70\r\n");
+    for (text, expected) in [
+        ("KAD.SNAPSHOT VERIFY a", Order::VerifySnapshot { id: "a".into() }),
+        ("KAD.SNAPSHOT DELETE a", Order::DeleteSnapshot { id: "a".into() }),
+    ] {
+        assert_eq!(order(&mut rig, one, text), "");
+        let (id, given) = rig.door.poll_order().unwrap();
+        assert_eq!(given, expected);
+        rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Done);
+        rig.turn();
+        assert_eq!(rig.replies(one), "+OK\r\n");
+    }
+}
