@@ -17,6 +17,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod event_loop;
+pub mod export;
 #[expect(unsafe_code, reason = "the ring hands addresses of our memory to the kernel")]
 pub mod io;
 pub mod keyspace;
