@@ -23,4 +23,5 @@ pub mod io;
 pub mod keyspace;
 pub mod logging;
 pub mod node;
+pub mod offline;
 pub mod resp;

@@ -103,7 +103,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    fn driver(error: io::Error) -> Self {
+    pub(crate) fn driver(error: io::Error) -> Self {
         Self::Other(Box::new(error))
     }
 }
@@ -217,7 +217,7 @@ fn serve<I: Io>(
     on_event: &mut impl FnMut(RunEvent),
 ) -> Result<(), RunError> {
     let started_ms = io.now().1.0;
-    let mut shards = Shards { io: &mut io, config, terminated: false };
+    let mut shards = Shards::new(&mut io, config);
     let opened = shards.open()?;
     let terminated = shards.terminated;
     let log_ms = opened.iter().map(|shard| shard.log_ms).max().unwrap_or(0);
@@ -272,15 +272,19 @@ fn listen<I: Io>(
     }
 }
 
-struct Shards<'a, I: Io> {
+pub(crate) struct Shards<'a, I: Io> {
     io: &'a mut I,
     config: &'a Config,
     terminated: bool,
 }
 
-impl<I: Io> Shards<'_, I> {
+impl<'a, I: Io> Shards<'a, I> {
+    pub(crate) fn new(io: &'a mut I, config: &'a Config) -> Self {
+        Self { io, config, terminated: false }
+    }
+
     /// Opens all shards, or makes them: shard 0 last, because a store is there once that is.
-    fn open(&mut self) -> Result<Vec<Opened>, RunError> {
+    pub(crate) fn open(&mut self) -> Result<Vec<Opened>, RunError> {
         let known = self.identify()?;
         let identity = known.map_or_else(|| self.draw_identity(), |(_, identity)| identity);
         if let Some(asked) = self.config.shards.filter(|asked| *asked != identity.shard_count) {
