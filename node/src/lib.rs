@@ -25,3 +25,4 @@ pub mod logging;
 pub mod node;
 pub mod offline;
 pub mod resp;
+pub mod snapshot;

@@ -1,7 +1,7 @@
 //! `kadring export|import`: all keys of a data directory to an export file, and back.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs;
 use std::io::{self, IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -142,7 +142,8 @@ fn export_to(
     damaged: &mut dyn FnMut(Key),
     bar: &ProgressBar,
 ) -> Result<Exported, TransferCliError> {
-    let opened = File::create_new(path);
+    #[expect(clippy::disallowed_types, reason = "no node and no driver waits for this file")]
+    let opened = fs::File::create_new(path);
     let file = opened.map_err(|source| TransferCliError::Open { path: path.into(), source })?;
     let buffered = io::BufWriter::with_capacity(1 << 20, &file);
     let written = export::export(offline, buffered, damaged, &mut |totals| show(bar, totals));
@@ -150,7 +151,7 @@ fn export_to(
         written.and_then(|totals| file.sync_all().map(|()| totals).map_err(TransferError::File));
     if result.is_err() {
         // What was written has no end mark; if it cannot be removed, reading it says so.
-        drop(std::fs::remove_file(path));
+        drop(fs::remove_file(path));
     }
     Ok(result)
 }
@@ -166,7 +167,7 @@ pub(super) fn import(
 ) -> Result<(), CliError> {
     const REPEAT: &str = "keys before this point are stored; mend the cause and import again";
     let config = Config::load(sources)?;
-    let bytes = std::fs::metadata(&flags.file).ok().map(|data| data.len());
+    let bytes = fs::metadata(&flags.file).ok().map(|data| data.len());
     let input: Box<dyn Read> = if is_standard(&flags.file) {
         Box::new(io::stdin().lock())
     } else {
@@ -192,8 +193,9 @@ fn failed(source: TransferError, remedy: &'static str) -> TransferCliError {
     TransferCliError::Transfer { source, remedy }
 }
 
-fn open(path: &Path) -> Result<File, TransferCliError> {
-    File::open(path).map_err(|source| TransferCliError::Open { path: path.into(), source })
+#[expect(clippy::disallowed_types, reason = "no node and no driver waits for this file")]
+fn open(path: &Path) -> Result<fs::File, TransferCliError> {
+    fs::File::open(path).map_err(|source| TransferCliError::Open { path: path.into(), source })
 }
 
 fn is_standard(path: &Path) -> bool {
