@@ -271,6 +271,7 @@ mod tests {
     /// Makes a snapshot with these files, of which one byte fewer than there are is used.
     fn make(home: &Path, id: &str, created_ms: u64, files: &[(&str, &[u8])]) {
         let directory = home.join(id);
+        fs::create_dir_all(&directory).unwrap();
         let file = |(name, bytes): &(&str, &[u8])| {
             let path = directory.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
