@@ -2,18 +2,22 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, IsTerminal as _, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use wal::record::Key;
 
 use super::error::CliError;
 use super::exit_code::ExitCode;
+use super::progress::progress_bar;
 use crate::config::{Config, Sources};
 use crate::export::{self, Totals, TransferError};
 use crate::node::RunError;
 use crate::offline::Offline;
+
+/// Counted on the progress bar beside the bytes.
+const KEYS: &str = ", {msg} keys";
 
 /// Which data directory.
 #[derive(Clone, Debug, clap::Args)]
@@ -112,7 +116,7 @@ pub(super) fn export(
 ) -> Result<(), CliError> {
     let config = Config::load(sources)?;
     let mut offline = Offline::open(&config, false).map_err(TransferCliError::Directory)?;
-    let (mut damaged, bar) = (0, progress_bar(None));
+    let (mut damaged, bar) = (0, progress_bar(None, KEYS));
     let to_stdout = is_standard(&flags.file);
     let result = if to_stdout {
         let mut count = |_| damaged += 1;
@@ -171,14 +175,14 @@ pub(super) fn import(
     let input: Box<dyn Read> = if is_standard(&flags.file) {
         Box::new(io::stdin().lock())
     } else {
-        let bar = progress_bar(bytes);
+        let bar = progress_bar(bytes, KEYS);
         let checked = export::verify(open(&flags.file)?, &mut |totals| show(&bar, totals));
         bar.finish_and_clear();
         checked.map_err(|error| failed(error, "nothing was stored; export it again"))?;
         Box::new(open(&flags.file)?)
     };
     let mut offline = Offline::open(&config, true).map_err(TransferCliError::Directory)?;
-    let bar = progress_bar(bytes);
+    let bar = progress_bar(bytes, KEYS);
     let result = export::import(&mut offline, input, &mut |totals| show(&bar, totals));
     bar.finish_and_clear();
     let (totals, expired) = result.map_err(|error| failed(error, REPEAT))?;
@@ -200,20 +204,6 @@ fn open(path: &Path) -> Result<fs::File, TransferCliError> {
 
 fn is_standard(path: &Path) -> bool {
     path.as_os_str() == "-"
-}
-
-/// A bar on stderr, if that is a terminal; `bytes` is the file's length, if known.
-fn progress_bar(bytes: Option<u64>) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let template = match bytes {
-        Some(_) => "{bar:40} {bytes} of {total_bytes}, {msg} keys, {eta} left",
-        None => "{spinner} {bytes}, {msg} keys, {elapsed}",
-    };
-    let style = ProgressStyle::with_template(template).expect("both templates are well formed");
-    let target = ProgressDrawTarget::stderr();
-    ProgressBar::with_draw_target(bytes, target).with_style(style)
 }
 
 fn show(bar: &ProgressBar, totals: Totals) {

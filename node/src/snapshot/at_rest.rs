@@ -158,6 +158,19 @@ pub fn copy(
     moved.map(|()| catalog)
 }
 
+/// Deletes a snapshot; other snapshots and the data directory keep what they share with it.
+///
+/// # Errors
+/// [`SnapshotError`].
+pub fn delete(directory: &Path) -> Result<(), SnapshotError> {
+    open(directory)?;
+    // Without its catalog it is none any more, even if this is cut short.
+    let catalog = directory.join(CATALOG_FILE);
+    fs::remove_file(&catalog).map_err(SnapshotError::io(&catalog))?;
+    sync_directory(Some(directory))?;
+    fs::remove_dir_all(directory).map_err(SnapshotError::io(directory))
+}
+
 type KnownFiles = BTreeMap<(String, u64, u32), PathBuf>;
 
 fn known_files(directory: &Path) -> Result<KnownFiles, SnapshotError> {
@@ -256,13 +269,13 @@ fn create_file(path: &Path) -> Result<fs::File, SnapshotError> {
 
 /// Makes the names in a directory durable; `None` is the current one.
 fn sync_directory(path: Option<&Path>) -> Result<(), SnapshotError> {
-    let path = path.unwrap_or(Path::new("."));
+    let path = path.unwrap_or_else(|| Path::new("."));
     open_file(path)?.sync_all().map_err(SnapshotError::io(path))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{SnapshotError, copy, list, open, verify};
+    use super::{SnapshotError, copy, delete, list, open, verify};
     use crate::snapshot::{CATALOG_FILE, Catalog, CatalogFile};
     use std::fs;
     use std::os::unix::fs::MetadataExt as _;
@@ -344,6 +357,17 @@ mod tests {
             fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["copy", "s"]);
+    }
+
+    #[test]
+    fn deleting_one_leaves_what_it_shares() {
+        let home = home();
+        make(home.path(), "one", 1, &FILES);
+        let (one, two) = (home.path().join("one"), home.path().join("two"));
+        copy(&one, &two, Some(home.path()), false, &mut |_| ()).unwrap();
+        delete(&one).unwrap();
+        assert!(!one.exists() && verify(&two, &mut |_| ()).unwrap().is_empty());
+        assert!(matches!(delete(&one), Err(SnapshotError::Missing { .. })));
     }
 
     #[test]

@@ -101,14 +101,15 @@ impl Catalog {
             Some(found) => return Err(CatalogError::Version { found }),
             None => return Err(malformed("format")),
         }
-        let id = text_of(&table, "id").filter(|id| is_valid_id(id)).ok_or(malformed("id"))?;
-        let created_ms = number_of(&table, "created_ms").ok_or(malformed("created_ms"))?;
-        let store = text_of(&table, "store").and_then(hex).ok_or(malformed("store"))?;
+        let id =
+            text_of(&table, "id").filter(|id| is_valid_id(id)).ok_or_else(|| malformed("id"))?;
+        let created_ms = number_of(&table, "created_ms").ok_or_else(|| malformed("created_ms"))?;
+        let store = text_of(&table, "store").and_then(hex).ok_or_else(|| malformed("store"))?;
         let none = Vec::new();
         let files = table.get("file").map_or(Some(&none), toml::Value::as_array);
-        let files = files.ok_or(malformed("file"))?.iter();
+        let files = files.ok_or_else(|| malformed("file"))?.iter();
         let files: Option<Vec<CatalogFile>> = files.map(|file| file_of(file.as_table()?)).collect();
-        let files = files.ok_or(malformed("a file"))?;
+        let files = files.ok_or_else(|| malformed("a file"))?;
         Ok(Self { id: id.to_owned(), created_ms, store, files })
     }
 }
