@@ -23,4 +23,6 @@ pub mod io;
 pub mod keyspace;
 pub mod logging;
 pub mod node;
+pub mod offline;
 pub mod resp;
+pub mod snapshot;

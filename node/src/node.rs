@@ -108,7 +108,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    fn driver(error: io::Error) -> Self {
+    pub(crate) fn driver(error: io::Error) -> Self {
         Self::Other(Box::new(error))
     }
 }
@@ -120,13 +120,8 @@ impl RunError {
 pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
     process::raise_open_files_limit();
     let directory = open_directory(&config.data_dir, true)?;
-    let probe = DeviceProbe::read_or_measure(&directory);
-    let durability = DurabilityFacts {
-        mode: config.durability,
-        method: config.sync_method.unwrap_or(probe.choice),
-        probe,
-    };
-    if !probe.direct {
+    let durability = durability_of(&config, &directory);
+    if !durability.probe.direct {
         tracing::warn!(
             data_dir = %config.data_dir.display(),
             "this file system takes no O_DIRECT: writes go through the page cache and fdatasync"
@@ -152,6 +147,13 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
             serve(io, &config, durability, &mut on_event)
         }
     }
+}
+
+/// What writes promise and how that is kept, by configuration and by what the device is good at.
+pub(crate) fn durability_of(config: &Config, directory: &DataDirectory) -> DurabilityFacts {
+    let probe = DeviceProbe::read_or_measure(directory);
+    let method = config.sync_method.unwrap_or(probe.choice);
+    DurabilityFacts { mode: config.durability, method, probe }
 }
 
 /// Keeps the kind of error, which decides the remedy, and the cause in words.
@@ -232,7 +234,7 @@ fn serve<I: Io>(
     on_event: &mut impl FnMut(RunEvent),
 ) -> Result<(), RunError> {
     let started_ms = io.now().1.0;
-    let mut shards = Shards { io: &mut io, config, durability, terminated: false };
+    let mut shards = Shards::new(&mut io, config, durability);
     let opened = shards.open()?;
     let terminated = shards.terminated;
     let log_ms = opened.iter().map(|shard| shard.log_ms).max().unwrap_or(0);
@@ -287,16 +289,20 @@ fn listen<I: Io>(
     }
 }
 
-struct Shards<'a, I: Io> {
+pub(crate) struct Shards<'a, I: Io> {
     io: &'a mut I,
     config: &'a Config,
     durability: DurabilityFacts,
     terminated: bool,
 }
 
-impl<I: Io> Shards<'_, I> {
+impl<'a, I: Io> Shards<'a, I> {
+    pub(crate) fn new(io: &'a mut I, config: &'a Config, durability: DurabilityFacts) -> Self {
+        Self { io, config, durability, terminated: false }
+    }
+
     /// Opens all shards, or makes them: shard 0 last, because a store is there once that is.
-    fn open(&mut self) -> Result<Vec<Opened>, RunError> {
+    pub(crate) fn open(&mut self) -> Result<Vec<Opened>, RunError> {
         let known = self.identify()?;
         let identity = known.map_or_else(|| self.draw_identity(), |(_, identity)| identity);
         if let Some(asked) = self.config.shards.filter(|asked| *asked != identity.shard_count) {

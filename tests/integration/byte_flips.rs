@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use fastrand::Rng;
 use kadring_tests::disk::{SimulatedDisk, run_procedure};
 use kadring_tests::store_world::recovery::settle;
-use storage::{CheckReport, Event, Get, KeyRef, Now, Opened, Put, ReadError, RecoveryReport};
-use storage::{Store, StoreOptions};
+use storage::{CheckReport, Effect, Event, Get, KeyRef, Now, Opened, Put, ReadError};
+use storage::{RecoveryReport, Store, StoreOptions, WriteError};
 use wal::checksum::Place;
 use wal::disk::{BLOCK_SIZE, FileName};
 use wal::frame::FRAME_HEADER_LEN;
@@ -72,7 +72,7 @@ fn rest() -> Rested {
         .collect();
     for number in 1..=260_u128 {
         let item = &mut items[rng.usize(..KEYS)];
-        write(&mut store, item, number, &mut rng);
+        write(&mut disk, &mut store, item, number, &mut rng);
         if rng.u8(..4) == 0 {
             store.end_turn();
             settle(&mut disk, &mut store);
@@ -88,16 +88,37 @@ fn rest() -> Rested {
     Rested { disk, items }
 }
 
-fn write(store: &mut Store, item: &mut Item, number: u128, rng: &mut Rng) {
+/// Asks until what the store has to read first has been read.
+fn change(
+    disk: &mut SimulatedDisk,
+    store: &mut Store,
+    mut ask: impl FnMut(&mut Store) -> Result<Effect, WriteError>,
+) {
+    loop {
+        match ask(store).unwrap() {
+            Effect::Done(lsn) => return assert!(lsn.is_some()),
+            Effect::Pending(id) => assert!(settle(disk, store).contains(&Event::Resolved { id })),
+        }
+    }
+}
+
+fn write(
+    disk: &mut SimulatedDisk,
+    store: &mut Store,
+    item: &mut Item,
+    number: u128,
+    rng: &mut Rng,
+) {
     let version = Version(number.to_be_bytes());
     let live = item.now().map(<[u8]>::to_vec);
     match (rng.u8(..10), live) {
         (0, Some(_)) => {
-            store.remove(item.key(), version).unwrap().unwrap();
+            change(disk, store, |store| store.remove(item.key(), version));
             item.values.push(None);
         }
         (1 | 2, Some(value)) => {
-            store.touch(item.key(), version, NOW_MS + 100_000_000).unwrap().unwrap();
+            let expiry_ms = NOW_MS + 100_000_000;
+            change(disk, store, |store| store.touch(item.key(), version, expiry_ms));
             item.values.push(Some(value));
         }
         (3, _) => {

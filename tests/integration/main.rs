@@ -15,6 +15,7 @@ mod bad_input;
 mod byte_flips;
 mod clients;
 mod crash_loop;
+mod export;
 mod file_tree;
 mod golden;
 mod redis_differential;

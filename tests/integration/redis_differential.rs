@@ -18,14 +18,14 @@ use crate::{TestNode, directory, skipped};
 const RANDOM_COMMANDS: usize = 4_000;
 
 /// A redis-server without persistence; killed on drop.
-struct RedisServer {
+pub(crate) struct RedisServer {
     process: Child,
     address: SocketAddr,
     _directory: TempDir,
 }
 
 impl RedisServer {
-    fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let Some(program) = find_program("redis-server") else {
             skipped("comparison with Redis", "no redis-server in PATH");
             return None;
@@ -50,6 +50,10 @@ impl RedisServer {
             poll(&mut [], Some(&pause)).unwrap();
         }
         Some(server)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

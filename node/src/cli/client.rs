@@ -259,6 +259,25 @@ pub(super) fn info(
     }
 }
 
+/// Has the node take a snapshot and writes its id to `out`.
+///
+/// # Errors
+/// What went wrong.
+pub(super) fn create_snapshot(
+    id: Option<&str>,
+    sources: &Sources<'_>,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
+    let mut command = redis::cmd("KAD.SNAPSHOT");
+    command.arg("CREATE").arg(id);
+    let mut node = Node::connect(sources)?;
+    let answer = node.ask(&command)?;
+    match node.bytes(answer)? {
+        Some(id) => write(out, &[&id, b"\n"]),
+        None => Err(node.strange()),
+    }
+}
+
 /// A connection that has passed the password, if there is one.
 struct Node {
     address: String,

@@ -6,6 +6,8 @@ use super::check::DamageFound;
 use super::client::ClientError;
 use super::exit_code::ExitCode;
 use super::run;
+use super::snapshot::SnapshotCliError;
+use super::transfer::TransferCliError;
 use crate::check::CheckError;
 use crate::config::ConfigError;
 use crate::logging::LogError;
@@ -35,6 +37,12 @@ pub enum CliError {
     /// The data directory is damaged.
     #[error(transparent)]
     Damage(#[from] DamageFound),
+    /// Keys were not exported or imported.
+    #[error(transparent)]
+    Transfer(#[from] TransferCliError),
+    /// A snapshot command failed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotCliError),
     /// The result cannot be written to stdout.
     #[error("cannot write to stdout: {0}; free space where it leads, or send it elsewhere")]
     Output(#[source] io::Error),
@@ -52,6 +60,8 @@ impl CliError {
             Self::Check(CheckError::Directory(error)) => directory_exit_code(error),
             Self::Check(CheckError::Other(_)) => ExitCode::Failure,
             Self::Damage(_) => ExitCode::DamageFound,
+            Self::Transfer(error) => error.exit_code(),
+            Self::Snapshot(error) => error.exit_code(),
         }
     }
 }

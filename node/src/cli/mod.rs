@@ -14,19 +14,26 @@ mod error;
 mod exit_code;
 mod files;
 mod flags;
+mod progress;
 mod run;
+mod snapshot;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use check::{DamageFound, Finding, Report};
 pub use client::ClientError;
 pub use error::CliError;
 pub use exit_code::ExitCode;
+pub use snapshot::SnapshotCliError;
+pub use transfer::TransferCliError;
 
 use crate::config::Sources;
 use check::CheckFlags;
 use client::{DelFlags, GetFlags, InfoFlags, SetFlags};
 use flags::RunFlags;
+use snapshot::SnapshotCommand;
+use transfer::{ExportFlags, ImportFlags};
 
 /// A persistent Kademlia storage node that speaks the Redis protocol.
 ///
@@ -60,6 +67,13 @@ enum Command {
     Info(InfoFlags),
     /// Check a data directory that no node is using
     Check(CheckFlags),
+    /// Take, list, verify, copy, restore and delete snapshots
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Write all keys of a data directory to a file that Redis takes as well
+    Export(ExportFlags),
+    /// Store all keys of an export file in a data directory
+    Import(ImportFlags),
 }
 
 /// Runs the command line `args`, program name first, to its end.
@@ -86,6 +100,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
             client::info(&flags, &sources(&|key| flags.node.get(key)), &mut out)
         }
         Command::Check(flags) => check::run(&flags, &sources(&|key| flags.get(key)), &mut out),
+        Command::Snapshot(command) => {
+            snapshot::run(&command, &sources(&|key| command.get(key)), &mut out)
+        }
+        Command::Export(flags) => {
+            transfer::export(&flags, &sources(&|key| flags.directory.get(key)), &mut out)
+        }
+        Command::Import(flags) => {
+            transfer::import(&flags, &sources(&|key| flags.directory.get(key)), &mut out)
+        }
     };
     finish(result, &mut out)
 }

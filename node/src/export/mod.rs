@@ -13,9 +13,11 @@
 //! eight lower-case hexadecimal digits. Keys are in no particular order, each at most once.
 
 mod reader;
+mod transfer;
 mod writer;
 
 pub use reader::{FormatError, Item, Reader};
+pub use transfer::{Progress, TransferError, export, import, verify};
 pub use writer::{Totals, Writer};
 
 /// The first command's text.

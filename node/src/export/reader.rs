@@ -143,6 +143,12 @@ impl Reader {
         }
     }
 
+    /// How much was read, as far as whole commands go.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals { keys: self.sum.keys, bytes: self.sum.bytes }
+    }
+
     /// Says how much was read, after all bytes have been given.
     ///
     /// # Errors

@@ -53,6 +53,12 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// How much was written so far.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals { keys: self.sum.keys, bytes: self.sum.bytes }
+    }
+
     /// Ends the file and flushes it.
     ///
     /// # Errors
@@ -60,7 +66,8 @@ impl<W: Write> Writer<W> {
     pub fn finish(mut self) -> io::Result<(W, Totals)> {
         self.check(END_KIND)?;
         self.out.flush()?;
-        Ok((self.out, Totals { keys: self.sum.keys, bytes: self.sum.bytes }))
+        let totals = self.totals();
+        Ok((self.out, totals))
     }
 
     fn check(&mut self, kind: &str) -> io::Result<()> {

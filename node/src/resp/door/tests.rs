@@ -11,7 +11,8 @@ use wal::group_commit::GroupCommitLimits;
 use wal::segment::Identity;
 
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, DurabilityMode};
+use crate::io::device::{DeviceProbe, SyncMethod};
 use crate::node::shard_directory;
 use crate::resp::command::ENGINE_COMMANDS;
 
@@ -114,7 +115,17 @@ impl Rig {
         let facts = NodeFacts {
             node_id: [2; 20],
             driver: "memory",
-            direct: false,
+            durability: DurabilityFacts {
+                mode: DurabilityMode::Always,
+                method: SyncMethod::Dsync,
+                probe: DeviceProbe {
+                    direct: false,
+                    dsync_us: None,
+                    sync_us: None,
+                    write_cache: None,
+                    choice: SyncMethod::Dsync,
+                },
+            },
             process_id: 1,
             data_dir: String::new(),
             client: None,
