@@ -372,7 +372,7 @@ impl SimulatedDisk {
     fn map(&mut self, request: &InFlight, len: usize) -> Result<IoBuffer, DiskErrorKind> {
         self.next_number();
         if let Some(Fault::Fail(error)) = request.fault {
-            return Err(error);
+            return Err(error.kind);
         }
         let inode = &self.inodes[&request.inode.expect("a mapping has an open file")];
         if inode.len() < len as u64 {
