@@ -19,6 +19,7 @@ use clap::Parser;
 use kadring_benches::{Flags, machine_line};
 use rustix::time::{ClockId, clock_gettime};
 use std::hint::black_box;
+use std::io::Write;
 use std::process::Command;
 use storage::IndexProbe;
 use wal::record::Key;
@@ -51,7 +52,7 @@ struct Arguments {
     memory: Option<u64>,
     /// Times each operation at one size in this process.
     #[arg(long, hide = true, value_name = "KEYS")]
-    longest: Option<u64>,
+    times: Option<u64>,
 }
 
 fn main() {
@@ -59,8 +60,8 @@ fn main() {
     if let Some(keys) = arguments.memory {
         return memory(keys);
     }
-    if let Some(keys) = arguments.longest {
-        return longest(keys);
+    if let Some(keys) = arguments.times {
+        return write_times(keys);
     }
     println!("{}", machine_line(&std::env::temp_dir()));
     let sizes: &[u64] = if arguments.flags.smoke { &[SIZE_SMOKE] } else { &SIZES };
@@ -70,14 +71,14 @@ fn main() {
     );
     let mut rows = Vec::new();
     for keys in sizes {
-        let row = child("--memory", *keys);
+        let row = numbers("--memory", *keys);
         let [rss, own, insert, lookup, miss] = row[..] else { panic!("five numbers: {row:?}") };
         println!("{keys:>12} {rss:>10.2} {own:>10.2} {insert:>10.0} {lookup:>10.0} {miss:>10.0}");
         let times = format!(r#""insert_ns":{insert},"lookup_ns":{lookup},"miss_ns":{miss}"#);
         rows.push(format!(r#"{{"keys":{keys},"rss_bytes_per_key":{rss},{times}}}"#));
     }
     let keys = sizes[sizes.len() - 1];
-    let longest = child("--longest", keys);
+    let longest = longest(keys);
     let columns: Vec<String> =
         KINDS.iter().zip(&longest).map(|(name, us)| format!("{name} {us:.0}")).collect();
     println!("longest at {keys} keys, us: {}", columns.join(", "));
@@ -90,14 +91,17 @@ fn main() {
     );
 }
 
-/// Measures in a fresh process; the numbers it prints.
-fn child(mode: &str, keys: u64) -> Vec<f64> {
+/// Runs a mode in a fresh process; what it prints.
+fn output(mode: &str, keys: u64) -> Vec<u8> {
     let own = std::env::current_exe().expect("the kernel knows this executable");
     let output = Command::new(own).args([mode, &keys.to_string()]).output().expect("it runs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    eprint!("{errors}");
-    let text = String::from_utf8(output.stdout).expect("it prints numbers");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Runs a mode in a fresh process; the numbers it prints.
+fn numbers(mode: &str, keys: u64) -> Vec<f64> {
+    let text = String::from_utf8(output(mode, keys)).expect("it prints numbers");
     text.split_whitespace().map(|number| number.parse().expect("a number")).collect()
 }
 
@@ -167,20 +171,43 @@ fn times(count: u64, mut operation: impl FnMut(u64)) -> Vec<u32> {
     (0..count).map(time).collect()
 }
 
-/// The same operations twice, on a fresh index each time. What an operation costs, it costs both
-/// times; what the machine takes (interrupts, the hypervisor) hits another one the second time. So
-/// the lesser of each operation's two times counts; the greater ones go to stderr.
-fn longest(keys: u64) {
-    let (first, second) = (times_of_all(keys), times_of_all(keys));
+/// Times the same operations in two fresh processes; microseconds of the longest by kind.
+///
+/// What an operation costs, it costs both times; what the machine takes (interrupts, the
+/// hypervisor) hits another one the second time. So the lesser of each operation's two times
+/// counts; the longest of a single process go to stderr.
+fn longest(keys: u64) -> Vec<f64> {
+    let mut runs = [output("--times", keys), output("--times", keys)];
     let mut longest = Vec::new();
-    for (first, second) in first.iter().zip(&second) {
-        let pairs = || first.iter().zip(second);
+    for kind in KINDS {
+        let [first, second] = runs.each_mut().map(take_times);
+        assert_eq!(first.len(), second.len(), "both did the same");
+        let pairs = || first.iter().zip(&second);
         let lesser = pairs().map(|(a, b)| *a.min(b)).max().unwrap_or(0);
         let greater = pairs().map(|(a, b)| *a.max(b)).max().unwrap_or(0);
-        eprintln!("of {} operations: {lesser} ns in both runs, {greater} in one", first.len());
-        longest.push((f64::from(lesser) / 1000.0).to_string());
+        eprintln!("{} {kind}: {lesser} ns in both runs, {greater} in one", first.len());
+        longest.push(f64::from(lesser) / 1000.0);
     }
-    println!("{}", longest.join(" "));
+    longest
+}
+
+/// Takes a count and so many times off the front.
+fn take_times(bytes: &mut Vec<u8>) -> Vec<u32> {
+    let words: Vec<u32> =
+        bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let count = words[0] as usize;
+    bytes.drain(..4 * (count + 1));
+    words[1..=count].to_vec()
+}
+
+/// Writes all times to stdout.
+fn write_times(keys: u64) {
+    let mut bytes = Vec::new();
+    for times in times_of_all(keys) {
+        bytes.extend_from_slice(&(times.len() as u32).to_le_bytes());
+        times.iter().for_each(|time| bytes.extend_from_slice(&time.to_le_bytes()));
+    }
+    std::io::stdout().write_all(&bytes).expect("the parent reads");
 }
 
 /// The times of each operation, by kind as in [`KINDS`].
