@@ -16,7 +16,7 @@
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 
 use clap::Parser;
-use kadring_benches::{Flags, machine_line};
+use kadring_benches::{Flags, Machine};
 use rustix::time::{ClockId, clock_gettime};
 use std::hint::black_box;
 use std::io::Write;
@@ -63,7 +63,7 @@ fn main() {
     if let Some(keys) = arguments.times {
         return write_times(keys);
     }
-    println!("{}", machine_line(&std::env::temp_dir()));
+    println!("{}", Machine::look(&std::env::temp_dir()).line());
     let sizes: &[u64] = if arguments.flags.smoke { &[SIZE_SMOKE] } else { &SIZES };
     println!(
         "{:>12} {:>10} {:>10} {:>10} {:>10} {:>10}",
