@@ -17,6 +17,8 @@ use crate::error::ReadError;
 use crate::expiry::{EXPIRED_PER_STEP_MAX, ExpiryQueue};
 use crate::index::{Index, Slot};
 
+mod pace;
+mod pool;
 mod read;
 mod supply;
 #[cfg(test)]
@@ -453,6 +455,7 @@ impl Store {
 
     fn pump_supply(&mut self) {
         let wanted = self.log.failure().is_none() && self.log.spare_count() == 0;
+        self.supply.set_room(self.log.room());
         self.supply.advance(self.now, wanted);
         while let Some(request) = self.supply.poll_request() {
             self.submit(Source::Supply(request.id), request.operation);
