@@ -1,7 +1,7 @@
 //! Segments prepared ahead: one spare, made and listed in the manifest before the log needs it.
 //!
-//! A spare is the file of a freed segment if there is one ([`SegmentPool`]); else it is written full
-//! of zeros, paced ([`Pace`]) unless a writer waits for it.
+//! A spare is the file of a freed segment if there is one ([`SegmentPool`]); else it is written
+//! full of zeros, paced ([`Pace`]) unless a writer waits for it.
 
 use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskRequest, FileId, FileName};
 use wal::group_commit::OpenSegment;
