@@ -269,6 +269,7 @@ fn manifest_has_its_golden_bytes() {
             range(0x2000, 4096, 7, 6, Verdict::TailUncertain),
             range(0x3000, 8192, 2, 3, Verdict::Corruption),
             range(0x5000, 4096, 4, 4, Verdict::Accepted),
+            Quarantine { segment: 0, ..range(0, 0, 1, 1, Verdict::Freed) },
         ],
     };
     check("manifest.hex", manifest.encode().as_slice());

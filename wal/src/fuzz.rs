@@ -103,7 +103,7 @@ pub fn fuzz_manifest(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(mut manifest) = Manifest::decode(bytes) {
             assert_eq!(Manifest::decode(manifest.encode().as_slice()).as_ref(), Ok(&manifest));
-            manifest.release(Lsn(1), Lsn(2));
+            manifest.free(Lsn(1), Lsn(2));
             let settled = replay::settle(&[], &manifest.quarantine, manifest.durable_lsn);
             let _ = settled.last_lsn.next();
         }

@@ -168,7 +168,7 @@ impl Manifest {
     /// Notes that records `first_lsn..=last_lsn` are gone with a segment that is being freed, so
     /// that no recovery takes them for lost. Ranges that touch are kept as one: there are at most
     /// as many as live segments, and one.
-    pub fn release(&mut self, first_lsn: Lsn, last_lsn: Lsn) {
+    pub fn free(&mut self, first_lsn: Lsn, last_lsn: Lsn) {
         let (mut first, mut last) = (first_lsn, last_lsn);
         self.quarantine.retain(|range| {
             let apart = range.last_lsn.next() < first || last.next() < range.first_lsn;
@@ -402,7 +402,7 @@ mod tests {
         let mut manifest = manifest();
         manifest.quarantine.clear();
         for (first, last) in [(1, 10), (21, 30), (41, 50), (11, 20), (31, 35)] {
-            manifest.release(Lsn(first), Lsn(last));
+            manifest.free(Lsn(first), Lsn(last));
         }
         let ranges = manifest.quarantine.iter();
         let mut ranges: Vec<_> = ranges.map(|range| (range.first_lsn, range.last_lsn)).collect();

@@ -22,6 +22,8 @@ use crate::segments::{Segment, SegmentState};
 mod compaction;
 mod disk_read;
 mod manifest_keeper;
+mod pace;
+mod pool;
 mod read;
 mod retire;
 mod scan;
@@ -568,6 +570,7 @@ impl Store {
         let wanted = self.log.failure().is_none()
             && self.log.spare_count() == 0
             && self.catalog.segments.has_room();
+        self.supply.set_room(self.log.room());
         self.supply.advance(self.now, wanted, &mut self.keeper);
         self.pump_keeper();
         while let Some(request) = self.supply.poll_request() {

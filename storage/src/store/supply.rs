@@ -1,4 +1,7 @@
 //! Segments prepared ahead: one spare, made and listed in the manifest before the log needs it.
+//!
+//! A spare is the file of a freed segment if there is one ([`SegmentPool`]); else it is written
+//! full of zeros, paced ([`Pace`]) unless a writer waits for it.
 
 use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskRequest, FileId, FileName};
 use wal::group_commit::OpenSegment;
@@ -7,6 +10,8 @@ use wal::procedure::Procedure;
 use wal::segment::{self, SegmentHeader};
 
 use super::manifest_keeper::{EditId, ManifestKeeper};
+use super::pace::Pace;
+use super::pool::SegmentPool;
 use crate::clock::Now;
 
 /// After a full disk or another error, preparing is tried again this many nanoseconds later.
@@ -21,6 +26,10 @@ pub(super) struct SegmentSupply {
     /// A frame of this size waits for a segment; 0 if none does.
     wanted_frame_len: u64,
     stage: Stage,
+    /// A request that waits for its turn.
+    held: Option<DiskRequest>,
+    pace: Pace,
+    pool: SegmentPool,
     failure: Option<Failure>,
     refusal: bool,
 }
@@ -52,6 +61,9 @@ impl SegmentSupply {
             last_len,
             wanted_frame_len: 0,
             stage: Stage::Idle,
+            held: None,
+            pace: Pace::default(),
+            pool: SegmentPool::default(),
             failure: None,
             refusal: false,
         }
@@ -78,10 +90,30 @@ impl SegmentSupply {
         }
     }
 
-    /// When to try again after a failure.
+    /// When to go on: to try again after a failure, or to write more zeros.
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
-        let idle = matches!(self.stage, Stage::Idle);
-        self.failure.filter(|_| idle).map(|failure| failure.retry_at_ns)
+        match &self.stage {
+            Stage::Idle => self.failure.map(|failure| failure.retry_at_ns),
+            Stage::Preparing(..) => {
+                self.held.as_ref().map(|request| self.pace.ready_at_ns(request))
+            }
+            Stage::Listing(..) | Stage::Prepared(_) => None,
+        }
+    }
+
+    /// Tells how many bytes the log can still take: zeros are written the faster, the faster it
+    /// falls.
+    pub(super) fn set_room(&mut self, room: u64) {
+        self.pace.set_room(room);
+    }
+
+    /// Takes a freed segment to make a new one of it. Returns it if it is of no use.
+    ///
+    /// Nothing refers to it any more: it is not in the durable manifest, a checkpoint or a
+    /// snapshot, and nobody reads it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the store when it frees a segment"))]
+    pub(super) fn offer(&mut self, freed: OpenSegment) -> Option<OpenSegment> {
+        self.pool.offer(freed, self.segment_bytes)
     }
 
     pub(super) fn take_segment(&mut self) -> Option<OpenSegment> {
@@ -100,10 +132,13 @@ impl SegmentSupply {
     }
 
     pub(super) fn poll_request(&mut self) -> Option<DiskRequest> {
-        match &mut self.stage {
-            Stage::Preparing(_, preparing) => preparing.poll_request(),
-            _ => None,
+        if self.held.is_none()
+            && let Stage::Preparing(_, preparing) = &mut self.stage
+        {
+            self.held = preparing.poll_request();
         }
+        let urgent = self.wanted_frame_len > 0;
+        self.held.take_if(|request| urgent || self.pace.take(request))
     }
 
     pub(super) fn handle_disk(&mut self, completion: DiskCompletion) {
@@ -132,6 +167,7 @@ impl SegmentSupply {
             Some((_, Err(error))) => self.fail(now, error),
             None => {}
         }
+        self.pace.set_now(now.monotonic_ns);
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
         // A failure is also got rid of by trying again, whatever it was that was wanted.
         let wanted = wanted || self.wanted_frame_len > 0 || self.failure.is_some();
@@ -169,12 +205,106 @@ impl SegmentSupply {
 
     fn start(&mut self, keeper: &mut ManifestKeeper) {
         let id = keeper.take_segment_id();
-        let len = segment::next_len(self.last_len, self.segment_bytes, self.wanted_frame_len);
-        let file = self.next_file;
-        self.next_file = FileId(file.0 + 1);
+        let freed = self.pool.take(self.wanted_frame_len);
+        let (file, len) = freed.map_or_else(
+            || {
+                let wanted = self.wanted_frame_len;
+                let len = segment::next_len(self.last_len, self.segment_bytes, wanted);
+                let file = self.next_file;
+                self.next_file = FileId(file.0 + 1);
+                (file, len)
+            },
+            |freed| (freed.file, freed.len),
+        );
         let header = SegmentHeader { identity: keeper.manifest().identity, id, len };
         let directory = self.directory.clone();
-        let preparing = Procedure::new(move |port| segment::prepare(port, directory, header, file));
+        let preparing = Procedure::new(move |port| async move {
+            match freed {
+                Some(freed) => segment::recycle(port, directory, freed.id, header, file).await,
+                None => segment::prepare(port, directory, header, file).await,
+            }
+        });
         self.stage = Stage::Preparing(OpenSegment { id, file, len }, preparing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::Lsn;
+    use wal::disk::{DiskOperation, DiskOutput};
+    use wal::manifest::Manifest;
+    use wal::segment::Identity;
+
+    use super::*;
+
+    const LEN: u64 = 8 << 20;
+
+    fn supply() -> (SegmentSupply, ManifestKeeper) {
+        let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 };
+        let manifest = Manifest {
+            identity,
+            sequence: 1,
+            next_segment: 7,
+            durable_lsn: Lsn::ZERO,
+            segments: Vec::new(),
+            quarantine: Vec::new(),
+        };
+        let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, FileId(9), LEN);
+        (supply, ManifestKeeper::new(manifest))
+    }
+
+    /// Carries out what the two ask for now; returns the bytes written.
+    fn carry_out(supply: &mut SegmentSupply, keeper: &mut ManifestKeeper, now: Now) -> u64 {
+        let mut written = 0;
+        loop {
+            supply.advance(now, true, keeper);
+            while let Some((id, result)) = keeper.take_done() {
+                supply.handle_edit(now, id, result);
+            }
+            let of_supply = supply.poll_request();
+            let is_supplys = of_supply.is_some();
+            let Some(DiskRequest { id, operation }) = of_supply.or_else(|| keeper.poll_request())
+            else {
+                return written;
+            };
+            let buffer = match operation {
+                DiskOperation::Write { buffer, .. } => Some(buffer),
+                _ => None,
+            };
+            written += buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
+            let completion = DiskCompletion { id, result: Ok(DiskOutput::Done), buffer };
+            if is_supplys {
+                supply.handle_disk(completion);
+            } else {
+                keeper.handle_disk(completion);
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_are_paced_until_a_writer_waits() {
+        let (mut supply, mut keeper) = supply();
+        let mut now = Now::default();
+        assert_eq!(carry_out(&mut supply, &mut keeper, now), 0, "nothing is earned at the start");
+        now.monotonic_ns = supply.retry_at_ns().expect("it says when to go on");
+        let first = carry_out(&mut supply, &mut keeper, now);
+        assert!(first > 0 && first < LEN / 2 && supply.take_segment().is_none());
+        supply.want(100);
+        assert!(carry_out(&mut supply, &mut keeper, now) > LEN / 2);
+        assert_eq!(supply.take_segment().map(|segment| segment.len), Some(LEN));
+    }
+
+    #[test]
+    fn freed_segment_becomes_the_next_one_without_zeros() {
+        let (mut supply, mut keeper) = supply();
+        let freed = OpenSegment { id: 3, file: FileId(4), len: LEN };
+        assert_eq!(supply.offer(freed), None);
+        supply.set_room(LEN);
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        // The new header, and the manifest twice.
+        assert_eq!(carry_out(&mut supply, &mut keeper, now), 3 * 4096);
+        let expected = OpenSegment { id: 7, file: FileId(4), len: LEN };
+        assert_eq!(supply.take_segment(), Some(expected));
+        assert_eq!(keeper.manifest().segments[0].id, 7);
     }
 }

@@ -101,6 +101,12 @@ pub struct FooterTable {
 }
 
 impl FooterTable {
+    /// Starts a table that will not grow beyond `bytes`: it is never moved.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), node_half: [0; 8] }
+    }
+
     /// Bytes of the entries so far.
     #[must_use]
     pub fn entries_len(&self) -> usize {

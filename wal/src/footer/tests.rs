@@ -3,11 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::{DiskCompletion, DiskOutput, FileId};
+use crate::disk::FileId;
 use crate::group_commit::{GroupCommit, GroupCommitLimits, OpenSegment};
 use crate::manifest::{Quarantine, Verdict};
 use crate::procedure::Procedure;
 use crate::record::{Record, RecordHeader};
+use crate::replay::tests::run_reads;
 use crate::replay::{SegmentScan, Settlement, scan_segment, settle};
 use crate::segment::{Identity, SegmentHeader};
 
@@ -101,31 +102,13 @@ fn write_out(log: &mut GroupCommit, bytes: &mut [u8]) {
     }
 }
 
-/// Runs a procedure that only reads, on these bytes.
-fn run<T>(bytes: &[u8], mut procedure: Procedure<T>) -> T {
-    loop {
-        if let Some(output) = procedure.take_output() {
-            return output;
-        }
-        let request = procedure.poll_request().expect("it waits for a read");
-        let DiskOperation::Read { offset, len, mut buffer, .. } = request.operation else {
-            panic!("it only reads");
-        };
-        let offset = usize::try_from(offset).unwrap();
-        buffer.set_len(0);
-        buffer.extend_from_slice(&bytes[offset..(offset + len).min(bytes.len())]);
-        let (id, result) = (request.id, Ok(DiskOutput::Done));
-        procedure.handle_disk(DiskCompletion { id, result, buffer: Some(buffer) });
-    }
-}
-
 fn source(bytes: &[u8], cut: Option<u64>) -> SegmentSource {
     SegmentSource { id: SEGMENT, file: FileId(0), len: bytes.len() as u64, cut }
 }
 
 fn read_back(bytes: &[u8], cut: Option<u64>) -> Option<Footer> {
     let source = source(bytes, cut);
-    run(bytes, Procedure::new(|port| async move { read_footer(&port, STORE, &source).await }))
+    run_reads(bytes, Procedure::new(|port| async move { read_footer(&port, STORE, &source).await }))
 }
 
 fn scan(bytes: &[u8]) -> (SegmentScan, Vec<ReplayedRecord>) {
@@ -136,7 +119,7 @@ fn scan(bytes: &[u8]) -> (SegmentScan, Vec<ReplayedRecord>) {
         let scan = scan_segment(&port, STORE, source, &[], &mut visit).await;
         (scan, records)
     });
-    run(bytes, procedure)
+    run_reads(bytes, procedure)
 }
 
 /// What is wrong with a log whose earlier segments have been freed.

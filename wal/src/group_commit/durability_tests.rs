@@ -208,13 +208,18 @@ fn any_mode() -> impl Strategy<Value = (SyncMethod, CommitDurability)> {
     (method, durability)
 }
 
+/// What to do, which operation to complete, and the bytes of a value.
+fn any_step() -> impl Strategy<Value = (u8, prop::sample::Index, usize)> {
+    (0..4u8, any::<prop::sample::Index>(), 1..9000usize)
+}
+
 proptest! {
     // Steps: append and end the turn, let time pass, or complete any operation under way.
     #[test]
     fn nothing_is_acknowledged_before_its_mode_promises(
         (method, durability) in any_mode(),
         in_flight in 1..=FRAMES_IN_FLIGHT_MAX,
-        steps in prop::collection::vec((0..4u8, any::<prop::sample::Index>(), 1..9000usize), 1..120),
+        steps in prop::collection::vec(any_step(), 1..120),
     ) {
         let mut log = log(method, durability);
         log.limits.frames_in_flight_max = in_flight;

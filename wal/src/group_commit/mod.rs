@@ -23,10 +23,11 @@
 //! frame goes out to a file while that file is synced.
 //!
 //! A segment that is left gets a footer ([`crate::footer`]) once all of its frames are durable, and
-//! is sealed then ([`GroupCommit::poll_sealed`]); room for the footer is kept while frames are added.
+//! is sealed then ([`GroupCommit::poll_sealed`]); frames leave room for it.
 //!
-//! A failed write or sync is final: the range is never written again, nothing after it becomes durable, and
-//! every later append is refused. What recovery finds of such records is of unknown outcome.
+//! A failed write or sync is final: the range is never written again, nothing after it becomes
+//! durable, and every later append is refused. What recovery finds of such records is of unknown
+//! outcome.
 
 use std::collections::VecDeque;
 
@@ -42,6 +43,8 @@ use crate::record::{
 use crate::replay::ReplayedRecord;
 use crate::segment::SEGMENT_HEADER_LEN;
 
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 mod durability_tests;
 mod progress;
@@ -182,8 +185,8 @@ pub struct GroupCommitCounters {
     pub footer_bytes: u64,
 }
 
-/// A frame or footer to be written, or a file of frames to be synced: the caller sends the operation to the
-/// disk and returns the completion with [`GroupCommit::handle_written`].
+/// A frame or footer to be written, or a file of frames to be synced: the caller sends the
+/// operation to the disk and returns the completion with [`GroupCommit::handle_written`].
 #[derive(Debug)]
 pub struct FrameWrite {
     /// Pairs the completion with the operation.
@@ -355,8 +358,8 @@ impl GroupCommit {
     /// Appends a record that stands for one first logged as `first_lsn`. It has an LSN of its own,
     /// like every record: that is what [`Appended`] tells.
     ///
-    /// The value is summed anew; [`GroupCommit::append_copy_of`] keeps the checksums of one that was
-    /// read from the disk.
+    /// The value is summed anew; [`GroupCommit::append_copy_of`] keeps the checksums of one that
+    /// was read from the disk.
     ///
     /// # Errors
     /// [`AppendError`]; the copy is then not part of the log.
@@ -571,8 +574,8 @@ impl GroupCommit {
         }
     }
 
-    /// Takes the next frame to write, up to the limit of frames in flight, the next file to sync, or
-    /// the next footer.
+    /// Takes the next file to sync, footer to write, or frame to write, up to the limit of frames
+    /// in flight.
     pub fn poll_write(&mut self) -> Option<FrameWrite> {
         if self.failure.is_some() {
             return None;

@@ -52,7 +52,8 @@ pub(super) struct Tail {
 impl Tail {
     /// Starts a segment whose first frame takes `frame_len` bytes.
     pub(super) fn new(segment: OpenSegment, first_lsn: Lsn, frame_len: u64) -> Self {
-        let table = FooterTable::default();
+        let room = usize::try_from(segment.len / FOOTER_SHARE_MAX).unwrap_or(0);
+        let table = FooterTable::with_capacity(room);
         // The footer gives way to a frame that fits only without it.
         let end = SEGMENT_HEADER_LEN + frame_len + table.footer_len_max() as u64;
         Self {

@@ -662,4 +662,4 @@ impl Reader {
 #[cfg(test)]
 mod reuse_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

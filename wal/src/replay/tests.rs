@@ -7,7 +7,7 @@ use crate::procedure::Procedure;
 use crate::record::Record;
 use crate::segment::{Identity, SegmentHeader};
 
-pub(super) const STORE: [u8; 16] = [5; 16];
+pub(crate) const STORE: [u8; 16] = [5; 16];
 const SEGMENT: u64 = 3;
 const SEGMENT_LEN: usize = 64 << 10;
 
@@ -92,7 +92,7 @@ pub(super) fn run_scan(
     settlement: Option<&Settlement>,
 ) -> (SegmentScan, Vec<ReplayedRecord>) {
     let (skip, settlement) = (skip.to_vec(), settlement.cloned());
-    let mut procedure = Procedure::new(|port| async move {
+    let procedure = Procedure::new(|port| async move {
         let mut records = Vec::new();
         let mut visit = |record| records.push(record);
         let scan = match settlement {
@@ -101,6 +101,11 @@ pub(super) fn run_scan(
         };
         (scan, records)
     });
+    run_reads(bytes, procedure)
+}
+
+/// Runs a procedure that only reads, from one file of these bytes.
+pub(crate) fn run_reads<T>(bytes: &[u8], mut procedure: Procedure<T>) -> T {
     loop {
         if let Some(output) = procedure.take_output() {
             return output;
