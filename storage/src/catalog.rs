@@ -12,7 +12,7 @@
 //! A touched value keeps its own slot behind the touch's, not shadowed: it is the live one, and its
 //! expiry hint follows the touch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wal::record::Key;
 
@@ -44,6 +44,9 @@ pub(crate) struct Catalog {
     pub(crate) index: Index,
     pub(crate) segments: Segments,
     near: BTreeSet<(u64, Key, Place)>,
+    /// Values of touched keys that are crowded: the index has but one slot for such a key, and that
+    /// is the touch's.
+    bases: BTreeMap<Key, Slot>,
     keys: u64,
     expiring: u64,
 }
@@ -109,11 +112,18 @@ impl Catalog {
         let is_base = |old: &Slot| old.place == base && old.kind == SlotKind::Put;
         let mut but_base = |old: &Slot| if is_base(old) { Kin::Other } else { kin(old) };
         self.shade(key, before, slot.foreign, &mut but_base);
-        if let Some(old) = { before }.find(is_base) {
+        let crowded = self.bases.remove(key);
+        crowded.iter().for_each(|old| self.count_out(old));
+        if let Some(old) = { before }.find(is_base).or(crowded) {
             let old = Slot { shadowed: false, expiry: slot.expiry, ..old };
-            self.index.replace(key, base, old);
+            if !self.index.replace(key, base, old) {
+                self.index.insert(key, old);
+            }
         }
-        self.index.insert(key, slot);
+        if let Some(displaced) = self.index.insert(key, slot).filter(is_base) {
+            self.count_in(&displaced);
+            self.bases.insert(*key, displaced);
+        }
         self.recount(before, key);
         self.tidy(key);
     }
@@ -170,6 +180,7 @@ impl Catalog {
     pub(crate) fn clear(&mut self) {
         self.index.clear();
         self.near.clear();
+        self.bases.clear();
         (self.keys, self.expiring) = (0, 0);
         for segment in self.segments.iter_mut() {
             (segment.slots, segment.live_bytes, segment.tombstone_bytes) = (0, 0, 0);
@@ -188,16 +199,28 @@ impl Catalog {
     }
 
     fn recount(&mut self, before: Candidates, key: &Key) {
-        for slot in before {
-            self.segments.count_out(&slot);
-            self.keys -= u64::from(is_key(&slot));
-            self.expiring -= u64::from(is_expiring(&slot));
+        before.for_each(|slot| self.count_out(&slot));
+        let after = self.index.candidates(key);
+        after.for_each(|slot| self.count_in(&slot));
+        if !self.bases.is_empty() {
+            let touched = after.first_is_exact() && { after }
+                .next()
+                .is_some_and(|slot| slot.kind == SlotKind::Touch);
+            let base = if touched { None } else { self.bases.remove(key) };
+            base.iter().for_each(|slot| self.count_out(slot));
         }
-        for slot in self.index.candidates(key) {
-            self.segments.count_in(&slot);
-            self.keys += u64::from(is_key(&slot));
-            self.expiring += u64::from(is_expiring(&slot));
-        }
+    }
+
+    fn count_in(&mut self, slot: &Slot) {
+        self.segments.count_in(slot);
+        self.keys += u64::from(is_key(slot));
+        self.expiring += u64::from(is_expiring(slot));
+    }
+
+    fn count_out(&mut self, slot: &Slot) {
+        self.segments.count_out(slot);
+        self.keys -= u64::from(is_key(slot));
+        self.expiring -= u64::from(is_expiring(slot));
     }
 
     /// Notes when a record's key expires, if that is soon.

@@ -92,8 +92,8 @@ pub(super) struct Compaction {
     windows: u64,
     /// No new work until the next write: the store is being shut down.
     paused: bool,
-    /// Asked for by hand: goes on until there is nothing worth it.
-    requested: bool,
+    /// Asked for by hand: segments whose last record is not above this are looked at.
+    requested_lsn: Option<Lsn>,
     heads: BTreeMap<Spot, Option<Rc<Head>>>,
     heads_wanted: BTreeSet<Spot>,
     pub(super) counters: CompactionCounters,
@@ -154,9 +154,10 @@ struct Original<'a> {
 }
 
 impl Store {
-    /// Starts compaction by hand: it goes on until no sealed segment holds much that is dead.
+    /// Starts compaction by hand: it goes on until no segment that is there now holds much that is
+    /// dead, the active one excepted.
     pub fn compact(&mut self) {
-        self.compaction.requested = true;
+        self.compaction.requested_lsn = Some(self.log.last_lsn());
         self.compaction.resume();
     }
 
@@ -233,8 +234,9 @@ impl Store {
         let wasteful = sealed >= SEALED_COUNT_MIN
             && len * 10 > live * 13 + 10 * 2 * self.segment_bytes
             && !self.supply_is_short();
-        let requested = self.compaction.requested;
-        if !wasteful && !requested && !self.supply.is_disk_full() {
+        let requested_lsn = self.compaction.requested_lsn;
+        let at_any_rate = wasteful || self.supply.is_disk_full();
+        if !at_any_rate && requested_lsn.is_none() {
             return None;
         }
         // Many tombstones wait for the oldest records to go: those first, then.
@@ -247,9 +249,12 @@ impl Store {
             let oldest = oldest == Some(number);
             let kept = segment.live_bytes + if oldest { 0 } else { segment.tombstone_bytes };
             let dead = segment.len.saturating_sub(kept);
-            let blocked = segment.has_clear && !oldest
+            let asked_for = segment.lsns.is_none_or(|(_, last)| Some(last) <= requested_lsn);
+            let blocked = !at_any_rate && !asked_for
+                || segment.has_clear && !oldest
                 || self.supply.is_disk_full() && kept + segment.live_bytes / 8 > room;
-            if blocked || dead < segment.len / 16 && !(by_age && oldest) {
+            let worth = if wasteful || asked_for { segment.len / 8 } else { segment.len / 4 };
+            if blocked || dead < worth && !(by_age && oldest) {
                 continue;
             }
             let age = segment.lsns.map_or(Lsn::ZERO, |(_, last)| last).0;
@@ -263,7 +268,7 @@ impl Store {
             }
         }
         if best.is_none() {
-            self.compaction.requested = false;
+            self.compaction.requested_lsn = None;
         }
         best.map(|(_, number)| number)
     }

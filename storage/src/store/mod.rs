@@ -22,6 +22,8 @@ use crate::segments::{Segment, SegmentState};
 mod compaction;
 mod disk_read;
 mod manifest_keeper;
+#[cfg(test)]
+mod model_tests;
 mod pace;
 mod pool;
 mod read;
