@@ -362,10 +362,22 @@ impl World {
     }
 }
 
+/// Says which seed was running when something panics.
+struct Running(u64);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
 #[test]
 fn store_agrees_with_a_map_over_restarts_and_compaction() {
     let mut freed = 0;
-    for seed in 0..400 {
+    for seed in 0..1500 {
+        let _running = Running(seed);
         let mut world = World::new(seed);
         for step in 0..1_500 {
             world.step();
