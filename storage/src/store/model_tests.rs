@@ -179,6 +179,7 @@ impl World {
         for _ in 0..10_000 {
             self.events.extend(std::iter::from_fn(|| self.store.poll_event()));
             while let Some(event) = self.events.pop_front() {
+                assert!(!matches!(event, Event::Damaged { .. }), "{event:?}");
                 if let Some(found) = wanted(&event) {
                     return found;
                 }
@@ -278,7 +279,6 @@ impl World {
             Get::Missing => None,
             Get::Found(value) => Some(value),
             Get::Pending(wanted) => self.event(|event| match event {
-                Event::Damaged { .. } => panic!("{event:?}"),
                 Event::Read { id, result } if *id == wanted => {
                     Some(result.clone().unwrap().map(|(_, value)| value))
                 }
