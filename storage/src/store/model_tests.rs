@@ -376,7 +376,7 @@ impl Drop for Running {
 #[test]
 fn store_agrees_with_a_map_over_restarts_and_compaction() {
     let mut freed = 0;
-    for seed in 0..1500 {
+    for seed in 0..200 {
         let _running = Running(seed);
         let mut world = World::new(seed);
         for step in 0..1_500 {
