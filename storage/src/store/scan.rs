@@ -25,7 +25,7 @@ enum Item {
     Slot(Slot),
     /// A touch: the user key stands in the put.
     Touch(Slot, Key, Found),
-    Reading(Box<Item>),
+    Reading(Box<Self>),
     /// The key is deleted, or expired.
     Gone(Key),
     Live(ScannedKey),
