@@ -373,23 +373,31 @@ impl Drop for Running {
     }
 }
 
+/// Tries a seed; returns how many segments were compacted.
+fn try_seed(seed: u64) -> u64 {
+    let _running = Running(seed);
+    let mut world = World::new(seed);
+    for step in 0..1_500 {
+        world.step();
+        if step % 300 == 299 {
+            world.check_all();
+        }
+    }
+    world.restart();
+    world.check_all();
+    world.freed
+}
+
 #[test]
 fn store_agrees_with_a_map_over_restarts_and_compaction() {
-    let mut freed = 0;
-    for seed in 0..200 {
-        let _running = Running(seed);
-        let mut world = World::new(seed);
-        for step in 0..1_500 {
-            world.step();
-            if step % 300 == 299 {
-                world.check_all();
-            }
-        }
-        world.restart();
-        world.check_all();
-        freed += world.freed;
-    }
+    let freed: u64 = (0..200).map(try_seed).sum();
     assert!(freed > 100, "only {freed} segments were compacted");
+}
+
+#[test]
+#[ignore = "open: a live key among 30 of one prefix is lost; one seed in a thousand finds it"]
+fn crowded_key_is_not_lost() {
+    try_seed(917);
 }
 
 #[test]
