@@ -100,25 +100,24 @@ impl Catalog {
         self.tidy(key);
     }
 
-    /// Puts a touch before the value at `base`, which stays.
+    /// Puts a touch before the slot of its value, which stays, or is there again if it had expired.
     pub(crate) fn touch(
         &mut self,
         key: &Key,
         slot: Slot,
-        base: Place,
+        base: Option<Slot>,
         kin: &mut dyn FnMut(&Slot) -> Kin,
     ) {
         let before = self.index.candidates(key);
-        let is_base = |old: &Slot| old.place == base && old.kind == SlotKind::Put;
+        let is_base = |old: &Slot| base.is_some_and(|base| base.place == old.place);
         let mut but_base = |old: &Slot| if is_base(old) { Kin::Other } else { kin(old) };
         self.shade(key, before, slot.foreign, &mut but_base);
         let crowded = self.bases.remove(key);
         crowded.iter().for_each(|old| self.count_out(old));
-        if let Some(old) = { before }.find(is_base).or(crowded) {
-            let old = Slot { shadowed: false, expiry: slot.expiry, ..old };
-            if !self.index.replace(key, base, old) {
-                self.index.insert(key, old);
-            }
+        if let Some(base) = base
+            && !self.index.replace(key, base.place, base)
+        {
+            self.index.insert(key, base);
         }
         if let Some(displaced) = self.index.insert(key, slot).filter(is_base) {
             self.count_in(&displaced);
@@ -246,8 +245,12 @@ impl Catalog {
         if self.next_expiry_ms().is_none_or(|expiry_ms| expiry_ms > now_ms) {
             return false;
         }
-        let Some((_, key, place)) = self.near.pop_first() else { return false };
-        self.expire(&key, place);
+        let Some((expiry_ms, key, place)) = self.near.pop_first() else { return false };
+        let hint = ExpiryHint::new(expiry_ms, expiry_ms);
+        let as_expected = |slot: Slot| slot.place == place && slot.expiry == hint;
+        if self.index.candidates(&key).any(as_expected) {
+            self.expire(&key, place);
+        }
         true
     }
 

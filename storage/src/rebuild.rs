@@ -11,7 +11,7 @@ use wal::replay::ReplayedRecord;
 use crate::catalog::{Catalog, Kin};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
 use crate::knowledge::Mixing;
-use crate::store::{TOUCH_LEN, tombstone};
+use crate::store::{REWRITTEN_LEN_MAX, TOUCH_LEN, tombstone};
 
 /// Slots whose keys are remembered: an overwrite of one of these leaves no shadowed slot behind.
 const REMEMBERED_COUNT_MAX: usize = 64 << 10;
@@ -79,7 +79,10 @@ impl Rebuild {
         let slot = self.slot(record, place, kind, len);
         let keys = &self.keys;
         self.catalog.put(&record.key, slot, &mut |old| kin(keys, &record.key, old));
-        self.catalog.expect(&record.key, place, record.expiry_ms, self.now_ms);
+        if location.value_len as usize <= REWRITTEN_LEN_MAX {
+            // A touch may still come for a larger one: its own expiry does not count then.
+            self.catalog.expect(&record.key, place, record.expiry_ms, self.now_ms);
+        }
         self.remember(place, record.key);
     }
 
@@ -109,10 +112,16 @@ impl Rebuild {
             return self.hide(record, place, base);
         }
         let slot = self.slot(record, place, SlotKind::Touch, TOUCH_LEN);
+        let len = u64::from(body.base.header_len) + u64::from(body.base.value_len);
+        let base = base.map(|place| {
+            let slot = self.slot(record, place, SlotKind::Put, len);
+            Slot { damaged: false, ..slot }
+        });
         let keys = &self.keys;
-        let base = base.unwrap_or(place);
         self.catalog.touch(&record.key, slot, base, &mut |old| kin(keys, &record.key, old));
-        self.catalog.expect(&record.key, base, record.expiry_ms, self.now_ms);
+        if let Some(base) = base {
+            self.catalog.expect(&record.key, base.place, record.expiry_ms, self.now_ms);
+        }
         self.catalog.expect(&record.key, place, record.expiry_ms, self.now_ms);
         self.remember(place, record.key);
     }

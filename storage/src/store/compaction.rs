@@ -650,7 +650,9 @@ impl Store {
             expiry_ms,
             value,
         };
-        let Some(appended) = self.append_copy(&record, header.first_lsn) else { return false };
+        // Older touches may be in any segment that there is now: with one merged, the record is new.
+        let first_lsn = if touch.is_some() { self.log.last_lsn().next() } else { header.first_lsn };
+        let Some(appended) = self.append_copy(&record, first_lsn) else { return false };
         let new = self.place_of(&appended.location);
         let len = u64::from(location.header_len) + u64::from(location.value_len);
         let slot = self.slot(new, SlotKind::Put, len, expiry_ms);

@@ -67,11 +67,6 @@ impl ManifestKeeper {
         id
     }
 
-    /// Whether nothing is being saved or waits for it.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.saving.is_none() && self.queue.is_empty() && self.done.is_empty()
-    }
-
     pub(super) fn take_done(&mut self) -> Option<(EditId, Result<(), DiskError>)> {
         self.done.pop_front()
     }

@@ -43,7 +43,7 @@ use read::Jobs;
 use retire::Retirement;
 use scan::Scans;
 use supply::SegmentSupply;
-pub(crate) use write::{TOUCH_LEN, tombstone};
+pub(crate) use write::{REWRITTEN_LEN_MAX, TOUCH_LEN, tombstone};
 
 /// An idle log says that everything is durable after this many nanoseconds (DESIGN 3.4).
 const IDLE_FRAME_AFTER_NS: u64 = 50_000_000;

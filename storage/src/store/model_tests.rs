@@ -179,6 +179,7 @@ impl World {
         for _ in 0..10_000 {
             self.events.extend(std::iter::from_fn(|| self.store.poll_event()));
             while let Some(event) = self.events.pop_front() {
+                assert!(!matches!(event, Event::Damaged { .. }), "{event:?}");
                 if let Some(found) = wanted(&event) {
                     return found;
                 }
@@ -278,7 +279,6 @@ impl World {
             Get::Missing => None,
             Get::Found(value) => Some(value),
             Get::Pending(wanted) => self.event(|event| match event {
-                Event::Damaged { .. } => panic!("{event:?}"),
                 Event::Read { id, result } if *id == wanted => {
                     Some(result.clone().unwrap().map(|(_, value)| value))
                 }
@@ -362,22 +362,42 @@ impl World {
     }
 }
 
+/// Says which seed was running when something panics.
+struct Running(u64);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
+/// Tries a seed; returns how many segments were compacted.
+fn try_seed(seed: u64) -> u64 {
+    let _running = Running(seed);
+    let mut world = World::new(seed);
+    for step in 0..1_500 {
+        world.step();
+        if step % 300 == 299 {
+            world.check_all();
+        }
+    }
+    world.restart();
+    world.check_all();
+    world.freed
+}
+
 #[test]
 fn store_agrees_with_a_map_over_restarts_and_compaction() {
-    let mut freed = 0;
-    for seed in 0..400 {
-        let mut world = World::new(seed);
-        for step in 0..1_500 {
-            world.step();
-            if step % 300 == 299 {
-                world.check_all();
-            }
-        }
-        world.restart();
-        world.check_all();
-        freed += world.freed;
-    }
+    let freed: u64 = (0..200).map(try_seed).sum();
     assert!(freed > 100, "only {freed} segments were compacted");
+}
+
+#[test]
+#[ignore = "open: a live key among 30 of one prefix is lost; one seed in a thousand finds it"]
+fn crowded_key_is_not_lost() {
+    try_seed(917);
 }
 
 #[test]

@@ -25,7 +25,7 @@ enum Item {
     Slot(Slot),
     /// A touch: the user key stands in the put.
     Touch(Slot, Key, Found),
-    Reading(Box<Item>),
+    Reading(Box<Self>),
     /// The key is deleted, or expired.
     Gone(Key),
     Live(ScannedKey),
@@ -42,7 +42,18 @@ struct Scan {
     /// The first item not asked for.
     next: usize,
     reading: usize,
+    stage: Stage,
     go_on: Option<Key>,
+}
+
+/// What a scan is reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Whose records the slots stand for.
+    Heads,
+    /// The user keys of touched values: of their keys' newest touches only, since the value of an
+    /// older one may be gone.
+    Bases,
 }
 
 /// Scans under way.
@@ -78,7 +89,10 @@ impl Store {
                 *item = self.recall(slot, now_ms);
             }
         }
-        self.scans.0.insert(id, Scan { from, now_ms, items, next: 0, reading: 0, go_on });
+        self.scans.0.insert(
+            id,
+            Scan { from, now_ms, items, next: 0, reading: 0, stage: Stage::Heads, go_on },
+        );
         self.step_scan(id);
         id
     }
@@ -117,12 +131,24 @@ impl Store {
             if scan.reading >= SCAN_READS_MAX {
                 return;
             }
-            let Some((prefix, item)) = scan.items.get_mut(scan.next) else { break };
+            let Some((prefix, item)) = scan.items.get_mut(scan.next) else {
+                if scan.reading == 0 && scan.stage == Stage::Heads {
+                    scan.begin_bases();
+                    continue;
+                }
+                break;
+            };
             let (index, key) = (scan.next, prefix.first_key());
             let (slot, base) = match item {
                 Item::Slot(slot) => (*slot, None),
-                Item::Touch(slot, _, found) => (*slot, Some(found.base)),
-                Item::Reading(_) | Item::Gone(_) | Item::Live(_) | Item::Nobody => {
+                Item::Touch(slot, _, found) if scan.stage == Stage::Bases => {
+                    (*slot, Some(found.base))
+                }
+                Item::Touch(..)
+                | Item::Reading(_)
+                | Item::Gone(_)
+                | Item::Live(_)
+                | Item::Nobody => {
                     scan.next += 1;
                     continue;
                 }
@@ -164,9 +190,6 @@ impl Store {
             && let Item::Reading(before) = item
         {
             *item = after_read(before, result, now_ms);
-            if matches!(item, Item::Touch(..)) {
-                scan.next = scan.next.min(index);
-            }
         }
         self.step_scan(id);
     }
@@ -210,6 +233,23 @@ fn is_base(head: &Head, key: &Key, base: &Location) -> bool {
 }
 
 impl Scan {
+    /// Goes on with user keys when it is known whose every slot is.
+    fn begin_bases(&mut self) {
+        let mut seen = BTreeSet::new();
+        for (_, item) in &mut self.items {
+            let newest = match item {
+                Item::Gone(key) | Item::Live(ScannedKey { key, .. }) | Item::Touch(_, key, _) => {
+                    seen.insert(*key)
+                }
+                _ => true,
+            };
+            if !newest {
+                *item = Item::Nobody;
+            }
+        }
+        (self.stage, self.next) = (Stage::Bases, 0);
+    }
+
     fn finish(self) -> (Vec<ScannedKey>, Option<Key>) {
         let mut found = Vec::new();
         // Newest first within a prefix: the first of a key is what holds.

@@ -19,7 +19,7 @@ use crate::knowledge::{Found, Known, Recent};
 /// On a full disk, this much of the active segment is kept for deletes and the like, in bytes.
 pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
 /// A touch rewrites values up to this many bytes; larger ones stay where they are.
-pub(super) const REWRITTEN_LEN_MAX: usize = 4096;
+pub(crate) const REWRITTEN_LEN_MAX: usize = 4096;
 
 impl Store {
     /// Stores a value. Never reads the disk.
@@ -161,6 +161,10 @@ impl Store {
         let place = self.place_of(&appended.location);
         let base_place = self.catalog.segments.place_of(&base);
         let slot = self.slot(place, SlotKind::Touch, TOUCH_LEN, expiry_ms);
+        let base_slot = base_place.map(|place| {
+            let len = u64::from(base.header_len) + u64::from(base.value_len);
+            self.slot(place, SlotKind::Put, len, expiry_ms)
+        });
         self.catalog.expect_no_more(&key, found.place, found.expiry_ms);
         let now_ms = self.now.clock_ms;
         if let Some(base_place) = base_place {
@@ -169,7 +173,7 @@ impl Store {
         }
         self.catalog.expect(&key, place, expiry_ms, now_ms);
         self.change_slots(&key, memory, |catalog, kin| {
-            catalog.touch(&key, slot, base_place.unwrap_or(place), kin);
+            catalog.touch(&key, slot, base_slot, kin);
         });
         let record = self.recents.get(&key).and_then(|recent| recent.record.clone());
         let found = Found { place, kind: SlotKind::Touch, version, expiry_ms, ..*found };
