@@ -75,6 +75,10 @@ impl StoreWorld {
             Command::Get => self.get(key),
             Command::Lookup => self.lookup(key),
             Command::Scan => self.scan(key),
+            Command::Compact => {
+                self.store_mut().compact();
+                Ok(())
+            }
         }
     }
 
@@ -107,12 +111,8 @@ impl StoreWorld {
                 self.waiting.writer = true;
                 Ok(None)
             }
-            Err(WriteError::DiskFull | WriteError::ReadOnly(_))
-                if self.condition == Condition::Faulty =>
-            {
-                Ok(None)
-            }
-            Err(_) if self.condition == Condition::Damaged => Ok(None),
+            Err(WriteError::KeyConflict) => Err("keys are said to have one id".to_owned()),
+            Err(_) if self.condition != Condition::Sound => Ok(None),
             Err(error) => Err(format!("a write is refused: {error}")),
         }
     }
