@@ -22,7 +22,12 @@ pub(super) struct Waiting {
     pub(super) writer: bool,
     pub(super) next_version: u128,
     next_value: u64,
+    /// How often something was asked again since the last new command.
+    redone: u32,
 }
+
+/// Asking again makes progress: nobody needs to ask more often between two new commands.
+const REDOS_MAX: u32 = 10_000;
 
 impl Waiting {
     /// What is owed although nothing is under way any more.
@@ -63,6 +68,7 @@ enum Redo {
 impl StoreWorld {
     pub(super) fn command(&mut self) -> Result<(), String> {
         self.summary.operations += 1;
+        self.waiting.redone = 0;
         let key = self.rng.usize(..self.mix.keys);
         match self.mix.command(&mut self.rng) {
             Command::Put => self.put(key).map(drop),
@@ -84,6 +90,10 @@ impl StoreWorld {
 
     /// Does again what had to wait for a read.
     pub(super) fn redo(&mut self, id: ReadId) -> Result<(), String> {
+        self.waiting.redone += 1;
+        if self.waiting.redone > REDOS_MAX {
+            return Err(format!("{:?} is resolved for ever", self.waiting.redos.get(&id)));
+        }
         match self.waiting.redos.remove(&id).ok_or("resolved what nobody asked")? {
             Redo::Remove { key } => self.remove(key),
             Redo::Touch { key, expiry_ms } => self.touch(key, expiry_ms),
