@@ -22,7 +22,12 @@ pub(super) struct Waiting {
     pub(super) writer: bool,
     pub(super) next_version: u128,
     next_value: u64,
+    /// How often something was asked again since the last new command.
+    redone: u32,
 }
+
+/// Asking again makes progress: nobody needs to ask more often between two new commands.
+const REDOS_MAX: u32 = 10_000;
 
 impl Waiting {
     /// What is owed although nothing is under way any more.
@@ -63,6 +68,7 @@ enum Redo {
 impl StoreWorld {
     pub(super) fn command(&mut self) -> Result<(), String> {
         self.summary.operations += 1;
+        self.waiting.redone = 0;
         let key = self.rng.usize(..self.mix.keys);
         match self.mix.command(&mut self.rng) {
             Command::Put => self.put(key).map(drop),
@@ -75,11 +81,19 @@ impl StoreWorld {
             Command::Get => self.get(key),
             Command::Lookup => self.lookup(key),
             Command::Scan => self.scan(key),
+            Command::Compact => {
+                self.store_mut().compact();
+                Ok(())
+            }
         }
     }
 
     /// Does again what had to wait for a read.
     pub(super) fn redo(&mut self, id: ReadId) -> Result<(), String> {
+        self.waiting.redone += 1;
+        if self.waiting.redone > REDOS_MAX {
+            return Err(format!("{:?} is resolved for ever", self.waiting.redos.get(&id)));
+        }
         match self.waiting.redos.remove(&id).ok_or("resolved what nobody asked")? {
             Redo::Remove { key } => self.remove(key),
             Redo::Touch { key, expiry_ms } => self.touch(key, expiry_ms),
@@ -107,12 +121,8 @@ impl StoreWorld {
                 self.waiting.writer = true;
                 Ok(None)
             }
-            Err(WriteError::DiskFull | WriteError::ReadOnly(_))
-                if self.condition == Condition::Faulty =>
-            {
-                Ok(None)
-            }
-            Err(_) if self.condition == Condition::Damaged => Ok(None),
+            Err(WriteError::KeyConflict) => Err("keys are said to have one id".to_owned()),
+            Err(_) if self.condition != Condition::Sound => Ok(None),
             Err(error) => Err(format!("a write is refused: {error}")),
         }
     }

@@ -14,6 +14,9 @@ use crate::disk::{SimulatedDisk, run_procedure, run_procedure_until};
 /// The core that owns the store's requests.
 pub(super) const OWNER: u16 = 0;
 
+/// Asking again makes progress: nobody needs to ask more often.
+const ASKS_MAX: u32 = 100;
+
 /// A recovered store and everything in it.
 #[derive(Debug)]
 pub(super) struct Recovered {
@@ -167,7 +170,7 @@ impl Reader<'_> {
         &mut self,
         key: &ModelKey,
     ) -> Result<Result<Option<Entry>, storage::ReadError>, String> {
-        loop {
+        for _ in 0..ASKS_MAX {
             match self.store.lookup(key) {
                 Ok(Lookup::Missing) => return Ok(Ok(None)),
                 Ok(Lookup::Found(entry)) => return Ok(Ok(Some(entry))),
@@ -175,6 +178,7 @@ impl Reader<'_> {
                 Err(error) => return Ok(Err(error)),
             }
         }
+        Err(format!("{key:?} is resolved {ASKS_MAX} times and never known"))
     }
 
     fn resolve(&mut self, wanted: ReadId) -> Result<(), String> {

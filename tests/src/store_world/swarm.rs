@@ -50,6 +50,7 @@ pub(super) enum Command {
     Get,
     Lookup,
     Scan,
+    Compact,
 }
 
 /// What may go wrong besides crashes.
@@ -69,7 +70,7 @@ pub(super) struct Mix {
     pub(super) options: StoreOptions,
     pub(super) keys: usize,
     pub(super) pattern: KeyPattern,
-    weights: [(Command, u32); 7],
+    weights: [(Command, u32); 8],
     pub(super) values: ValueSizes,
     pub(super) expiries: Expiries,
     pub(super) wall: WallClock,
@@ -182,7 +183,7 @@ impl Mix {
     }
 }
 
-fn draw_weights(rng: &mut Rng) -> [(Command, u32); 7] {
+fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
     let usual = [
         (Command::Put, 45),
         (Command::Remove, 12),
@@ -191,6 +192,7 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 7] {
         (Command::Get, 21),
         (Command::Lookup, 6),
         (Command::Scan, 4),
+        (Command::Compact, 1),
     ];
     usual.map(|(command, weight)| match (command, rng.u8(..6)) {
         (Command::Put, _) => (command, weight),
