@@ -8,7 +8,7 @@ use wal::disk::DiskError;
 use wal::record::{Key, Location, Version};
 
 use crate::cache::{CachedRecord, ReadCache};
-use crate::index::{Place, SlotKind};
+use crate::index::{Place, SegmentNumber, SlotKind};
 use crate::segments::{Segments, Spot};
 
 /// Answers found by reading that are kept.
@@ -175,6 +175,12 @@ impl Resolved {
         if !self.answers.is_empty() {
             self.answers.remove(key);
         }
+    }
+
+    /// Forgets answers that name a segment's number: another segment gets it.
+    pub(crate) fn forget_segment(&mut self, number: SegmentNumber) {
+        let names = |known| matches!(known, Known::Present(found) if found.place.segment == number);
+        self.answers.retain(|_, answer| !names(answer.known));
     }
 
     pub(crate) fn clear(&mut self) {

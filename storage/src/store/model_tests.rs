@@ -395,8 +395,7 @@ fn store_agrees_with_a_map_over_restarts_and_compaction() {
 }
 
 #[test]
-#[ignore = "open: a live key among 30 of one prefix is lost; one seed in a thousand finds it"]
-fn crowded_key_is_not_lost() {
+fn answer_about_an_expired_key_does_not_outlive_its_segment() {
     try_seed(917);
 }
 

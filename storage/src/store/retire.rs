@@ -129,6 +129,7 @@ impl Store {
                 self.compaction.counters.segments_freed += 1;
                 self.compaction.counters.bytes_freed += segment.len;
             }
+            self.resolved.forget_segment(number);
             self.catalog.remove_segment(number);
             self.supply.retry_now();
         }
