@@ -661,8 +661,12 @@ impl Settle<'_> {
         manifest.segments.clear();
         for (segment, entry, scan) in &loaded.scans {
             let quarantined = manifest.quarantine.iter().any(|range| range.segment == segment.id);
+            // A touch may claim, wrongly, that its value is there.
+            let segments = &loaded.rebuilt.catalog.segments;
+            let number = segments.number_of(segment.id).and_then(|number| segments.get(number));
+            let claimed = number.is_some_and(|segment| segment.slots > 0);
             // Whatever is not blank is kept, even if nothing can be made of it.
-            if scan.record_count > 0 || quarantined || !scan.findings.is_empty() {
+            if scan.record_count > 0 || quarantined || !scan.findings.is_empty() || claimed {
                 let cut = entry.cut.or(Some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
             } else {

@@ -172,10 +172,11 @@ impl Segments {
         self.table.iter_mut().flatten()
     }
 
-    /// The place of a record; `None` if its segment is gone.
+    /// The place of a record; `None` if its segment is gone or ends before it.
     pub(crate) fn place_of(&self, location: &Location) -> Option<Place> {
         let segment = self.number_of(location.segment)?;
-        Some(Place { segment, line: location.offset / LINE_LEN })
+        let is_inside = u64::from(location.offset) < self.get(segment)?.len;
+        is_inside.then_some(Place { segment, line: location.offset / LINE_LEN })
     }
 
     /// Where a place is, for good.
