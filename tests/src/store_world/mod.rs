@@ -6,7 +6,7 @@
 //!                  \____ at requests: clone the disk, crash it, recover, compare ____/
 //! ```
 //!
-//! Each seed draws its own mix of configuration, commands and faults ([`swarm`]). The oracle is
+//! Each seed draws its own mix of configuration, commands and faults (`swarm`). The oracle is
 //! [`model::Model`]: an acknowledged state is there or a later one of the same key is; nothing else
 //! is ever seen; what an answer rests on is named by `Store::observed`. Once faults heal, writing
 //! resumes or the store says that it only reads.
