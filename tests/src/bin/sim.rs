@@ -130,6 +130,10 @@ fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
         "{} commands, {} disk requests, {} starts, {} crash images, {} damaged stores",
         total.operations, total.requests, total.generations, total.crashes, total.damaged
     );
+    println!(
+        "compaction: {} segments freed, {} bytes copied, {} segments unfit",
+        total.freed, total.copied, total.unfit
+    );
     finish(seeds, failed)
 }
 
@@ -182,4 +186,7 @@ fn add(total: &mut Summary, summary: &Summary) {
     total.crashes += summary.crashes;
     total.generations += summary.generations;
     total.damaged += summary.damaged;
+    total.freed += summary.freed;
+    total.copied += summary.copied;
+    total.unfit += summary.unfit;
 }

@@ -139,6 +139,12 @@ pub struct Summary {
     pub generations: u64,
     /// Stores with damage at rest that were looked over.
     pub damaged: u64,
+    /// Segments that compaction gave back.
+    pub freed: u64,
+    /// Bytes of records that compaction appended again.
+    pub copied: u64,
+    /// Segments that compaction gave up.
+    pub unfit: u64,
     /// Hash of everything that was done and of the disk at the end.
     pub trace: u64,
 }
@@ -248,6 +254,7 @@ impl StoreWorld {
             {
                 return Err("a frame was written where nothing was before".to_owned());
             }
+            self.count_compaction();
             if self.condition == Condition::Damaged {
                 self.look_over().map_err(|error| format!("after live damage: {error}"))?;
                 return Ok(self.finish());
@@ -263,6 +270,13 @@ impl StoreWorld {
         self.summary.trace = self.trace.finish();
         self.summary.requests = self.wire.disk.request_count();
         self.summary
+    }
+
+    fn count_compaction(&mut self) {
+        let counters = self.store().status().compaction;
+        self.summary.freed += counters.segments_freed;
+        self.summary.copied += counters.bytes_copied;
+        self.summary.unfit += counters.segments_unfit;
     }
 
     fn generation(&mut self, count: u32, last: bool) -> Result<(), String> {
