@@ -34,6 +34,7 @@ use crate::catalog::Kin;
 use crate::error::ReadError;
 use crate::index::{Place, SegmentNumber, Slot, SlotKind};
 use crate::knowledge::{Found, Known, Recent};
+use crate::mutation::{Mutation, is_planted};
 use crate::segments::{LINE_LEN, SegmentState, Spot};
 
 /// A victim is read in pieces of this many bytes.
@@ -525,7 +526,7 @@ impl Store {
             let older = segment.lsns.is_some_and(|(first, _)| first <= header.first_lsn);
             number != place.segment && older
         });
-        if !may_hide {
+        if !may_hide || is_planted(Mutation::TombstoneDroppedEarly) {
             return Decision::Drop;
         }
         match self.newest_of(&header.key, *place) {

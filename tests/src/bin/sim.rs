@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use clap::{Args, Parser, Subcommand};
-use kadring_tests::store_world::{self, Crashes, NthFailure, Summary, Trial, errors};
+use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
 
 /// Most images in one seed of an exhaustive run, unless told otherwise.
 const IMAGES_MAX: u64 = 4_096;
@@ -68,6 +68,10 @@ enum What {
         /// Images in one seed of an exhaustive run, about.
         #[arg(long, default_value_t = IMAGES_MAX)]
         images: u64,
+        /// Plants a defect in the store, which the oracle must notice: tombstones or segments are
+        /// given up early. Not in release builds.
+        #[arg(long, value_parser = planted)]
+        bug: Option<PlantedBug>,
     },
     /// One store without crashes, as often as it has requests: each fails in each way.
     Errors {
@@ -96,8 +100,9 @@ fn main() -> ExitCode {
         );
     }));
     match Arguments::parse().what {
-        What::Store { seeds, operations, exhaustive, images } => {
+        What::Store { seeds, operations, exhaustive, images, bug } => {
             let mut trial = Trial::of(operations);
+            trial.bug = bug.unwrap_or(PlantedBug::Nothing);
             if exhaustive {
                 trial.crashes = Crashes::Exhaustive { images_max: images };
             }
@@ -115,6 +120,14 @@ fn main() -> ExitCode {
             let only = nth.zip(error).map(|(nth, error)| NthFailure { nth, error, sticky });
             run_errors(&seeds, operations, only)
         }
+    }
+}
+
+fn planted(name: &str) -> Result<PlantedBug, String> {
+    match name {
+        "tombstones" => Ok(PlantedBug::DropsTombstonesEarly),
+        "segments" => Ok(PlantedBug::FreesSegmentsEarly),
+        _ => Err("one of tombstones, segments".to_owned()),
     }
 }
 

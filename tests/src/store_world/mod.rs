@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use fastrand::Rng;
+use storage::mutation::{self, Mutation};
 use storage::{Opened, ReadId, StoreOptions, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskError, DiskOperation, DiskRequest};
@@ -57,6 +58,21 @@ pub enum PlantedBug {
     WatermarkOffByOne,
     /// Checksums do not depend on the segment: stale frames of other segments validate.
     ChecksumWithoutSegment,
+    /// Compaction drops tombstones while older records of their keys may be around.
+    DropsTombstonesEarly,
+    /// A segment goes before the copies of what was live in it are durable.
+    FreesSegmentsEarly,
+}
+
+impl PlantedBug {
+    /// The bug as one of the store itself, if it is that.
+    fn mutation(self) -> Option<Mutation> {
+        match self {
+            Self::DropsTombstonesEarly => Some(Mutation::TombstoneDroppedEarly),
+            Self::FreesSegmentsEarly => Some(Mutation::SegmentFreedEarly),
+            _ => None,
+        }
+    }
 }
 
 /// Where crashes are tried.
@@ -154,8 +170,14 @@ pub struct Summary {
 /// # Errors
 /// What the oracle found, with the seed and the command that repeats it.
 pub fn run(seed: u64, trial: Trial) -> Result<Summary, String> {
+    if !mutation::plant(trial.bug.mutation()) {
+        return Ok(Summary::default());
+    }
     let mut world = StoreWorld::new(seed, trial);
-    world.live().map_err(|error| {
+    let outcome = world.live();
+    // Without a bug there is nothing to take back.
+    let _ = mutation::plant(None);
+    outcome.map_err(|error| {
         let exhaustive =
             if matches!(trial.crashes, Crashes::Exhaustive { .. }) { " --exhaustive" } else { "" };
         format!(
