@@ -43,6 +43,9 @@ pub(crate) enum Known {
     Present(Found),
     /// The disk could not tell; asked again, it may.
     Failed(DiskError),
+    /// A record that may be the key's is damaged. Its slot says so too, unless the damage is in what
+    /// the record refers to, or the slot was meant for another record.
+    Damaged,
 }
 
 /// A key's state that is not durable yet.

@@ -28,6 +28,8 @@ mod error;
 #[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
 mod index;
 mod knowledge;
+#[doc(hidden)]
+pub mod mutation;
 mod rebuild;
 mod recovery;
 mod segments;

@@ -34,6 +34,7 @@ use crate::catalog::Kin;
 use crate::error::ReadError;
 use crate::index::{Place, SegmentNumber, Slot, SlotKind};
 use crate::knowledge::{Found, Known, Recent};
+use crate::mutation::{Mutation, is_planted};
 use crate::segments::{LINE_LEN, SegmentState, Spot};
 
 /// A victim is read in pieces of this many bytes.
@@ -169,7 +170,6 @@ impl Store {
         {
             return;
         }
-        self.seal_left();
         self.retire_dead();
         if let Some(number) = self.worthwhile_victim()
             && let Some(segment) = self.catalog.segments.get(number)
@@ -185,18 +185,6 @@ impl Store {
                 reading: None,
                 frame: None,
             });
-        }
-    }
-
-    /// Notes which segments the log has left: all of their frames are durable.
-    fn seal_left(&mut self) {
-        let active = self.log.active().map(|(open, _)| open.id);
-        let durable_lsn = self.log.durable_lsn();
-        for segment in self.catalog.segments.iter_mut() {
-            let durable = segment.lsns.is_some_and(|(_, last)| last <= durable_lsn);
-            if segment.state == SegmentState::Open && durable && Some(segment.id) != active {
-                segment.state = SegmentState::Sealed;
-            }
         }
     }
 
@@ -406,7 +394,8 @@ impl Store {
         let Some((file, file_len)) = segment.map(|segment| (segment.file, segment.len)) else {
             return Step::Unfit;
         };
-        let len = len.min(file_len.saturating_sub(offset));
+        // Nothing behind the last record is of interest.
+        let len = len.min(victim.end.min(file_len).saturating_sub(offset));
         let len = usize::try_from(len).expect("a segment fits in memory");
         if len == 0 || victim.window_start == offset && !victim.window.is_empty() {
             // It was read, and there is less than its header said.
@@ -492,7 +481,7 @@ impl Store {
                 match self.newest_of(key, *place) {
                     Newer::Wait => Decision::Wait,
                     Newer::Unfit => Decision::Unfit,
-                    Newer::None if own.is_none() => Decision::Drop,
+                    Newer::None if own.is_none() => self.decide_expired(original, Decision::Drop),
                     Newer::None => self.decide_expired(original, Decision::Copy(None)),
                     Newer::Same(slot) => match self.touch_at(key, &slot) {
                         Some(found) if found.base != *location => Decision::Drop,
@@ -503,7 +492,10 @@ impl Store {
                 }
             }
             RecordKind::Touch => {
-                let Some(own) = own else { return Decision::Drop };
+                let Some(own) = own else {
+                    // The value may still be there, with an expiry that is not over.
+                    return self.decide_expired(original, Decision::Drop);
+                };
                 let newest = if own.shadowed { self.newest_of(key, *place) } else { Newer::None };
                 match (newest, TouchBody::decode(original.value)) {
                     (Newer::Wait, _) => Decision::Wait,
@@ -534,7 +526,7 @@ impl Store {
             let older = segment.lsns.is_some_and(|(first, _)| first <= header.first_lsn);
             number != place.segment && older
         });
-        if !may_hide {
+        if !may_hide || is_planted(Mutation::TombstoneDroppedEarly) {
             return Decision::Drop;
         }
         match self.newest_of(&header.key, *place) {

@@ -564,8 +564,14 @@ impl Store {
         while let Some(write) = self.log.poll_write() {
             self.submit(Source::Frame(write.number), write.operation);
         }
-        // Compaction sees for itself which segments were left.
-        while self.log.poll_left().is_some() {}
+        // From here on nothing is written to such a segment any more: it can be compacted.
+        while let Some(left) = self.log.poll_left() {
+            if let Some(segment) = self.catalog.segments.by_id_mut(left.id)
+                && segment.state == SegmentState::Open
+            {
+                segment.state = SegmentState::Sealed;
+            }
+        }
     }
 
     fn pump_supply(&mut self) {

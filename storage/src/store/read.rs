@@ -164,8 +164,10 @@ impl Store {
         if let Some(recent) = self.recents.get(key) {
             return Memory::Known(recent.known);
         }
-        if let Some((known, _)) = self.resolved.get(key) {
-            return Memory::Known(known);
+        match self.resolved.get(key) {
+            Some((Known::Damaged, _)) => return Memory::Damaged,
+            Some((known, _)) => return Memory::Known(known),
+            None => {}
         }
         for slot in self.catalog.candidates(key) {
             match self.kin_in_memory(key, &slot) {
@@ -344,6 +346,10 @@ impl Store {
                 }
                 Err(ReadError::Disk(error)) if !matches!(job.purpose, Purpose::Value(_)) => {
                     self.resolved.insert(job.key, Known::Failed(*error), None);
+                }
+                Err(ReadError::Damaged) => {
+                    // Whoever asks again must get an answer, even if no slot is marked.
+                    self.resolved.insert(job.key, Known::Damaged, None);
                 }
                 Err(_) => self.resolved.remove(&job.key),
             }

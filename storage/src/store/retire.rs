@@ -14,6 +14,7 @@ use wal::segment;
 use super::manifest_keeper::EditId;
 use super::{ReadId, Source, Store};
 use crate::index::SegmentNumber;
+use crate::mutation::{Mutation, is_planted};
 use crate::segments::SegmentState;
 
 /// After an error of the disk, the manifest is edited again this many nanoseconds later.
@@ -63,7 +64,9 @@ impl Store {
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };
             let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
-            if read || !logged || retirement.replaced_lsn > durable_lsn || since_ns > now_ns {
+            let replaced =
+                retirement.replaced_lsn <= durable_lsn || is_planted(Mutation::SegmentFreedEarly);
+            if read || !logged || !replaced || since_ns > now_ns {
                 continue;
             }
             let segment = self.catalog.segments.get(retirement.number);

@@ -246,7 +246,9 @@ impl Store {
                 };
                 slots.enumerate().map(relation).collect()
             }
-            Memory::Known(Known::Failed(_)) | Memory::Damaged | Memory::Unknown => {
+            Memory::Known(Known::Failed(_) | Known::Damaged)
+            | Memory::Damaged
+            | Memory::Unknown => {
                 let slots = self.catalog.candidates(key);
                 slots.map(|slot| (slot.place, self.kin_in_memory(key, &slot))).collect()
             }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use clap::{Args, Parser, Subcommand};
-use kadring_tests::store_world::{self, Crashes, NthFailure, Summary, Trial, errors};
+use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
 
 /// Most images in one seed of an exhaustive run, unless told otherwise.
 const IMAGES_MAX: u64 = 4_096;
@@ -68,6 +68,10 @@ enum What {
         /// Images in one seed of an exhaustive run, about.
         #[arg(long, default_value_t = IMAGES_MAX)]
         images: u64,
+        /// Plants a defect in the store, which the oracle must notice: tombstones or segments are
+        /// given up early. Not in release builds.
+        #[arg(long, value_parser = planted)]
+        bug: Option<PlantedBug>,
     },
     /// One store without crashes, as often as it has requests: each fails in each way.
     Errors {
@@ -96,8 +100,9 @@ fn main() -> ExitCode {
         );
     }));
     match Arguments::parse().what {
-        What::Store { seeds, operations, exhaustive, images } => {
+        What::Store { seeds, operations, exhaustive, images, bug } => {
             let mut trial = Trial::of(operations);
+            trial.bug = bug.unwrap_or(PlantedBug::Nothing);
             if exhaustive {
                 trial.crashes = Crashes::Exhaustive { images_max: images };
             }
@@ -118,6 +123,14 @@ fn main() -> ExitCode {
     }
 }
 
+fn planted(name: &str) -> Result<PlantedBug, String> {
+    match name {
+        "tombstones" => Ok(PlantedBug::DropsTombstonesEarly),
+        "segments" => Ok(PlantedBug::FreesSegmentsEarly),
+        _ => Err("one of tombstones, segments".to_owned()),
+    }
+}
+
 fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
     let total = Mutex::new(Summary::default());
     let failed = run_all(seeds, |seed| {
@@ -129,6 +142,10 @@ fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
     println!(
         "{} commands, {} disk requests, {} starts, {} crash images, {} damaged stores",
         total.operations, total.requests, total.generations, total.crashes, total.damaged
+    );
+    println!(
+        "compaction: {} segments freed, {} bytes copied, {} segments unfit",
+        total.freed, total.copied, total.unfit
     );
     finish(seeds, failed)
 }
@@ -182,4 +199,7 @@ fn add(total: &mut Summary, summary: &Summary) {
     total.crashes += summary.crashes;
     total.generations += summary.generations;
     total.damaged += summary.damaged;
+    total.freed += summary.freed;
+    total.copied += summary.copied;
+    total.unfit += summary.unfit;
 }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use fastrand::Rng;
+use storage::mutation::{self, Mutation};
 use storage::{Opened, ReadId, StoreOptions, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskError, DiskOperation, DiskRequest};
@@ -57,6 +58,21 @@ pub enum PlantedBug {
     WatermarkOffByOne,
     /// Checksums do not depend on the segment: stale frames of other segments validate.
     ChecksumWithoutSegment,
+    /// Compaction drops tombstones while older records of their keys may be around.
+    DropsTombstonesEarly,
+    /// A segment goes before the copies of what was live in it are durable.
+    FreesSegmentsEarly,
+}
+
+impl PlantedBug {
+    /// The bug as one of the store itself, if it is that.
+    fn mutation(self) -> Option<Mutation> {
+        match self {
+            Self::DropsTombstonesEarly => Some(Mutation::TombstoneDroppedEarly),
+            Self::FreesSegmentsEarly => Some(Mutation::SegmentFreedEarly),
+            _ => None,
+        }
+    }
 }
 
 /// Where crashes are tried.
@@ -139,6 +155,12 @@ pub struct Summary {
     pub generations: u64,
     /// Stores with damage at rest that were looked over.
     pub damaged: u64,
+    /// Segments that compaction gave back.
+    pub freed: u64,
+    /// Bytes of records that compaction appended again.
+    pub copied: u64,
+    /// Segments that compaction gave up.
+    pub unfit: u64,
     /// Hash of everything that was done and of the disk at the end.
     pub trace: u64,
 }
@@ -148,8 +170,14 @@ pub struct Summary {
 /// # Errors
 /// What the oracle found, with the seed and the command that repeats it.
 pub fn run(seed: u64, trial: Trial) -> Result<Summary, String> {
+    if !mutation::plant(trial.bug.mutation()) {
+        return Ok(Summary::default());
+    }
     let mut world = StoreWorld::new(seed, trial);
-    world.live().map_err(|error| {
+    let outcome = world.live();
+    // Without a bug there is nothing to take back.
+    let _ = mutation::plant(None);
+    outcome.map_err(|error| {
         let exhaustive =
             if matches!(trial.crashes, Crashes::Exhaustive { .. }) { " --exhaustive" } else { "" };
         format!(
@@ -248,6 +276,7 @@ impl StoreWorld {
             {
                 return Err("a frame was written where nothing was before".to_owned());
             }
+            self.count_compaction();
             if self.condition == Condition::Damaged {
                 self.look_over().map_err(|error| format!("after live damage: {error}"))?;
                 return Ok(self.finish());
@@ -263,6 +292,13 @@ impl StoreWorld {
         self.summary.trace = self.trace.finish();
         self.summary.requests = self.wire.disk.request_count();
         self.summary
+    }
+
+    fn count_compaction(&mut self) {
+        let counters = self.store().status().compaction;
+        self.summary.freed += counters.segments_freed;
+        self.summary.copied += counters.bytes_copied;
+        self.summary.unfit += counters.segments_unfit;
     }
 
     fn generation(&mut self, count: u32, last: bool) -> Result<(), String> {

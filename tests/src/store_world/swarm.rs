@@ -184,6 +184,9 @@ impl Mix {
 }
 
 fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
+    if rng.u8(..3) == 0 {
+        return draw_churn(rng);
+    }
     let usual = [
         (Command::Put, 45),
         (Command::Remove, 12),
@@ -204,13 +207,29 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
     })
 }
 
+/// Mostly writes, and compaction by hand, so that most of what is written is dead soon: overwrites,
+/// tombstones or new expiries prevail.
+fn draw_churn(rng: &mut Rng) -> [(Command, u32); 8] {
+    let (puts, removals, touches) = pick(rng, &[(80, 5, 5), (45, 45, 0), (40, 10, 40)]);
+    [
+        (Command::Put, puts),
+        (Command::Remove, removals),
+        (Command::Touch, touches),
+        (Command::Clear, pick(rng, &[0, 0, 0, 1])),
+        (Command::Get, pick(rng, &[0, 6])),
+        (Command::Lookup, 2),
+        (Command::Scan, 2),
+        (Command::Compact, pick(rng, &[1, 4, 12])),
+    ]
+}
+
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng) -> StoreOptions {
     StoreOptions {
         directory: FileName::new("shard-00"),
         identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
         must_exist: false,
-        segment_bytes: pick(rng, &[64 << 10, 128 << 10, 256 << 10]),
+        segment_bytes: pick(rng, &[32 << 10, 64 << 10, 64 << 10, 128 << 10, 256 << 10]),
         cache_bytes: pick(rng, &[0, 4 << 10, 64 << 10, 16 << 20]),
         log: GroupCommitLimits {
             frame_bytes_max: pick(rng, &[8 << 10, 32 << 10, 1 << 20]),
