@@ -169,7 +169,8 @@ pub struct ScannedKey {
 /// What a store tells its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Everything up to this record is durable.
+    /// Everything up to this record may be acknowledged: it is durable, or as good as the log's
+    /// [`CommitDurability`](wal::group_commit::CommitDurability) asks for.
     Durable(Lsn),
     /// A read has ended: user key and value. `None` if the key turned out to be another one.
     Read {
@@ -243,6 +244,8 @@ pub struct StoreStatus {
     pub last_lsn: Lsn,
     /// The newest durable record.
     pub durable_lsn: Lsn,
+    /// The newest record that may be acknowledged.
+    pub acknowledged_lsn: Lsn,
     /// Whether acknowledged records are lost and not known by key.
     pub suspect: bool,
     /// Whether the disk has no room for another segment.
@@ -369,6 +372,13 @@ impl Store {
         self.log.durable_lsn()
     }
 
+    /// Everything up to here may be acknowledged, as the log's durability promises; never below
+    /// [`Store::durable_lsn`], and equal to it if the log promises to lose nothing.
+    #[must_use]
+    pub fn acknowledged_lsn(&self) -> Lsn {
+        self.log.acknowledged_lsn()
+    }
+
     /// The newest record, durable or not.
     #[must_use]
     pub fn last_lsn(&self) -> Lsn {
@@ -421,6 +431,7 @@ impl Store {
             log: self.log.counters(),
             last_lsn: self.log.last_lsn(),
             durable_lsn: self.log.durable_lsn(),
+            acknowledged_lsn: self.log.acknowledged_lsn(),
             suspect: self.suspect,
             disk_full: self.supply.is_disk_full(),
         }
@@ -465,10 +476,11 @@ impl Store {
         self.pump_supply();
     }
 
-    /// Writes the idle frame now if one is due, and starts nothing new before the next write; for
-    /// an orderly shutdown.
+    /// Makes everything durable whatever the log promises, writes the idle frame now if one is
+    /// due, and starts nothing new before the next write; for an orderly shutdown.
     pub fn seal(&mut self) {
         self.compaction.pause();
+        self.log.request_sync();
         self.log.open_idle_frame();
         self.end_turn();
     }
@@ -491,7 +503,16 @@ impl Store {
         let sweep = self.catalog.wants_sweep().then_some(self.sweep_at_ns);
         let compaction = self.can_compact().then_some(self.now.monotonic_ns);
         let retry = self.supply.retry_at_ns();
-        [idle, expiry, sweep, compaction, retry].into_iter().flatten().min()
+        let sync = self.sync_due_ns();
+        [idle, expiry, sweep, compaction, retry, sync].into_iter().flatten().min()
+    }
+
+    /// When the log is to be synced. A sync that is due already waits for frames under way, and is
+    /// started when they end.
+    fn sync_due_ns(&self) -> Option<u64> {
+        let due_ms = self.log.sync_due_ms().filter(|due_ms| *due_ms > self.now.clock_ms)?;
+        let left_ms = due_ms - self.now.clock_ms;
+        Some(self.now.monotonic_ns.saturating_add(left_ms.saturating_mul(1_000_000)))
     }
 
     /// Takes the next disk request to carry out.
@@ -548,10 +569,13 @@ impl Store {
         buffer: Option<IoBuffer>,
     ) {
         let failed_before = self.log.failure().is_some();
-        if self.log.handle_written(number, result, buffer) {
-            let durable_lsn = self.log.durable_lsn();
-            self.recents.settle(durable_lsn, &mut self.cache, &mut self.catalog.segments);
-            self.events.push_back(Event::Durable(durable_lsn));
+        let acknowledged_before = self.log.acknowledged_lsn();
+        self.log.handle_written(number, result, buffer);
+        let acknowledged_lsn = self.log.acknowledged_lsn();
+        if acknowledged_lsn > acknowledged_before {
+            // Until then the values are read from memory: their frames may not be written yet.
+            self.recents.settle(acknowledged_lsn, &mut self.cache, &mut self.catalog.segments);
+            self.events.push_back(Event::Durable(acknowledged_lsn));
         }
         if let (false, Some(error)) = (failed_before, self.log.failure()) {
             self.events.push_back(Event::Failed(error));

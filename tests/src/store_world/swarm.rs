@@ -204,6 +204,16 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
     })
 }
 
+/// Drawn aside: what else a seed draws does not depend on it.
+fn draw_durability(rng: &Rng) -> CommitDurability {
+    let mut aside = Rng::with_seed(rng.clone().u64(..) ^ 0xD00A);
+    match aside.u8(..4) {
+        0 => CommitDurability::Interval { ms: pick(&mut aside, &[5, 40, 1_000]) },
+        1 => CommitDurability::Os,
+        _ => CommitDurability::Always,
+    }
+}
+
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng) -> StoreOptions {
     StoreOptions {
@@ -217,7 +227,7 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
             frames_in_flight_max: rng.usize(1..=4),
             pending_bytes_max: pick(rng, &[16 << 10, 128 << 10, 64 << 20]),
             sync_method: pick(rng, &[SyncMethod::Dsync, SyncMethod::SyncPerBatch]),
-            durability: CommitDurability::Always,
+            durability: draw_durability(rng),
         },
     }
 }

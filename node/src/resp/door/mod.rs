@@ -577,7 +577,7 @@ impl Door {
         }
         let parts = connection.replies.take(|shard| {
             let store = keyspace.store(shard);
-            let lsn = store.durable_lsn();
+            let lsn = store.acknowledged_lsn();
             if store.failure().is_some() { Durable::FailedAfter(lsn) } else { Durable::UpTo(lsn) }
         });
         let len = parts.iter().map(bytes::Bytes::len).sum();
