@@ -1,11 +1,12 @@
 //! [`Store`]: one shard's commands, its log, and the routing of its disk work.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use wal::Lsn;
+use wal::disk::{BufferSource, IoBuffer, RequestId};
 use wal::disk::{DiskCompletion, DiskError, DiskOperation, DiskRequest, FileId, FileName};
-use wal::disk::{IoBuffer, RequestId};
 use wal::group_commit::{GroupCommit, GroupCommitCounters, GroupCommitLimits, OpenSegment};
 use wal::manifest::Manifest;
 use wal::record::{Key, Version};
@@ -72,6 +73,8 @@ pub struct StoreOptions {
     pub cache_bytes: usize,
     /// Limits of the log.
     pub log: GroupCommitLimits,
+    /// Where the memory of reads and frames comes from.
+    pub buffers: Rc<dyn BufferSource>,
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -281,6 +284,7 @@ pub struct Store {
     directory: FileName,
     identity: Identity,
     segment_bytes: u64,
+    buffers: Rc<dyn BufferSource>,
     now: Now,
     log: GroupCommit,
     catalog: Catalog,
@@ -312,7 +316,8 @@ impl Store {
         let Foundation { options, manifest, mut catalog, first, next_file, .. } = foundation;
         let identity = manifest.identity;
         let (durable_lsn, log_ms) = (foundation.durable_lsn, foundation.log_ms);
-        let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms);
+        let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms)
+            .with_buffers(Rc::clone(&options.buffers));
         if let Some(segment) = first
             && catalog.segments.add(Segment::new(segment, SegmentState::Open)).is_some()
         {
@@ -328,6 +333,7 @@ impl Store {
             directory: options.directory,
             identity,
             segment_bytes: options.segment_bytes,
+            buffers: options.buffers,
             now: Now { monotonic_ns: 0, clock_ms: log_ms },
             log,
             catalog,

@@ -233,7 +233,10 @@ impl Model {
         for (index, found) in found.iter().enumerate() {
             let mut steps: Vec<_> = match found {
                 KeyState::Absent => {
-                    let gone = self.allowed(index, self.acknowledged_lsn).iter().map(|step| step.state.clone());
+                    let gone = self
+                        .allowed(index, self.acknowledged_lsn)
+                        .iter()
+                        .map(|step| step.state.clone());
                     gone.filter(|state| state.is_gone(now_ms)).collect()
                 }
                 KeyState::Present { .. } => Vec::new(),

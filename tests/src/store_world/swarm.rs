@@ -1,9 +1,11 @@
 //! [`Mix`]: what one seed does and what goes wrong in it. Each seed draws its own, so that seeds
 //! differ more than the commands of one seed do.
 
+use std::rc::Rc;
+
 use fastrand::Rng;
 use storage::StoreOptions;
-use wal::disk::FileName;
+use wal::disk::{BufferSource, FileName, IoBuffer};
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
 
@@ -204,6 +206,18 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
     })
 }
 
+/// Buffers with a former user's bytes in them, as an arena lends them.
+#[derive(Debug)]
+struct UsedBuffers;
+
+impl BufferSource for UsedBuffers {
+    fn take(&self, bytes: usize) -> IoBuffer {
+        let mut buffer = IoBuffer::with_capacity(bytes);
+        buffer.spare_mut().fill(0xA5);
+        buffer
+    }
+}
+
 /// Drawn aside: what else a seed draws does not depend on it.
 fn draw_durability(rng: &Rng) -> CommitDurability {
     let mut aside = Rng::with_seed(rng.clone().u64(..) ^ 0xD00A);
@@ -229,5 +243,6 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
             sync_method: pick(rng, &[SyncMethod::Dsync, SyncMethod::SyncPerBatch]),
             durability: draw_durability(rng),
         },
+        buffers: Rc::new(UsedBuffers),
     }
 }
