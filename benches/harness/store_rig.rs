@@ -127,6 +127,7 @@ impl StoreRig {
             segment_bytes: options.segment_bytes,
             cache_bytes: options.cache_bytes,
             log: GroupCommitLimits::default(),
+            buffers: io.buffers(),
         };
         let (monotonic, wall) = io.now();
         let (opened, _) = run_procedure(&mut io, STORE, storage::open(store_options, wall.0))?;

@@ -20,7 +20,8 @@ pub struct Address<'a> {
     pub key: KeyRef<'a>,
 }
 
-/// The record up to which an answer has looked; its reply waits until that is durable.
+/// The record up to which an answer has looked; its reply waits until that may be
+/// acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
     /// In which shard's log.
@@ -123,23 +124,24 @@ impl Keyspace {
         self.stores.iter().all(Store::is_empty)
     }
 
-    /// What the key's answer has looked at, if that is not durable yet.
+    /// What the key's answer has looked at, if that may not be acknowledged yet.
     #[must_use]
     pub fn observed(&self, address: &Address<'_>) -> Option<Wait> {
         let store = self.store(address.shard);
         let lsn = store.observed(&address.key);
-        (lsn > store.durable_lsn()).then_some(Wait { shard: address.shard, lsn })
+        (lsn > store.acknowledged_lsn()).then_some(Wait { shard: address.shard, lsn })
     }
 
-    /// What an answer about all keys of a shard has looked at, if that is not durable yet.
+    /// What an answer about all keys of a shard has looked at, if that may not be acknowledged yet.
     #[must_use]
     pub fn observed_shard(&self, shard: ShardIndex) -> Option<Wait> {
         let store = self.store(shard);
         let lsn = store.last_lsn();
-        (lsn > store.durable_lsn()).then_some(Wait { shard, lsn })
+        (lsn > store.acknowledged_lsn()).then_some(Wait { shard, lsn })
     }
 
-    /// What an answer about all keys has looked at, as far as it is not durable yet.
+    /// What an answer about all keys has looked at, as far as that may not be
+    /// acknowledged yet.
     pub fn observed_all(&self) -> impl Iterator<Item = Wait> {
         self.shards().filter_map(|shard| self.observed_shard(shard))
     }

@@ -1,4 +1,4 @@
-//! What is known of keys without the disk: states not durable yet, and answers found by reading.
+//! What is known of keys without the disk: states not acknowledged yet, and answers found by reading.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
@@ -48,7 +48,7 @@ pub(crate) enum Known {
     Damaged,
 }
 
-/// A key's state that is not durable yet.
+/// A key's state that is not acknowledged yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Recent {
     /// The record that says so.
@@ -58,7 +58,7 @@ pub(crate) struct Recent {
     pub(crate) known: Known,
     /// The value, if it is in memory.
     pub(crate) record: Option<CachedRecord>,
-    /// Whether the value goes to the cache when it is durable.
+    /// Whether the value goes to the cache when it is acknowledged.
     pub(crate) cached: bool,
 }
 
@@ -70,7 +70,7 @@ struct Unsettled {
     location: Location,
 }
 
-/// Newest states that are not durable yet. Bounded by the log's pending bytes.
+/// Newest states that are not acknowledged yet. Bounded by the log's pending bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Recents {
     states: HashMap<Key, Recent, Mixing>,
@@ -84,7 +84,7 @@ impl Recents {
         if self.states.is_empty() { None } else { self.states.get(key) }
     }
 
-    /// The key of a record that is not durable yet.
+    /// The key of a record that is not acknowledged yet.
     pub(crate) fn key_at(&self, spot: &Spot) -> Option<&Key> {
         if self.keys.is_empty() { None } else { self.keys.get(spot) }
     }
@@ -107,19 +107,20 @@ impl Recents {
         self.cleared = lsn;
     }
 
-    /// Forgets what is durable; values that are still current move to the cache.
+    /// Forgets what is acknowledged, and therefore written; values that are still current move to
+    /// the cache.
     pub(crate) fn settle(
         &mut self,
-        durable_lsn: Lsn,
+        acknowledged_lsn: Lsn,
         cache: &mut ReadCache,
         segments: &mut Segments,
     ) {
         while let Some(Unsettled { lsn, key, location }) =
-            self.queue.pop_front_if(|unsettled| unsettled.lsn <= durable_lsn)
+            self.queue.pop_front_if(|unsettled| unsettled.lsn <= acknowledged_lsn)
         {
             self.keys.remove(&Spot::of(&location));
             if let Some(segment) = segments.by_id_mut(location.segment) {
-                segment.note_durable(&location);
+                segment.note_written(&location);
             }
             if self.states.get(&key).is_some_and(|recent| recent.lsn == lsn)
                 && let Some(recent) = self.states.remove(&key)
@@ -128,7 +129,7 @@ impl Recents {
                 cache.insert(record);
             }
         }
-        if self.cleared <= durable_lsn {
+        if self.cleared <= acknowledged_lsn {
             self.cleared = Lsn::ZERO;
         }
     }

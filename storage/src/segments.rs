@@ -47,8 +47,9 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
     /// Where its last record's frame ends.
     pub(crate) end: u64,
-    /// Where the last durable record ends, rounded up to a block: behind it, frames are under way.
-    durable_end: u64,
+    /// Where the last record known to be written ends, rounded up to a block: behind it, frames are
+    /// under way.
+    written_end: u64,
     pub(crate) state: SegmentState,
     /// First and last record.
     pub(crate) lsns: Option<(Lsn, Lsn)>,
@@ -68,7 +69,7 @@ impl Segment {
             file: open.file,
             len: open.len,
             end: 0,
-            durable_end: 0,
+            written_end: 0,
             state,
             lsns: None,
             slots: 0,
@@ -78,16 +79,16 @@ impl Segment {
         }
     }
 
-    pub(crate) fn note_durable(&mut self, location: &Location) {
+    pub(crate) fn note_written(&mut self, location: &Location) {
         let end = u64::from(location.offset)
             + u64::from(location.header_len)
             + u64::from(location.value_len);
-        self.durable_end = self.durable_end.max(end.next_multiple_of(BLOCK_SIZE as u64));
+        self.written_end = self.written_end.max(end.next_multiple_of(BLOCK_SIZE as u64));
     }
 
     /// Up to where records can be read.
     pub(crate) fn readable_end(&self) -> u64 {
-        if self.state == SegmentState::Open { self.durable_end } else { self.end }
+        if self.state == SegmentState::Open { self.written_end } else { self.end }
     }
 
     /// Notes that a record of `len` bytes at `offset` was appended as `lsn`.

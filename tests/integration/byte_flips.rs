@@ -4,6 +4,7 @@
 //! key, and says that something is wrong.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use fastrand::Rng;
 use kadring_tests::disk::{SimulatedDisk, run_procedure};
@@ -11,7 +12,7 @@ use kadring_tests::store_world::recovery::settle;
 use storage::{CheckReport, Effect, Event, Get, KeyRef, Now, Opened, Put, ReadError};
 use storage::{RecoveryReport, Store, StoreOptions, WriteError};
 use wal::checksum::Place;
-use wal::disk::{BLOCK_SIZE, FileName};
+use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers};
 use wal::frame::FRAME_HEADER_LEN;
 use wal::group_commit::GroupCommitLimits;
 use wal::record::{Key, RecordHeader, Version};
@@ -53,6 +54,7 @@ fn options() -> StoreOptions {
         segment_bytes: 128 << 10,
         cache_bytes: 0,
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
+        buffers: Rc::new(HeapBuffers),
     }
 }
 

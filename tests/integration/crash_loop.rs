@@ -5,16 +5,19 @@ use kadring_tests::node_process::Driver;
 
 use crate::directory;
 
-fn check(driver: Driver, shards: u16) {
+fn check(driver: Driver, shards: u16, durability: &str) {
     let directory = directory();
     let seed = fastrand::u64(..);
-    eprintln!("crash --seed {seed} --kills 5 --io {driver} --shards {shards}");
+    eprintln!(
+        "crash --seed {seed} --kills 5 --io {driver} --shards {shards} --durability {durability}"
+    );
     let options = CrashOptions {
         kills: 5,
         seed,
         driver,
         connections: 16,
         shards,
+        durability: durability.to_owned(),
         write_ms_max: 500,
         directory: directory.path().to_owned(),
     };
@@ -33,15 +36,25 @@ fn check(driver: Driver, shards: u16) {
 
 #[test]
 fn nothing_acknowledged_is_lost_to_sigkill_on_uring() {
-    check(Driver::Uring, 2);
+    check(Driver::Uring, 2, "always");
+}
+
+#[test]
+fn kernel_keeps_what_interval_has_acknowledged_when_the_process_is_killed() {
+    check(Driver::Uring, 2, "interval");
+}
+
+#[test]
+fn kernel_keeps_what_os_has_acknowledged_when_the_process_is_killed() {
+    check(Driver::Pread, 2, "os");
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_to_sigkill_on_tokio_uring() {
-    check(Driver::TokioUring, 2);
+    check(Driver::TokioUring, 2, "always");
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_to_sigkill_on_pread() {
-    check(Driver::Pread, 3);
+    check(Driver::Pread, 3, "always");
 }

@@ -65,6 +65,8 @@ pub struct CrashOptions {
     pub connections: u32,
     /// Shards of the data directory.
     pub shards: u16,
+    /// The value of `--durability`: none of them loses anything to a kill.
+    pub durability: String,
     /// Writing goes on for at most so many ms before a kill.
     pub write_ms_max: u64,
     /// Holds the data directory `data` and the journal; must exist.
@@ -183,6 +185,7 @@ impl CrashLoop {
     fn new(options: &CrashOptions) -> io::Result<Self> {
         let mut node_options = NodeOptions::new(&options.directory.join("data"), options.driver);
         node_options.shards = options.shards;
+        node_options.arguments = vec!["--durability".into(), options.durability.clone().into()];
         let workload = |connection| Mutex::new(ConnectionWorkload::new(options.seed, connection));
         Ok(Self {
             node_options,

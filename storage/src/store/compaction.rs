@@ -409,7 +409,7 @@ impl Store {
         victim.reading = Some(number);
         victim.window_start = offset;
         victim.window = IoBuffer::with_capacity(1);
-        let buffer = IoBuffer::with_capacity(len);
+        let buffer = self.buffers.take(len);
         let read = DiskOperation::Read { file, offset, len, buffer };
         self.submit(Source::Window(number), read);
         Step::Wait

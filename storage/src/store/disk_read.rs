@@ -222,7 +222,7 @@ impl Store {
             return self.deliver(read, Err(ReadError::Damaged));
         };
         let len = usize::try_from(len).expect("a segment fits in memory");
-        let buffer = IoBuffer::with_capacity(len);
+        let buffer = self.buffers.take(len);
         let request = self.submit(Source::Read, DiskOperation::Read { file, offset, len, buffer });
         self.reads.by_spot.insert((spot, read.target.is_whole()), request);
         self.reads.started += 1;

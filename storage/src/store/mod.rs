@@ -1,11 +1,12 @@
 //! [`Store`]: one shard's commands, its log, and the routing of its disk work.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use wal::Lsn;
+use wal::disk::{BufferSource, IoBuffer, RequestId};
 use wal::disk::{DiskCompletion, DiskError, DiskOperation, DiskRequest, FileId, FileName};
-use wal::disk::{IoBuffer, RequestId};
 use wal::group_commit::{GroupCommit, GroupCommitCounters, GroupCommitLimits, OpenSegment};
 use wal::manifest::Manifest;
 use wal::record::{Key, Version};
@@ -72,6 +73,8 @@ pub struct StoreOptions {
     pub cache_bytes: usize,
     /// Limits of the log.
     pub log: GroupCommitLimits,
+    /// Where the memory of reads and frames comes from.
+    pub buffers: Rc<dyn BufferSource>,
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -169,7 +172,8 @@ pub struct ScannedKey {
 /// What a store tells its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Everything up to this record is durable.
+    /// Everything up to this record may be acknowledged: it is durable, or as good as the log's
+    /// [`CommitDurability`](wal::group_commit::CommitDurability) asks for.
     Durable(Lsn),
     /// A read has ended: user key and value. `None` if the key turned out to be another one.
     Read {
@@ -243,6 +247,8 @@ pub struct StoreStatus {
     pub last_lsn: Lsn,
     /// The newest durable record.
     pub durable_lsn: Lsn,
+    /// The newest record that may be acknowledged.
+    pub acknowledged_lsn: Lsn,
     /// Whether acknowledged records are lost and not known by key.
     pub suspect: bool,
     /// Whether the disk has no room for another segment.
@@ -278,6 +284,7 @@ pub struct Store {
     directory: FileName,
     identity: Identity,
     segment_bytes: u64,
+    buffers: Rc<dyn BufferSource>,
     now: Now,
     log: GroupCommit,
     catalog: Catalog,
@@ -309,7 +316,8 @@ impl Store {
         let Foundation { options, manifest, mut catalog, first, next_file, .. } = foundation;
         let identity = manifest.identity;
         let (durable_lsn, log_ms) = (foundation.durable_lsn, foundation.log_ms);
-        let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms);
+        let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms)
+            .with_buffers(Rc::clone(&options.buffers));
         if let Some(segment) = first
             && catalog.segments.add(Segment::new(segment, SegmentState::Open)).is_some()
         {
@@ -325,6 +333,7 @@ impl Store {
             directory: options.directory,
             identity,
             segment_bytes: options.segment_bytes,
+            buffers: options.buffers,
             now: Now { monotonic_ns: 0, clock_ms: log_ms },
             log,
             catalog,
@@ -367,6 +376,13 @@ impl Store {
     #[must_use]
     pub fn durable_lsn(&self) -> Lsn {
         self.log.durable_lsn()
+    }
+
+    /// Everything up to here may be acknowledged, as the log's durability promises; never below
+    /// [`Store::durable_lsn`], and equal to it if the log promises to lose nothing.
+    #[must_use]
+    pub fn acknowledged_lsn(&self) -> Lsn {
+        self.log.acknowledged_lsn()
     }
 
     /// The newest record, durable or not.
@@ -421,6 +437,7 @@ impl Store {
             log: self.log.counters(),
             last_lsn: self.log.last_lsn(),
             durable_lsn: self.log.durable_lsn(),
+            acknowledged_lsn: self.log.acknowledged_lsn(),
             suspect: self.suspect,
             disk_full: self.supply.is_disk_full(),
         }
@@ -465,10 +482,11 @@ impl Store {
         self.pump_supply();
     }
 
-    /// Writes the idle frame now if one is due, and starts nothing new before the next write; for
-    /// an orderly shutdown.
+    /// Makes everything durable whatever the log promises, writes the idle frame now if one is
+    /// due, and starts nothing new before the next write; for an orderly shutdown.
     pub fn seal(&mut self) {
         self.compaction.pause();
+        self.log.request_sync();
         self.log.open_idle_frame();
         self.end_turn();
     }
@@ -491,7 +509,16 @@ impl Store {
         let sweep = self.catalog.wants_sweep().then_some(self.sweep_at_ns);
         let compaction = self.can_compact().then_some(self.now.monotonic_ns);
         let retry = self.supply.retry_at_ns();
-        [idle, expiry, sweep, compaction, retry].into_iter().flatten().min()
+        let sync = self.sync_due_ns();
+        [idle, expiry, sweep, compaction, retry, sync].into_iter().flatten().min()
+    }
+
+    /// When the log is to be synced. A sync that is due already waits for frames under way, and is
+    /// started when they end.
+    fn sync_due_ns(&self) -> Option<u64> {
+        let due_ms = self.log.sync_due_ms().filter(|due_ms| *due_ms > self.now.clock_ms)?;
+        let left_ms = due_ms - self.now.clock_ms;
+        Some(self.now.monotonic_ns.saturating_add(left_ms.saturating_mul(1_000_000)))
     }
 
     /// Takes the next disk request to carry out.
@@ -548,10 +575,13 @@ impl Store {
         buffer: Option<IoBuffer>,
     ) {
         let failed_before = self.log.failure().is_some();
-        if self.log.handle_written(number, result, buffer) {
-            let durable_lsn = self.log.durable_lsn();
-            self.recents.settle(durable_lsn, &mut self.cache, &mut self.catalog.segments);
-            self.events.push_back(Event::Durable(durable_lsn));
+        let acknowledged_before = self.log.acknowledged_lsn();
+        self.log.handle_written(number, result, buffer);
+        let acknowledged_lsn = self.log.acknowledged_lsn();
+        if acknowledged_lsn > acknowledged_before {
+            // Until then the values are read from memory: their frames may not be written yet.
+            self.recents.settle(acknowledged_lsn, &mut self.cache, &mut self.catalog.segments);
+            self.events.push_back(Event::Durable(acknowledged_lsn));
         }
         if let (false, Some(error)) = (failed_before, self.log.failure()) {
             self.events.push_back(Event::Failed(error));

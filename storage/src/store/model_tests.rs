@@ -2,9 +2,10 @@
 //! memory has forgotten, deletes, touches, expiries, clears and compaction, everything from a seed.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use fastrand::Rng;
-use wal::disk::{DiskErrorKind, DiskOutput, OpenMode};
+use wal::disk::{DiskErrorKind, DiskOutput, HeapBuffers, OpenMode};
 use wal::procedure::Procedure;
 
 use super::*;
@@ -108,6 +109,7 @@ impl World {
             segment_bytes: 64 << 10,
             cache_bytes: [0, 4 << 10, 1 << 20][rng.usize(..3)],
             log: GroupCommitLimits { frame_bytes_max: 16 << 10, ..GroupCommitLimits::default() },
+            buffers: Rc::new(HeapBuffers),
         };
         let mut ids: Vec<Key> = (0..20).map(|_| Key(std::array::from_fn(|_| rng.u8(..)))).collect();
         // Far more keys of one 40-bit prefix than its pages hold, and a few of another.

@@ -1,8 +1,9 @@
 //! Tests of the store on a disk played by hand: each request is held until a test lets it end.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-use wal::disk::{DiskErrorKind, DiskOutput};
+use wal::disk::{DiskErrorKind, DiskOutput, HeapBuffers};
 use wal::manifest::SegmentEntry;
 
 use super::*;
@@ -28,8 +29,15 @@ fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
     let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 };
     let directory = FileName::new("shard-00");
     let segment_bytes = SEGMENT.len;
-    let options =
-        StoreOptions { directory, identity, must_exist: false, segment_bytes, cache_bytes, log };
+    let options = StoreOptions {
+        directory,
+        identity,
+        must_exist: false,
+        segment_bytes,
+        cache_bytes,
+        log,
+        buffers: Rc::new(HeapBuffers),
+    };
     let entry = SegmentEntry { id: SEGMENT.id, len: SEGMENT.len, cut: None };
     let manifest = Manifest {
         identity,

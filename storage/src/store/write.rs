@@ -199,7 +199,7 @@ impl Store {
     }
 
     /// The newest record's number that an answer about this key rests on; its reply must wait until
-    /// that is durable.
+    /// that may be acknowledged.
     #[must_use]
     pub fn observed(&self, key: &KeyRef<'_>) -> Lsn {
         self.recents.observed(&key.id)

@@ -31,6 +31,9 @@ struct Arguments {
     /// Shards of the data directory.
     #[arg(long, default_value_t = 2)]
     shards: u16,
+    /// What acknowledgements promise: always, interval or os.
+    #[arg(long, default_value = "always")]
+    durability: String,
     /// Longest time between readiness and kill, in ms.
     #[arg(long, default_value_t = 500)]
     write_ms_max: u64,
@@ -72,6 +75,7 @@ fn crash(arguments: &Arguments, seed: u64) -> Result<(), Box<dyn std::error::Err
         driver: arguments.io,
         connections: arguments.connections,
         shards: arguments.shards,
+        durability: arguments.durability.clone(),
         write_ms_max: arguments.write_ms_max,
         directory: directory.path().to_owned(),
     };

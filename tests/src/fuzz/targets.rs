@@ -1,11 +1,13 @@
 //! One function for each decoder of the node.
 
+use std::rc::Rc;
+
 use fastrand::Rng;
 use kadring::resp::frame::{Parsed, Parser, ParserLimits};
 use storage::{Now, StoreOptions};
 use wal::Lsn;
 use wal::checksum::{self, Place};
-use wal::disk::{BLOCK_SIZE, FileName, IoBuffer};
+use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers, IoBuffer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::group_commit::GroupCommitLimits;
 use wal::manifest::{Manifest, Quarantine, SegmentEntry, Verdict};
@@ -319,6 +321,7 @@ pub fn segment_file(bytes: &[u8]) {
         segment_bytes: SEGMENT_LEN as u64,
         cache_bytes: 0,
         log: GroupCommitLimits::default(),
+        buffers: Rc::new(HeapBuffers),
     };
     for _ in 0..2 {
         let mut opening = storage::open(options.clone(), 1_700_000_000_000);

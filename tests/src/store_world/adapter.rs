@@ -128,6 +128,10 @@ impl StoreUnderTest {
         self.store.set_now(now);
     }
 
+    pub(super) fn deadline_ns(&self) -> Option<u64> {
+        self.store.deadline_ns()
+    }
+
     pub(super) fn end_turn(&mut self) {
         self.store.end_turn();
     }

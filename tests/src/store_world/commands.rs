@@ -204,7 +204,7 @@ impl StoreWorld {
     fn check_observed(&mut self, key: usize) -> Result<(), String> {
         let (lsn, _) = self.model.newest(key);
         let observed = self.store().observed(&self.model.keys()[key]);
-        if observed < lsn && lsn > self.model.durable_lsn() {
+        if observed < lsn && lsn > self.model.acknowledged_lsn() {
             return Err(format!("key {key} rests on LSN {lsn}, the store says {observed}"));
         }
         Ok(())

@@ -12,7 +12,7 @@ use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::record::{Record, RecordHeader};
 use wal::segment;
 
-use super::model::Moment;
+use super::model::{CrashKind, Moment};
 use super::recovery::{Depth, recover};
 use super::{Condition, PlantedBug, StoreWorld};
 use crate::disk::{SimulatedDisk, WrittenRange};
@@ -141,7 +141,7 @@ impl StoreWorld {
             recover(&mut disk, &self.options, wall_ms, &self.model, Depth::Walk)
         };
         let (clean, stale) = (open(rested, rng)?, open(&copy, rng)?);
-        let point = self.crash_point();
+        let point = self.crash_point(CrashKind::PowerLoss);
         point.judge(&clean)?;
         point.judge(&stale)?;
         if clean.report.frames != stale.report.frames || clean.found != stale.found {

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Each seed draws its own mix of configuration, commands and faults (`swarm`). The oracle is
-//! [`model::Model`]: an acknowledged state is there or a later one of the same key is; nothing else
-//! is ever seen; what an answer rests on is named by `Store::observed`. Once faults heal, writing
+//! [`model::Model`]: an acknowledged state is there or a later one of the same key is (after a power
+//! loss a durable one, if the log promises no more); nothing else is ever seen; what an answer rests
+//! on is named by `Store::observed`. Once faults heal, writing
 //! resumes or the store says that it only reads.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,9 +17,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use fastrand::Rng;
 use storage::mutation::{self, Mutation};
-use storage::{Opened, ReadId, StoreOptions, WriteError};
+use storage::{Now, Opened, ReadId, StoreOptions, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskError, DiskOperation, DiskRequest};
+use wal::group_commit::CommitDurability;
 
 mod adapter;
 mod commands;
@@ -33,7 +35,7 @@ mod wire;
 use crate::disk::{OperationKind, SimulatedDisk};
 use adapter::{StoreUnderTest, Told};
 use commands::Waiting;
-use model::{KeyState, Model};
+use model::{CrashKind, KeyState, Model};
 use recovery::{Again, Crash, Depth, Recovered, inspect};
 use swarm::Mix;
 use timeline::Timeline;
@@ -214,13 +216,14 @@ struct StoreWorld {
     waiting: Waiting,
     time: Timeline,
     log_floor: LogFloor,
+    window: SyncWindow,
     condition: Condition,
     crash_credit: u64,
     trace: DefaultHasher,
     summary: Summary,
 }
 
-/// The time that the log must know of: that of its newest acknowledged record.
+/// The time that the log must know of: that of its newest durable record.
 #[derive(Debug, Default)]
 struct LogFloor {
     written: VecDeque<(Lsn, u64)>,
@@ -235,10 +238,39 @@ impl LogFloor {
     }
 }
 
+/// What was acknowledged before it was durable, and when: with an interval it must be durable soon.
+#[derive(Debug, Default)]
+struct SyncWindow {
+    acknowledged: VecDeque<(Lsn, u64)>,
+}
+
+impl SyncWindow {
+    /// Checks a store that has nothing under way after a turn.
+    fn check(&self, store: &StoreUnderTest, ms: u32, now: Now) -> Result<(), String> {
+        let Some((lsn, since_ms)) = self.acknowledged.front() else { return Ok(()) };
+        let due_ms = since_ms + u64::from(ms);
+        if due_ms <= now.clock_ms {
+            return Err(format!(
+                "LSN {lsn}, acknowledged at {since_ms}, is not durable at {now:?}"
+            ));
+        }
+        let due_ns = now.monotonic_ns + (due_ms - now.clock_ms) * 1_000_000;
+        if store.deadline_ns().is_none_or(|deadline_ns| deadline_ns > due_ns) {
+            let deadline_ns = store.deadline_ns();
+            return Err(format!("no turn is wanted by {due_ns} for a sync, but {deadline_ns:?}"));
+        }
+        Ok(())
+    }
+}
+
 impl StoreWorld {
     fn new(seed: u64, trial: Trial) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mix = Mix::draw(&mut rng, trial.operations);
+        let mut mix = Mix::draw(&mut rng, trial.operations);
+        if trial.bug != PlantedBug::Nothing {
+            // The bugs are of a log that promises to lose nothing.
+            mix.options.log.durability = CommitDurability::Always;
+        }
         let mut disk = SimulatedDisk::new(rng.u64(..));
         disk.set_sector_size(mix.sector);
         if let Some(NthFailure { nth, error, sticky }) = trial.failure {
@@ -254,6 +286,7 @@ impl StoreWorld {
             waiting: Waiting::default(),
             time: Timeline::new(mix.wall),
             log_floor: LogFloor::default(),
+            window: SyncWindow::default(),
             condition: if trial.failure.is_some() { Condition::Faulty } else { Condition::Sound },
             crash_credit: 0,
             trace: DefaultHasher::new(),
@@ -324,7 +357,10 @@ impl StoreWorld {
     fn wants_damage(&self) -> bool {
         let planted =
             matches!(self.trial.bug, PlantedBug::Nothing | PlantedBug::ChecksumWithoutSegment);
-        planted && self.mix.faults.damage && self.condition == Condition::Sound
+        // Other logs say only in their last frame what is durable: a misdirected write may take
+        // that one and another, which then looks like one that a crash cut short.
+        let always = self.options.log.durability == CommitDurability::Always;
+        planted && always && self.mix.faults.damage && self.condition == Condition::Sound
     }
 
     fn crash_for_good(&mut self) {
@@ -334,6 +370,7 @@ impl StoreWorld {
         let mut disk = if rng.u8(..3) == 0 && self.condition == Condition::Sound {
             self.wire.disk.process_kill(&mut rng)
         } else {
+            self.model.lose_power();
             let plan = self.mix.power_loss(&mut rng);
             self.wire.disk.crash_with(&mut rng, plan)
         };
@@ -406,10 +443,11 @@ impl StoreWorld {
         };
         let opened: Opened = opened.map_err(|error| format!("refused to open: {error}"))?;
         let found = inspect(&mut self.wire.disk, opened, wall_ms, &self.model, Depth::Walk)?;
-        let states = self.crash_point().judge(&found)?;
+        let states = self.crash_point(CrashKind::ProcessKill).judge(&found)?;
         let Recovered { store, log_ms, now_ms, .. } = found;
         self.model.rebase(&states, store.durable_lsn(), now_ms);
         self.log_floor.written.clear();
+        self.window.acknowledged.clear();
         self.waiting.next_version = u128::from_be_bytes(store.version_max().0) + 1;
         self.store = Some(store);
         self.options.must_exist = true;
@@ -467,11 +505,11 @@ impl StoreWorld {
         for _ in 0..4 {
             self.turn()?;
             while self.complete_one()? {}
-            if self.model.durable_lsn() >= lsn || self.store().failure().is_some() {
+            if self.model.acknowledged_lsn() >= lsn || self.store().failure().is_some() {
                 return Ok(());
             }
         }
-        Err(format!("LSN {lsn} never becomes durable"))
+        Err(format!("LSN {lsn} is never acknowledged"))
     }
 
     /// Lets everything end and the idle frame be written: then nothing but the newest states and
@@ -518,7 +556,15 @@ impl StoreWorld {
 
     fn turn(&mut self) -> Result<(), String> {
         self.store_mut().end_turn();
-        self.submit_all()
+        self.submit_all()?;
+        match self.options.log.durability {
+            CommitDurability::Interval { ms }
+                if self.wire.in_flight() == 0 && self.store().failure().is_none() =>
+            {
+                self.window.check(self.store(), ms, self.time.now)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn submit_all(&mut self) -> Result<(), String> {
@@ -550,14 +596,24 @@ impl StoreWorld {
 
     fn acknowledge(&mut self, lsn: Lsn) {
         self.model.acknowledge(lsn);
-        self.log_floor.note_durable(lsn);
+        self.window.acknowledged.push_back((lsn, self.time.now.clock_ms));
+        self.note_durable();
+    }
+
+    fn note_durable(&mut self) {
+        let durable_lsn = self.store().durable_lsn();
+        self.model.note_durable(durable_lsn);
+        self.log_floor.note_durable(durable_lsn);
+        let acknowledged = &mut self.window.acknowledged;
+        while acknowledged.pop_front_if(|(lsn, _)| *lsn <= durable_lsn).is_some() {}
     }
 
     fn drain_told(&mut self) -> Result<(), String> {
         while let Some(told) = self.store_mut().poll_told() {
             match told {
-                Told::Durable(lsn) if lsn <= self.model.durable_lsn() => {
-                    return Err(format!("durable LSN {lsn} after {}", self.model.durable_lsn()));
+                Told::Durable(lsn) if lsn <= self.model.acknowledged_lsn() => {
+                    let before = self.model.acknowledged_lsn();
+                    return Err(format!("acknowledged LSN {lsn} after {before}"));
                 }
                 Told::Durable(lsn) => self.acknowledge(lsn),
                 Told::Read { id, result } => self.check_read(id, result)?,
@@ -569,14 +625,16 @@ impl StoreWorld {
                 other => return Err(format!("unexpected {other:?}")),
             }
         }
+        self.note_durable();
         Ok(())
     }
 
-    fn crash_point(&self) -> Crash<'_> {
+    fn crash_point(&self, kind: CrashKind) -> Crash<'_> {
         Crash {
             mix: &self.mix,
             options: &self.options,
             model: &self.model,
+            kind,
             wall_ms: self.time.wall_ms,
             seen_max_ms: self.time.seen_max_ms,
             log_floor_ms: self.log_floor.ms,
@@ -626,8 +684,12 @@ impl StoreWorld {
         };
         image.set_capacity(None);
         let request = self.wire.disk.request_count();
-        let again = if killed { Again::Sound } else { Again::Same };
-        self.crash_point()
+        let (again, kind) = if killed {
+            (Again::Sound, CrashKind::ProcessKill)
+        } else {
+            (Again::Same, CrashKind::PowerLoss)
+        };
+        self.crash_point(kind)
             .check(image, &mut rng, again)
             .map_err(|error| format!("at request {request}, killed: {killed}: {error}"))
     }
@@ -644,7 +706,7 @@ impl StoreWorld {
         let mut tried = 0;
         for (number, mut image) in images.take(limit).enumerate() {
             image.set_capacity(None);
-            let crash = self.crash_point();
+            let crash = self.crash_point(CrashKind::PowerLoss);
             let result = if number == 0 {
                 crash.check_every_second_crash(&image, &mut rng)
             } else {

@@ -129,6 +129,15 @@ pub struct Moment {
     pub seen_max_ms: u64,
 }
 
+/// How a store ended without being closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrashKind {
+    /// What the operating system and the device have taken stays.
+    ProcessKill,
+    /// Only what is durable stays.
+    PowerLoss,
+}
+
 /// What was found of a key: a state, or that it cannot be told.
 pub type Found = Result<KeyState, storage::ReadError>;
 
@@ -139,7 +148,9 @@ pub struct Model {
     histories: Vec<Vec<Step>>,
     /// Fingerprints of all states each key ever had.
     ever: Vec<BTreeSet<u64>>,
-    /// Everything up to here is acknowledged.
+    /// Everything up to here is acknowledged: a killed process loses nothing of it.
+    acknowledged_lsn: Lsn,
+    /// Everything up to here must survive a power loss as well; never above the former.
     durable_lsn: Lsn,
 }
 
@@ -152,6 +163,7 @@ impl Model {
             keys: (0..count).map(|index| pattern.key(index)).collect(),
             histories: vec![blank; count],
             ever: vec![BTreeSet::new(); count],
+            acknowledged_lsn: Lsn::ZERO,
             durable_lsn: Lsn::ZERO,
         }
     }
@@ -164,13 +176,32 @@ impl Model {
 
     /// Everything up to here is acknowledged.
     #[must_use]
-    pub fn durable_lsn(&self) -> Lsn {
-        self.durable_lsn
+    pub fn acknowledged_lsn(&self) -> Lsn {
+        self.acknowledged_lsn
+    }
+
+    /// Everything up to here must survive the crash.
+    #[must_use]
+    pub fn floor(&self, crash: CrashKind) -> Lsn {
+        match crash {
+            CrashKind::ProcessKill => self.acknowledged_lsn,
+            CrashKind::PowerLoss => self.durable_lsn,
+        }
     }
 
     /// Notes that everything up to `lsn` is acknowledged.
     pub fn acknowledge(&mut self, lsn: Lsn) {
-        self.durable_lsn = lsn;
+        self.acknowledged_lsn = lsn;
+    }
+
+    /// Notes that everything up to `lsn` survives a power loss.
+    pub fn note_durable(&mut self, lsn: Lsn) {
+        self.durable_lsn = self.durable_lsn.max(lsn).min(self.acknowledged_lsn);
+    }
+
+    /// Notes a power loss: what was acknowledged and not durable need not come back any more.
+    pub fn lose_power(&mut self) {
+        self.acknowledged_lsn = self.durable_lsn;
     }
 
     /// The newest state of a key, and the record that gave it.
@@ -183,7 +214,7 @@ impl Model {
     /// Notes that record `lsn` gave a key this state.
     pub fn push(&mut self, key: usize, lsn: Lsn, state: KeyState) {
         if self.histories[key].len() >= STEPS_KEPT {
-            let first = self.first_allowed(key);
+            let first = self.first_allowed(key, self.durable_lsn);
             self.histories[key].drain(..first);
         }
         self.ever[key].insert(state.fingerprint());
@@ -202,7 +233,10 @@ impl Model {
         for (index, found) in found.iter().enumerate() {
             let mut steps: Vec<_> = match found {
                 KeyState::Absent => {
-                    let gone = self.allowed(index).iter().map(|step| step.state.clone());
+                    let gone = self
+                        .allowed(index, self.acknowledged_lsn)
+                        .iter()
+                        .map(|step| step.state.clone());
                     gone.filter(|state| state.is_gone(now_ms)).collect()
                 }
                 KeyState::Present { .. } => Vec::new(),
@@ -213,18 +247,24 @@ impl Model {
             let step = |state| Step { lsn: Lsn::ZERO, state };
             self.histories[index] = steps.into_iter().map(step).collect();
         }
-        self.durable_lsn = durable_lsn;
+        (self.acknowledged_lsn, self.durable_lsn) = (durable_lsn, durable_lsn);
     }
 
-    /// Checks what was recovered when everything up to `durable_lsn` had been acknowledged: each
-    /// key holds its last acknowledged state, or any later one.
+    /// Checks what was recovered after a crash: each key holds the last state that had to survive
+    /// it, or any later one.
     ///
     /// # Errors
     /// Which key holds something else.
-    pub fn check(&self, found: &[KeyState], moment: Moment) -> Result<(), String> {
+    pub fn check(
+        &self,
+        found: &[KeyState],
+        moment: Moment,
+        crash: CrashKind,
+    ) -> Result<(), String> {
+        let floor = self.floor(crash);
         for (index, found) in found.iter().enumerate() {
-            if !self.allows(index, found, moment) {
-                return Err(self.complaint(index, found, moment));
+            if !self.allows(index, found, moment, floor) {
+                return Err(self.complaint(index, found, moment, floor));
             }
         }
         Ok(())
@@ -246,50 +286,50 @@ impl Model {
             let is_older = suspect
                 && *found != KeyState::Absent
                 && self.ever[index].contains(&found.fingerprint());
-            if !is_older && !self.allows(index, found, moment) {
+            if !is_older && !self.allows(index, found, moment, self.durable_lsn) {
                 return Err(format!(
                     "with damage, suspect: {suspect}: {}",
-                    self.complaint(index, found, moment)
+                    self.complaint(index, found, moment, self.durable_lsn)
                 ));
             }
         }
         Ok(())
     }
 
-    fn allows(&self, index: usize, found: &KeyState, moment: Moment) -> bool {
+    fn allows(&self, index: usize, found: &KeyState, moment: Moment, floor: Lsn) -> bool {
         let may_be_gone = |state: &KeyState| state.is_gone(moment.now_ms.max(moment.seen_max_ms));
-        self.allowed(index).iter().any(|step| match found {
+        self.allowed(index, floor).iter().any(|step| match found {
             KeyState::Absent => may_be_gone(&step.state),
             found => !step.state.is_gone(moment.now_ms) && step.state == *found,
         })
     }
 
-    fn allowed(&self, index: usize) -> &[Step] {
-        &self.histories[index][self.first_allowed(index)..]
+    fn allowed(&self, index: usize, floor: Lsn) -> &[Step] {
+        &self.histories[index][self.first_allowed(index, floor)..]
     }
 
-    /// The last acknowledged step, or the first of several that are equally good.
-    fn first_allowed(&self, index: usize) -> usize {
+    /// The last step up to `floor`, or the first of several that are equally good.
+    fn first_allowed(&self, index: usize, floor: Lsn) -> usize {
         let history = &self.histories[index];
-        let acknowledged = history.partition_point(|step| step.lsn <= self.durable_lsn);
-        let last = acknowledged.saturating_sub(1);
+        let reached = history.partition_point(|step| step.lsn <= floor);
+        let last = reached.saturating_sub(1);
         history.partition_point(|step| step.lsn < history[last].lsn)
     }
 
-    fn complaint(&self, index: usize, found: &KeyState, moment: Moment) -> String {
+    fn complaint(&self, index: usize, found: &KeyState, moment: Moment, floor: Lsn) -> String {
         let list = |steps: &[Step]| {
             let step = |step: &Step| format!("  LSN {}: {}\n", step.lsn, step.state.brief());
             steps.iter().map(step).collect::<String>()
         };
-        let allowed = self.allowed(index);
+        let allowed = self.allowed(index, floor);
         let before = &self.histories[index][..self.histories[index].len() - allowed.len()];
         format!(
-            "key {index} holds {}\nat {} (seen {}) with LSN {} acknowledged; \
+            "key {index} holds {}\nat {} (seen {}) with LSN {} to survive; \
              allowed:\n{}before:\n{}",
             found.brief(),
             moment.now_ms,
             moment.seen_max_ms,
-            self.durable_lsn,
+            floor,
             list(allowed),
             list(before),
         )

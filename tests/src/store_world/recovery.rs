@@ -7,7 +7,7 @@ use storage::{Entry, Event, Get, Now, Opened, ReadId, RecoveryReport, Store, Sto
 use wal::record::Key;
 
 use super::adapter::{self, Lookup, ScannedKey, StoreUnderTest, Told};
-use super::model::{Found, KeyState, Model, ModelKey, Moment};
+use super::model::{CrashKind, Found, KeyState, Model, ModelKey, Moment};
 use super::swarm::Mix;
 use crate::disk::{SimulatedDisk, run_procedure, run_procedure_until};
 
@@ -256,11 +256,12 @@ pub fn settle(disk: &mut SimulatedDisk, store: &mut Store) -> Vec<Event> {
 }
 
 /// What a crash at some moment is checked against.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Crash<'a> {
     pub(super) mix: &'a Mix,
     pub(super) options: &'a StoreOptions,
     pub(super) model: &'a Model,
+    pub(super) kind: CrashKind,
     pub(super) wall_ms: u64,
     pub(super) seen_max_ms: u64,
     /// The newest time in the log is at least this.
@@ -326,7 +327,8 @@ impl Crash<'_> {
         drop(run_procedure_until(&mut disk, OWNER, &mut opening, completions_max));
         let plan = self.mix.power_loss(rng);
         let mut disk = disk.crash_with(rng, plan);
-        let second = self.recover(&mut disk, Depth::Keys).map_err(|error| {
+        let lost = Crash { kind: CrashKind::PowerLoss, ..*self };
+        let second = lost.recover(&mut disk, Depth::Keys).map_err(|error| {
             format!("crash, then another after {completions_max} requests of recovery: {error}")
         })?;
         let mut pairs = first.iter().zip(&second).enumerate();
@@ -361,10 +363,10 @@ impl Crash<'_> {
     pub(super) fn judge(&self, recovered: &Recovered) -> Result<Vec<KeyState>, String> {
         let states = recovered.states()?;
         let moment = Moment { now_ms: recovered.now_ms, seen_max_ms: self.seen_max_ms };
-        self.model.check(&states, moment)?;
-        let (durable, found) = (self.model.durable_lsn(), recovered.store.durable_lsn());
-        if found < durable {
-            return Err(format!("the log restarts at LSN {found}, {durable} is acknowledged"));
+        self.model.check(&states, moment, self.kind)?;
+        let (floor, found) = (self.model.floor(self.kind), recovered.store.durable_lsn());
+        if found < floor {
+            return Err(format!("the log restarts at LSN {found}, {floor} had to survive"));
         }
         if recovered.log_ms < self.log_floor_ms {
             let (found, floor) = (recovered.log_ms, self.log_floor_ms);

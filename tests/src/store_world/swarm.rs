@@ -1,9 +1,11 @@
 //! [`Mix`]: what one seed does and what goes wrong in it. Each seed draws its own, so that seeds
 //! differ more than the commands of one seed do.
 
+use std::rc::Rc;
+
 use fastrand::Rng;
 use storage::StoreOptions;
-use wal::disk::FileName;
+use wal::disk::{BufferSource, FileName, IoBuffer};
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
 
@@ -223,6 +225,28 @@ fn draw_churn(rng: &mut Rng) -> [(Command, u32); 8] {
     ]
 }
 
+/// Buffers with a former user's bytes in them, as an arena lends them.
+#[derive(Debug)]
+struct UsedBuffers;
+
+impl BufferSource for UsedBuffers {
+    fn take(&self, bytes: usize) -> IoBuffer {
+        let mut buffer = IoBuffer::with_capacity(bytes);
+        buffer.spare_mut().fill(0xA5);
+        buffer
+    }
+}
+
+/// Drawn aside: what else a seed draws does not depend on it.
+fn draw_durability(rng: &Rng) -> CommitDurability {
+    let mut aside = Rng::with_seed(rng.clone().u64(..) ^ 0xD00A);
+    match aside.u8(..4) {
+        0 => CommitDurability::Interval { ms: pick(&mut aside, &[5, 40, 1_000]) },
+        1 => CommitDurability::Os,
+        _ => CommitDurability::Always,
+    }
+}
+
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng) -> StoreOptions {
     StoreOptions {
@@ -236,7 +260,8 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
             frames_in_flight_max: rng.usize(1..=4),
             pending_bytes_max: pick(rng, &[16 << 10, 128 << 10, 64 << 20]),
             sync_method: pick(rng, &[SyncMethod::Dsync, SyncMethod::SyncPerBatch]),
-            durability: CommitDurability::Always,
+            durability: draw_durability(rng),
         },
+        buffers: Rc::new(UsedBuffers),
     }
 }

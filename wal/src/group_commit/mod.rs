@@ -30,10 +30,12 @@
 //! outcome.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use crate::checksum::{self, Place};
 use crate::disk::{
-    BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, Durability, FileId, IoBuffer,
+    BLOCK_SIZE, BufferSource, DiskError, DiskErrorKind, DiskOperation, Durability, FileId,
+    HeapBuffers, IoBuffer,
 };
 use crate::frame::{self, FRAME_HEADER_LEN, FrameStamp};
 use crate::lsn::Lsn;
@@ -209,6 +211,7 @@ pub struct GroupCommit {
     ready: VecDeque<Filling>,
     next_number: u64,
     buffers: Vec<IoBuffer>,
+    source: Rc<dyn BufferSource>,
     failure: Option<DiskError>,
     counters: GroupCommitCounters,
 }
@@ -236,9 +239,17 @@ impl GroupCommit {
             ready: VecDeque::new(),
             next_number: 0,
             buffers: Vec::new(),
+            source: Rc::new(HeapBuffers),
             failure: None,
             counters: GroupCommitCounters::default(),
         }
+    }
+
+    /// Takes the memory of frames from `source` instead of the heap.
+    #[must_use]
+    pub fn with_buffers(mut self, source: Rc<dyn BufferSource>) -> Self {
+        self.source = source;
+        self
     }
 
     /// Everything up to here survives a crash.
@@ -471,8 +482,9 @@ impl GroupCommit {
             if fits && (used <= self.limits.frame_bytes_max || filling.record_count == 0) {
                 if used > filling.buffer.capacity() {
                     let room = used.max(2 * filling.buffer.capacity());
-                    let empty = IoBuffer::with_capacity(1);
-                    filling.buffer = std::mem::replace(&mut filling.buffer, empty).grown(room);
+                    let mut larger = self.source.take(room);
+                    larger.extend_from_slice(filling.buffer.as_slice());
+                    filling.buffer = larger;
                 }
                 return Ok(());
             }
@@ -532,8 +544,8 @@ impl GroupCommit {
     fn open_frame(&mut self, segment: OpenSegment, offset: u64, len: usize) {
         let room = len.max(BUFFER_LEN_MIN);
         let fitting = self.buffers.iter().position(|buffer| buffer.capacity() >= room);
-        let mut buffer = fitting
-            .map_or_else(|| IoBuffer::with_capacity(room), |index| self.buffers.swap_remove(index));
+        let mut buffer =
+            fitting.map_or_else(|| self.source.take(room), |index| self.buffers.swap_remove(index));
         buffer.set_len(0);
         buffer.extend_from_slice(&[0; FRAME_HEADER_LEN]);
         let first_lsn = self.next_lsn;

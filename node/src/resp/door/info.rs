@@ -117,12 +117,18 @@ impl Door {
     }
 
     fn memory(&self, keyspace: &Keyspace) -> Vec<(&'static str, String)> {
-        let resident = (self.facts.resident_bytes)();
+        let (resident, buffers) = ((self.facts.resident_bytes)(), &self.buffers);
         let cache: u64 = keyspace.stores().map(|(_, store)| store.status().cache_bytes).sum();
         vec![
             ("used_memory", resident.to_string()),
             ("used_memory_rss", resident.to_string()),
             ("used_memory_cache", cache.to_string()),
+            ("io_buffer_bytes", buffers.arena_bytes.to_string()),
+            ("io_buffer_bytes_free", buffers.arena_bytes_free.to_string()),
+            ("io_buffers_registered", u8::from(buffers.registered).to_string()),
+            ("io_buffers_taken", buffers.taken.to_string()),
+            ("io_buffers_from_heap", buffers.fallen_back.to_string()),
+            ("io_buffer_operations", buffers.operations.to_string()),
             ("maxmemory", "0".to_owned()),
             ("maxmemory_policy", "noeviction".to_owned()),
         ]

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use storage::{Event, ReadId};
 
 use crate::config::{ClientLimits, Password};
-use crate::io::{ConnectionId, ReceiveBuffer, Request};
+use crate::io::{BufferStatistics, ConnectionId, ReceiveBuffer, Request};
 use crate::keyspace::{Keyspace, ShardIndex};
 use crate::resp::command::{Command, CommandError, CommandSpec};
 use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
@@ -83,6 +83,7 @@ pub struct Door {
     paused: BTreeSet<ConnectionId>,
     requests: VecDeque<Request>,
     counters: Counters,
+    buffers: BufferStatistics,
     wants_shutdown: bool,
 }
 
@@ -106,6 +107,7 @@ impl Door {
             paused: BTreeSet::new(),
             requests: VecDeque::new(),
             counters: Counters::default(),
+            buffers: BufferStatistics::default(),
             wants_shutdown: false,
         }
     }
@@ -113,6 +115,11 @@ impl Door {
     /// Notes the address that clients reach it at.
     pub fn set_address(&mut self, address: SocketAddr) {
         self.facts.client = Some(address);
+    }
+
+    /// Notes how the driver's buffers have been used, for INFO.
+    pub fn note_buffers(&mut self, buffers: BufferStatistics) {
+        self.buffers = buffers;
     }
 
     /// Whether a client has asked the node to stop.
@@ -577,7 +584,7 @@ impl Door {
         }
         let parts = connection.replies.take(|shard| {
             let store = keyspace.store(shard);
-            let lsn = store.durable_lsn();
+            let lsn = store.acknowledged_lsn();
             if store.failure().is_some() { Durable::FailedAfter(lsn) } else { Durable::UpTo(lsn) }
         });
         let len = parts.iter().map(bytes::Bytes::len).sum();

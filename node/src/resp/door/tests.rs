@@ -1,11 +1,12 @@
 //! Tests of the door over a store in memory, whose reads end when a test lets them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use storage::{Now, StoreOptions};
 use wal::disk::{
     DiskCompletion, DiskError, DiskErrorKind, DiskOperation, DiskOutput, DiskRequest, FileId,
-    OpenMode,
+    HeapBuffers, OpenMode,
 };
 use wal::group_commit::GroupCommitLimits;
 use wal::segment::Identity;
@@ -99,6 +100,7 @@ impl Rig {
                 segment_bytes: 4 << 20,
                 cache_bytes: 0,
                 log: GroupCommitLimits::default(),
+                buffers: Rc::new(HeapBuffers),
             };
             let mut procedure = storage::open(options, NOW_MS);
             loop {
