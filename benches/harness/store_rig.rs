@@ -126,6 +126,7 @@ impl StoreRig {
             must_exist: false,
             segment_bytes: options.segment_bytes,
             cache_bytes: options.cache_bytes,
+            limits: storage::StoreLimits::default(),
             log: GroupCommitLimits::default(),
         };
         let (monotonic, wall) = io.now();
@@ -232,7 +233,9 @@ impl StoreRig {
                     self.reads.push((id.0, found.map(|(_, value)| value.value)));
                 }
                 Event::Failed(error) => panic!("a write has failed: {error}"),
-                Event::Damaged { file, offset, .. } => panic!("{file} is damaged at {offset}"),
+                Event::Damaged { file, offset, .. } | Event::Flaw { file, offset, .. } => {
+                    panic!("{file} is damaged at {offset}")
+                }
                 _ => {}
             }
         }

@@ -98,6 +98,7 @@ impl Rig {
                 must_exist: false,
                 segment_bytes: 4 << 20,
                 cache_bytes: 0,
+                limits: storage::StoreLimits::default(),
                 log: GroupCommitLimits::default(),
             };
             let mut procedure = storage::open(options, NOW_MS);
@@ -131,6 +132,7 @@ impl Rig {
             client: None,
             started_ms: NOW_MS,
             resident_bytes: || 0,
+            disk_bytes_max: 0,
             damage_found: 0,
             tail_uncertain_bytes: 0,
         };
