@@ -126,6 +126,7 @@ impl StoreRig {
             must_exist: false,
             segment_bytes: options.segment_bytes,
             cache_bytes: options.cache_bytes,
+            limits: storage::StoreLimits::default(),
             log: GroupCommitLimits::default(),
             buffers: io.buffers(),
         };
@@ -233,7 +234,9 @@ impl StoreRig {
                     self.reads.push((id.0, found.map(|(_, value)| value.value)));
                 }
                 Event::Failed(error) => panic!("a write has failed: {error}"),
-                Event::Damaged { file, offset, .. } => panic!("{file} is damaged at {offset}"),
+                Event::Damaged { file, offset, .. } | Event::Flaw { file, offset, .. } => {
+                    panic!("{file} is damaged at {offset}")
+                }
                 _ => {}
             }
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use storage::{LogClock, OpenError, Opened, RecoveryReport, StoreOptions};
+use storage::{LogClock, OpenError, Opened, RecoveryReport, StoreLimits, StoreOptions};
 use wal::disk::FileName;
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
@@ -95,6 +95,19 @@ pub enum RunError {
         stored: u16,
         /// Shards asked for.
         asked: u16,
+    },
+    /// `disk_bytes_max` leaves too little for each shard.
+    #[error(
+        "disk_bytes_max is {given} bytes, less than {needed} (4 x segment_bytes for each of {shards} \
+         shards)"
+    )]
+    DiskLimit {
+        /// What is allowed.
+        given: u64,
+        /// What is needed at least.
+        needed: u64,
+        /// Number of shards.
+        shards: u16,
     },
     /// The kernel gives us no ring.
     #[error("io_uring cannot be used: {source}")]
@@ -248,6 +261,7 @@ fn serve<I: Io>(
         client: None,
         started_ms,
         resident_bytes: process::resident_bytes,
+        disk_bytes_max: config.disk_bytes_max,
         damage_found: reports.iter().map(|report| report.damage.len() as u64).sum(),
         tail_uncertain_bytes: reports.iter().map(|report| report.tail_uncertain_bytes).sum(),
     };
@@ -309,11 +323,12 @@ impl<'a, I: Io> Shards<'a, I> {
             let (path, stored) = (self.config.data_dir.clone(), identity.shard_count);
             return Err(RunError::ShardCount { path, stored, asked });
         }
+        let limits = limits_of(self.config, identity.shard_count)?;
         let mut opened: Vec<Opened> = Vec::new();
         // Without shard 0, but with records, it is shard 0 that was lost.
         let mut must_exist = known.is_some_and(|(shard, _)| shard == 0);
         for shard in (0..identity.shard_count).rev() {
-            opened.push(self.open_shard(Identity { shard, ..identity }, must_exist)?);
+            opened.push(self.open_shard(Identity { shard, ..identity }, must_exist, limits)?);
             must_exist |= opened.last().is_some_and(|shard| shard.report.records > 0);
         }
         opened.reverse();
@@ -334,13 +349,19 @@ impl<'a, I: Io> Shards<'a, I> {
         Identity { store, node_id, shard: 0, shard_count }
     }
 
-    fn open_shard(&mut self, identity: Identity, must_exist: bool) -> Result<Opened, RunError> {
+    fn open_shard(
+        &mut self,
+        identity: Identity,
+        must_exist: bool,
+        limits: StoreLimits,
+    ) -> Result<Opened, RunError> {
         let options = StoreOptions {
             directory: shard_directory(identity.shard),
             identity,
             must_exist,
             segment_bytes: self.config.segment_bytes,
             cache_bytes: self.config.cache_bytes / usize::from(identity.shard_count),
+            limits,
             log: commit_limits_of(self.durability),
             buffers: self.io.buffers(),
         };
@@ -353,6 +374,20 @@ impl<'a, I: Io> Shards<'a, I> {
         log_report(identity.shard, &opened.report);
         Ok(opened)
     }
+}
+
+/// A shard's part of what the node may take of the disk.
+fn limits_of(config: &Config, shards: u16) -> Result<StoreLimits, RunError> {
+    let given = config.disk_bytes_max;
+    let needed =
+        StoreLimits::DISK_SEGMENTS_MIN.saturating_mul(config.segment_bytes) * u64::from(shards);
+    if given > 0 && given < needed {
+        return Err(RunError::DiskLimit { given, needed, shards });
+    }
+    Ok(StoreLimits {
+        disk_bytes_max: (given > 0).then(|| given / u64::from(shards)),
+        scrub_bytes_per_second: config.scrub_bytes_per_second.div_ceil(u64::from(shards)),
+    })
 }
 
 /// The limits and promises of a shard's log.

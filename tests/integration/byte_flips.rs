@@ -53,6 +53,7 @@ fn options() -> StoreOptions {
         must_exist: true,
         segment_bytes: 128 << 10,
         cache_bytes: 0,
+        limits: storage::StoreLimits::default(),
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
         buffers: Rc::new(HeapBuffers),
     }

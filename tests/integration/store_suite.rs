@@ -103,6 +103,7 @@ impl<I: Driver> Rig<I> {
             must_exist: false,
             segment_bytes,
             cache_bytes,
+            limits: storage::StoreLimits::default(),
             log: GroupCommitLimits { frame_bytes_max: 64 << 10, ..GroupCommitLimits::default() },
             buffers: io.buffers(),
         };

@@ -52,7 +52,7 @@ pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
         RunError::Bind { .. } => ExitCode::Bind,
         RunError::Directory(error) => directory_exit_code(error),
-        RunError::ShardCount { .. } => ExitCode::Usage,
+        RunError::ShardCount { .. } | RunError::DiskLimit { .. } => ExitCode::Usage,
         RunError::Ring { .. } => ExitCode::RingUnavailable,
         RunError::Other(_) => ExitCode::Failure,
     }
@@ -69,6 +69,7 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
         },
         RunError::Directory(error) => directory_remedy(error),
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
+        RunError::DiskLimit { .. } => "raise disk_bytes_max, lower segment_bytes, or set it to 0",
         RunError::Ring { source } => match source.kind() {
             io::ErrorKind::PermissionDenied => {
                 "permit it (sysctl kernel.io_uring_disabled=0 and the container's seccomp \
@@ -146,6 +147,11 @@ mod tests {
                 RunError::ShardCount { path: path(), stored: 4, asked: 2 },
                 ExitCode::Usage,
                 "leave --shards out",
+            ),
+            (
+                RunError::DiskLimit { given: 1, needed: 2, shards: 1 },
+                ExitCode::Usage,
+                "raise disk_bytes_max",
             ),
         ];
         for (error, code, words) in cases {

@@ -64,6 +64,10 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Bytes of values kept in memory for reading; 0 keeps none.
     pub cache_bytes: usize,
+    /// Bytes that the segments of all shards may take on disk; 0 sets no limit.
+    pub disk_bytes_max: u64,
+    /// Bytes per second that the scrub reads, over all shards; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
     /// What clients may take.
     pub limits: ClientLimits,
     /// What is logged and how.
@@ -213,6 +217,8 @@ impl Default for Config {
             sync_method: None,
             segment_bytes: 64 << 20,
             cache_bytes: 256 << 20,
+            disk_bytes_max: 0,
+            scrub_bytes_per_second: 8 << 20,
             limits: ClientLimits {
                 connections_max: 10_000,
                 value_bytes_max: 16 << 20,

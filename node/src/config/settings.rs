@@ -169,6 +169,27 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| size::format(config.cache_bytes as u64),
     },
     Setting {
+        key: "disk_bytes_max",
+        flag: "disk-bytes-max",
+        value_name: "SIZE",
+        help: "Disk space for segments, over all shards; at the limit the node behaves as on a \
+               full disk; at least 4 x segment_bytes per shard; 0 sets no limit",
+        expected: "a size such as 100GiB, or 0",
+        apply: |config, raw| set(&mut config.disk_bytes_max, raw.size()),
+        valid: |_| true,
+        show: |config| size::format(config.disk_bytes_max),
+    },
+    Setting {
+        key: "scrub_bytes_per_second",
+        flag: "scrub-bytes-per-second",
+        value_name: "SIZE",
+        help: "How fast data at rest is read again to find damage, over all shards; 0 turns it off",
+        expected: "a size such as 8MiB, or 0",
+        apply: |config, raw| set(&mut config.scrub_bytes_per_second, raw.size()),
+        valid: |_| true,
+        show: |config| size::format(config.scrub_bytes_per_second),
+    },
+    Setting {
         key: "connections_max",
         flag: "connections-max",
         value_name: "N",

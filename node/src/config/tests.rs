@@ -65,7 +65,7 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 17] = [
+const SAMPLES: [(&str, &str, &str); 19] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("shards", "3", "3"),
@@ -75,6 +75,8 @@ const SAMPLES: [(&str, &str, &str); 17] = [
     ("sync_method", "sync", "\"sync\""),
     ("segment_bytes", "8MiB", "8388608"),
     ("cache_bytes", "0", "0"),
+    ("disk_bytes_max", "9GiB", "\"9GiB\""),
+    ("scrub_bytes_per_second", "0", "0"),
     ("connections_max", "7", "7"),
     ("value_bytes_max", "1mb", "\"1mb\""),
     ("output_pause_bytes", "4KiB", "4096"),
@@ -126,6 +128,8 @@ fn every_field_has_a_setting() {
         sync_method,
         segment_bytes,
         cache_bytes,
+        disk_bytes_max,
+        scrub_bytes_per_second,
         limits,
         log,
     } = world.load().unwrap();
@@ -139,6 +143,8 @@ fn every_field_has_a_setting() {
     assert_ne!(sync_method, defaults.sync_method);
     assert_ne!(segment_bytes, defaults.segment_bytes);
     assert_ne!(cache_bytes, defaults.cache_bytes);
+    assert_ne!(disk_bytes_max, defaults.disk_bytes_max);
+    assert_ne!(scrub_bytes_per_second, defaults.scrub_bytes_per_second);
     let ClientLimits {
         connections_max,
         value_bytes_max,

@@ -111,6 +111,11 @@ impl Compaction {
         self.victim = None;
     }
 
+    /// Whether nothing new is to be started before the next write.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     pub(super) fn is_reading_heads(&self) -> bool {
         !self.heads_wanted.is_empty()
     }

@@ -14,7 +14,7 @@ use wal::record::{
 };
 use wal::segment;
 
-use super::{Event, ReadId, Source, Store};
+use super::{Event, ReadId, RepairReason, Source, Store};
 use crate::cache::CachedRecord;
 use crate::error::ReadError;
 use crate::index::{Place, Slot, SlotKind};
@@ -292,6 +292,7 @@ impl Store {
             Target::Exact { location, .. } => u64::from(location.offset),
             Target::Candidate { .. } => u64::from(spot.line) * u64::from(LINE_LEN),
         };
+        self.scrub.note(spot.segment, offset, Some(read.key), RepairReason::Record);
         self.events.push_back(Event::Damaged { key: read.key, file, offset });
     }
 

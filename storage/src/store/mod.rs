@@ -10,6 +10,7 @@ use wal::disk::{DiskCompletion, DiskError, DiskOperation, DiskRequest, FileId, F
 use wal::group_commit::{GroupCommit, GroupCommitCounters, GroupCommitLimits, OpenSegment};
 use wal::manifest::Manifest;
 use wal::record::{Key, Version};
+use wal::replay::Damage;
 use wal::segment::Identity;
 
 use crate::cache::ReadCache;
@@ -30,12 +31,16 @@ mod pool;
 mod read;
 mod retire;
 mod scan;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
 mod supply;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use compaction::CompactionCounters;
+pub use scrub::{Repair, RepairReason, ScrubStatus};
 
 use compaction::Compaction;
 use disk_read::Reads;
@@ -43,6 +48,7 @@ use manifest_keeper::ManifestKeeper;
 use read::Jobs;
 use retire::Retirement;
 use scan::Scans;
+use scrub::Scrub;
 use supply::SegmentSupply;
 pub(crate) use write::{REWRITTEN_LEN_MAX, TOUCH_LEN, tombstone};
 
@@ -71,10 +77,28 @@ pub struct StoreOptions {
     pub segment_bytes: u64,
     /// Budget of the read cache in bytes.
     pub cache_bytes: usize,
+    /// What it may take of the disk.
+    pub limits: StoreLimits,
     /// Limits of the log.
     pub log: GroupCommitLimits,
     /// Where the memory of reads and frames comes from.
     pub buffers: Rc<dyn BufferSource>,
+}
+
+/// What a store may take of the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// Bytes of segment files, the spare included; at this limit the store behaves as on a full
+    /// disk. At least [`StoreLimits::DISK_SEGMENTS_MIN`] segments of full size.
+    pub disk_bytes_max: Option<u64>,
+    /// Bytes that the scrub reads per second; 0 turns it off.
+    pub scrub_bytes_per_second: u64,
+}
+
+impl StoreLimits {
+    /// A store with fewer segments could not compact: one is in use, one is its spare, one is being
+    /// compacted, and one holds what is live.
+    pub const DISK_SEGMENTS_MIN: u64 = 4;
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -210,6 +234,18 @@ pub enum Event {
         /// Its offset there, in bytes, rounded down to a multiple of 64.
         offset: u64,
     },
+    /// The scrub found bytes that are not what was written; of damaged records whose keys are
+    /// known, [`Event::Damaged`] tells as well.
+    Flaw {
+        /// The file.
+        file: FileName,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// How many.
+        len: u64,
+        /// What is wrong.
+        damage: Damage,
+    },
 }
 
 /// Figures of a store, for INFO and metrics.
@@ -231,6 +267,8 @@ pub struct StoreStatus {
     pub index_bytes: u64,
     /// What compaction has done.
     pub compaction: CompactionCounters,
+    /// What the scrub has done.
+    pub scrub: ScrubStatus,
     /// Bytes in the read cache.
     pub cache_bytes: u64,
     /// Reads answered from it.
@@ -277,6 +315,7 @@ enum Source {
     Removal(u64, RequestId),
     Window(u64),
     Read,
+    Scrub,
 }
 
 /// One shard: see the crate's documentation for how it is driven.
@@ -297,6 +336,7 @@ pub struct Store {
     supply: SegmentSupply,
     keeper: ManifestKeeper,
     compaction: Compaction,
+    scrub: Scrub,
     retirements: Vec<Retirement>,
     sources: BTreeMap<RequestId, Source>,
     next_request: u64,
@@ -326,6 +366,7 @@ impl Store {
         let supply = SegmentSupply::new(
             options.directory.clone(),
             options.segment_bytes,
+            options.limits.disk_bytes_max,
             next_file,
             first.map_or(0, |segment| segment.len),
         );
@@ -346,6 +387,7 @@ impl Store {
             supply,
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
+            scrub: Scrub::new(options.limits.scrub_bytes_per_second),
             retirements: Vec::new(),
             sources: BTreeMap::new(),
             next_request: 0,
@@ -429,6 +471,7 @@ impl Store {
             dead_bytes,
             index_bytes: self.catalog.index.bytes(),
             compaction: self.compaction.counters,
+            scrub: self.scrub.status(),
             cache_bytes: self.cache.bytes(),
             cache_hits: self.cache.hits,
             cache_misses: self.cache.misses,
@@ -478,6 +521,7 @@ impl Store {
         }
         self.log.submit(self.now.clock_ms);
         self.pump_log();
+        self.pump_scrub();
         self.pump_retirements();
         self.pump_supply();
     }
@@ -510,7 +554,9 @@ impl Store {
         let compaction = self.can_compact().then_some(self.now.monotonic_ns);
         let retry = self.supply.retry_at_ns();
         let sync = self.sync_due_ns();
-        [idle, expiry, sweep, compaction, retry, sync].into_iter().flatten().min()
+        let paused = self.compaction.is_paused();
+        let scrub = self.scrub.due_at_ns().filter(|_| !paused);
+        [idle, expiry, sweep, compaction, retry, sync, scrub].into_iter().flatten().min()
     }
 
     /// When the log is to be synced. A sync that is due already waits for frames under way, and is
@@ -565,6 +611,7 @@ impl Store {
                 self.step_compaction();
             }
             Source::Read => self.handle_read(completion),
+            Source::Scrub => self.handle_scrub(completion),
         }
     }
 

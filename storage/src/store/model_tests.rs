@@ -108,6 +108,7 @@ impl World {
             must_exist: false,
             segment_bytes: 64 << 10,
             cache_bytes: [0, 4 << 10, 1 << 20][rng.usize(..3)],
+            limits: StoreLimits::default(),
             log: GroupCommitLimits { frame_bytes_max: 16 << 10, ..GroupCommitLimits::default() },
             buffers: Rc::new(HeapBuffers),
         };

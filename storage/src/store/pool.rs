@@ -36,7 +36,6 @@ impl SegmentPool {
     }
 
     /// Bytes of the files kept.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the store's figures"))]
     pub(super) fn bytes(&self) -> u64 {
         self.freed.iter().map(|freed| freed.len).sum()
     }

@@ -64,6 +64,7 @@ impl Store {
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };
             let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
+            let read = read || self.scrub.is_reading(retirement.id);
             let replaced =
                 retirement.replaced_lsn <= durable_lsn || is_planted(Mutation::SegmentFreedEarly);
             if read || !logged || !replaced || since_ns > now_ns {
@@ -129,6 +130,7 @@ impl Store {
         for number in gone {
             self.retirements.retain(|retirement| retirement.number != number);
             if let Some(segment) = self.catalog.segments.get(number) {
+                self.scrub.forget(segment.id);
                 self.compaction.counters.segments_freed += 1;
                 self.compaction.counters.bytes_freed += segment.len;
             }

@@ -7,7 +7,7 @@ use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskRequest, FileId, F
 use wal::group_commit::OpenSegment;
 use wal::manifest::SegmentEntry;
 use wal::procedure::Procedure;
-use wal::segment::{self, SegmentHeader};
+use wal::segment::{self, SEGMENT_BYTES_MIN, SegmentHeader};
 
 use super::manifest_keeper::{EditId, ManifestKeeper};
 use super::pace::Pace;
@@ -16,13 +16,19 @@ use crate::clock::Now;
 
 /// After a full disk or another error, preparing is tried again this many nanoseconds later.
 const RETRY_AFTER_NS: u64 = 1_000_000_000;
+/// What the limit of a store's bytes answers: as a quota of the file system would (EDQUOT).
+const LIMIT_REACHED: DiskError = DiskError { kind: DiskErrorKind::NoSpace, code: 122 };
 
 /// Makes the log's next segment.
 pub(super) struct SegmentSupply {
     directory: FileName,
     segment_bytes: u64,
+    /// Most bytes that all segments together may have.
+    disk_bytes_max: u64,
     next_file: FileId,
     last_len: u64,
+    /// Where space is short: no segment longer than this, unless a frame needs it.
+    len_max: u64,
     /// A frame of this size waits for a segment; 0 if none does.
     wanted_frame_len: u64,
     stage: Stage,
@@ -51,14 +57,17 @@ impl SegmentSupply {
     pub(super) fn new(
         directory: FileName,
         segment_bytes: u64,
+        disk_bytes_max: Option<u64>,
         next_file: FileId,
         last_len: u64,
     ) -> Self {
         Self {
             directory,
             segment_bytes,
+            disk_bytes_max: disk_bytes_max.unwrap_or(u64::MAX),
             next_file,
             last_len,
+            len_max: segment_bytes,
             wanted_frame_len: 0,
             stage: Stage::Idle,
             held: None,
@@ -172,7 +181,7 @@ impl SegmentSupply {
         // A failure is also got rid of by trying again, whatever it was that was wanted.
         let wanted = wanted || self.wanted_frame_len > 0 || self.failure.is_some();
         if wanted && due && matches!(self.stage, Stage::Idle) {
-            self.start(keeper);
+            self.start(now, keeper);
         }
     }
 
@@ -189,6 +198,7 @@ impl SegmentSupply {
                 }
                 self.last_len = segment.len;
                 self.failure = None;
+                self.len_max = self.segment_bytes.min(self.len_max.saturating_mul(2));
                 self.stage = Stage::Prepared(segment);
             }
             Err(error) => self.fail(now, error),
@@ -196,6 +206,17 @@ impl SegmentSupply {
     }
 
     fn fail(&mut self, now: Now, error: DiskError) {
+        if let Stage::Preparing(OpenSegment { len, .. }, _) = self.stage
+            && error.kind == DiskErrorKind::NoSpace
+        {
+            // There may be room for a shorter one.
+            let len_min = SEGMENT_BYTES_MIN.min(self.segment_bytes);
+            if len > len_min && self.len_max > len_min {
+                self.len_max = (len / 2).min(self.len_max / 2).max(len_min);
+                self.stage = Stage::Idle;
+                return;
+            }
+        }
         let retry_at_ns = now.monotonic_ns.saturating_add(RETRY_AFTER_NS);
         self.failure = Some(Failure { error, retry_at_ns });
         self.refusal = true;
@@ -203,19 +224,42 @@ impl SegmentSupply {
         self.stage = Stage::Idle;
     }
 
-    fn start(&mut self, keeper: &mut ManifestKeeper) {
-        let id = keeper.take_segment_id();
+    /// Bytes of the files that count against the limit.
+    fn disk_bytes(&self, keeper: &ManifestKeeper) -> u64 {
+        let listed: u64 = keeper.manifest().segments.iter().map(|segment| segment.len).sum();
+        listed + self.pool.bytes()
+    }
+
+    /// Length of the next new segment; `None` if the limit allows none.
+    fn next_len(&self, keeper: &ManifestKeeper) -> Option<u64> {
+        let left = self.disk_bytes_max.saturating_sub(self.disk_bytes(keeper));
+        let wanted = self.wanted_frame_len;
+        let mut bytes_max = self.len_max;
+        loop {
+            let len = segment::next_len(self.last_len, bytes_max, wanted);
+            if len <= left {
+                return Some(len);
+            }
+            // Rather a short segment than none.
+            bytes_max /= 2;
+            if bytes_max < SEGMENT_BYTES_MIN.min(self.segment_bytes) {
+                return None;
+            }
+        }
+    }
+
+    fn start(&mut self, now: Now, keeper: &mut ManifestKeeper) {
         let freed = self.pool.take(self.wanted_frame_len);
-        let (file, len) = freed.map_or_else(
-            || {
-                let wanted = self.wanted_frame_len;
-                let len = segment::next_len(self.last_len, self.segment_bytes, wanted);
+        let (file, len) = match freed {
+            Some(freed) => (freed.file, freed.len),
+            None => {
+                let Some(len) = self.next_len(keeper) else { return self.fail(now, LIMIT_REACHED) };
                 let file = self.next_file;
                 self.next_file = FileId(file.0 + 1);
                 (file, len)
-            },
-            |freed| (freed.file, freed.len),
-        );
+            }
+        };
+        let id = keeper.take_segment_id();
         let header = SegmentHeader { identity: keeper.manifest().identity, id, len };
         let directory = self.directory.clone();
         let preparing = Procedure::new(move |port| async move {
@@ -249,7 +293,7 @@ mod tests {
             segments: Vec::new(),
             quarantine: Vec::new(),
         };
-        let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, FileId(9), LEN);
+        let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, None, FileId(9), LEN);
         (supply, ManifestKeeper::new(manifest))
     }
 
@@ -292,6 +336,48 @@ mod tests {
         supply.want(100);
         assert!(carry_out(&mut supply, &mut keeper, now) > LEN / 2);
         assert_eq!(supply.take_segment().map(|segment| segment.len), Some(LEN));
+    }
+
+    #[test]
+    fn limit_is_a_full_disk_until_something_is_given_back() {
+        let (mut supply, mut keeper) = supply();
+        supply.disk_bytes_max = 3 * LEN;
+        supply.set_room(LEN);
+        let mut now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        let mut lens = Vec::new();
+        while !supply.is_disk_full() {
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            lens.extend(supply.take_segment().map(|segment| segment.len));
+        }
+        assert_eq!(lens, [LEN, LEN, LEN]);
+        assert!(supply.take_refusal() && supply.failure().is_some());
+        // As when a segment is freed.
+        keeper.edit(|manifest| manifest.segments.truncate(2));
+        now.monotonic_ns += 1;
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.is_disk_full(), "it is tried again after a while, or when told");
+        supply.retry_now();
+        supply.want(100);
+        carry_out(&mut supply, &mut keeper, now);
+        assert_eq!(supply.take_segment().map(|segment| segment.len), Some(LEN));
+        assert!(!supply.is_disk_full());
+    }
+
+    #[test]
+    fn where_no_long_segment_fits_a_short_one_is_made() {
+        let (mut supply, mut keeper) = supply();
+        supply.disk_bytes_max = LEN + LEN / 2;
+        supply.set_room(LEN);
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        for len in [LEN, LEN / 2] {
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            assert_eq!(supply.take_segment().map(|segment| segment.len), Some(len));
+        }
+        supply.want(100);
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.is_disk_full());
     }
 
     #[test]

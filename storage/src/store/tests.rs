@@ -14,10 +14,10 @@ const NO_SPACE: DiskError = DiskError { kind: DiskErrorKind::NoSpace, code: 28 }
 const BROKEN: DiskError = DiskError { kind: DiskErrorKind::Io, code: 5 };
 
 /// A store with one segment, the files' bytes, and the requests that have not ended.
-struct Played {
-    store: Store,
-    files: BTreeMap<FileId, Vec<u8>>,
-    held: Vec<DiskRequest>,
+pub(super) struct Played {
+    pub(super) store: Store,
+    pub(super) files: BTreeMap<FileId, Vec<u8>>,
+    pub(super) held: Vec<DiskRequest>,
     version: u128,
 }
 
@@ -26,6 +26,14 @@ fn played(cache_bytes: usize) -> Played {
 }
 
 fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
+    played_within(cache_bytes, log, StoreLimits::default())
+}
+
+pub(super) fn played_within(
+    cache_bytes: usize,
+    log: GroupCommitLimits,
+    limits: StoreLimits,
+) -> Played {
     let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 };
     let directory = FileName::new("shard-00");
     let segment_bytes = SEGMENT.len;
@@ -35,6 +43,7 @@ fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
         must_exist: false,
         segment_bytes,
         cache_bytes,
+        limits,
         log,
         buffers: Rc::new(HeapBuffers),
     };
@@ -65,27 +74,36 @@ fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
 }
 
 impl Played {
-    fn at_ms(&mut self, ms: u64) {
+    pub(super) fn at_ms(&mut self, ms: u64) {
         self.store.set_now(Now { monotonic_ns: ms * 1_000_000, clock_ms: ms });
     }
 
-    fn version(&mut self) -> Version {
+    pub(super) fn version(&mut self) -> Version {
         self.version += 1;
         Version(self.version.to_be_bytes())
     }
 
-    fn put(&mut self, name: &str, value: &[u8], expiry_ms: u64) -> Result<Lsn, WriteError> {
+    pub(super) fn put(
+        &mut self,
+        name: &str,
+        value: &[u8],
+        expiry_ms: u64,
+    ) -> Result<Lsn, WriteError> {
         let version = self.version();
         self.store.put(&Put { key: key(name), version, expiry_ms, value })
     }
 
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         self.store.end_turn();
         self.held.extend(std::iter::from_fn(|| self.store.poll_request()));
     }
 
     /// Lets the oldest held request that `which` chooses end: as it should, or with an error.
-    fn end(&mut self, which: fn(&DiskOperation) -> bool, error: Option<DiskError>) -> bool {
+    pub(super) fn end(
+        &mut self,
+        which: fn(&DiskOperation) -> bool,
+        error: Option<DiskError>,
+    ) -> bool {
         let Some(at) = self.held.iter().position(|held| which(&held.operation)) else {
             return false;
         };
@@ -118,19 +136,19 @@ impl Played {
         }
     }
 
-    fn end_all(&mut self, which: fn(&DiskOperation) -> bool) {
+    pub(super) fn end_all(&mut self, which: fn(&DiskOperation) -> bool) {
         while self.end(which, None) {}
     }
 
     /// Lets everything end, so that all is durable and a spare segment there.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..3 {
             self.turn();
             self.end_all(|_| true);
         }
     }
 
-    fn events(&mut self) -> Vec<Event> {
+    pub(super) fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.store.poll_event()).collect()
     }
 
@@ -143,7 +161,7 @@ impl Played {
     }
 }
 
-fn key(name: &str) -> KeyRef<'_> {
+pub(super) fn key(name: &str) -> KeyRef<'_> {
     let mut id = [0; 20];
     id[..name.len()].copy_from_slice(name.as_bytes());
     KeyRef { id: Key(id), user_key: name.as_bytes() }
@@ -153,7 +171,7 @@ fn is_frame(operation: &DiskOperation) -> bool {
     matches!(operation, DiskOperation::Write { file, .. } if *file == SEGMENT.file)
 }
 
-fn is_read(operation: &DiskOperation) -> bool {
+pub(super) fn is_read(operation: &DiskOperation) -> bool {
     matches!(operation, DiskOperation::Read { .. })
 }
 

@@ -320,6 +320,7 @@ pub fn segment_file(bytes: &[u8]) {
         must_exist: true,
         segment_bytes: SEGMENT_LEN as u64,
         cache_bytes: 0,
+        limits: storage::StoreLimits::default(),
         log: GroupCommitLimits::default(),
         buffers: Rc::new(HeapBuffers),
     };

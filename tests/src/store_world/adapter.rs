@@ -112,7 +112,7 @@ impl StoreUnderTest {
             Event::Scanned { id, keys, next } => Told::Scanned { id, keys, next },
             Event::Writable => Told::Writable,
             Event::Failed(error) => Told::Failed(error),
-            Event::Damaged { .. } => Told::Damaged,
+            Event::Damaged { .. } | Event::Flaw { .. } => Told::Damaged,
         })
     }
 

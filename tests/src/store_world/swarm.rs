@@ -255,6 +255,7 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
         must_exist: false,
         segment_bytes: pick(rng, &[32 << 10, 64 << 10, 64 << 10, 128 << 10, 256 << 10]),
         cache_bytes: pick(rng, &[0, 4 << 10, 64 << 10, 16 << 20]),
+        limits: storage::StoreLimits::default(),
         log: GroupCommitLimits {
             frame_bytes_max: pick(rng, &[8 << 10, 32 << 10, 1 << 20]),
             frames_in_flight_max: rng.usize(1..=4),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use storage::StoreStatus;
+use storage::{ScrubStatus, StoreStatus};
 
 use super::Door;
 use super::about::REDIS_VERSION;
@@ -31,6 +31,8 @@ pub struct NodeFacts {
     pub started_ms: u64,
     /// Tells how many bytes of memory the process has in use.
     pub resident_bytes: fn() -> u64,
+    /// Bytes of disk that segments may take; 0 = no limit.
+    pub disk_bytes_max: u64,
     /// Damaged ranges that opening the shards found.
     pub damage_found: u64,
     /// Bytes of uncertain tail that opening the shards gave up.
@@ -48,8 +50,20 @@ pub struct DurabilityFacts {
     pub probe: DeviceProbe,
 }
 
-const SECTIONS: [&str; 8] =
-    ["Server", "Clients", "Memory", "Persistence", "Durability", "Stats", "Keyspace", "Kadring"];
+const SECTIONS: [&str; 10] = [
+    "Server",
+    "Clients",
+    "Memory",
+    "Persistence",
+    "Durability",
+    "Stats",
+    "Keyspace",
+    "Kadring",
+    "Scrub",
+    DAMAGE,
+];
+/// It may be long, and is shown to those alone who ask for it.
+const DAMAGE: &str = "Damage";
 
 impl Door {
     pub(super) fn info(&self, keyspace: &Keyspace, sections: Tail<'_>) -> String {
@@ -59,7 +73,8 @@ impl Door {
             || asked.iter().any(|name| ["all", "default", "everything"].contains(&name.as_str()));
         let mut out = String::new();
         for section in SECTIONS {
-            if all || asked.contains(&section.to_ascii_lowercase()) {
+            let is_default = all && section != DAMAGE;
+            if is_default || asked.contains(&section.to_ascii_lowercase()) {
                 if !out.is_empty() {
                     out.push_str("\r\n");
                 }
@@ -81,6 +96,8 @@ impl Door {
             "Durability" => durability(&self.facts.durability),
             "Stats" => self.stats(keyspace),
             "Keyspace" => return keys(keyspace),
+            "Scrub" => scrub(keyspace),
+            DAMAGE => return damage(keyspace),
             _ => return self.kadring(keyspace),
         };
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -159,6 +176,7 @@ impl Door {
             ("io".to_owned(), facts.driver.to_owned()),
             ("o_direct".to_owned(), u8::from(facts.durability.probe.direct).to_string()),
             ("durability".to_owned(), facts.durability.mode.name().to_owned()),
+            ("disk_bytes_max".to_owned(), facts.disk_bytes_max.to_string()),
             ("shards".to_owned(), keyspace.stores().len().to_string()),
             ("damage_found_at_start".to_owned(), facts.damage_found.to_string()),
             ("tail_uncertain_bytes".to_owned(), facts.tail_uncertain_bytes.to_string()),
@@ -211,6 +229,38 @@ fn durability(facts: &DurabilityFacts) -> Vec<(&'static str, String)> {
     }
     fields.extend(probe.write_cache.map(|cache| ("write_cache", cache.name().to_owned())));
     fields
+}
+
+/// What the scrubs of all shards have done together.
+fn scrub(keyspace: &Keyspace) -> Vec<(&'static str, String)> {
+    let all: Vec<ScrubStatus> = keyspace.stores().map(|(_, store)| store.status().scrub).collect();
+    let sum = |field: fn(&ScrubStatus) -> u64| all.iter().map(field).sum::<u64>().to_string();
+    let passes = all.iter().map(|status| status.passes).min().unwrap_or(0);
+    let positions: Vec<String> = (keyspace.stores().zip(&all))
+        .filter_map(|((index, _), status)| Some(format!("{index}/{:016x}", status.segment?)))
+        .collect();
+    vec![
+        ("scrub_running", u8::from(!positions.is_empty()).to_string()),
+        ("scrub_position", positions.join(",")),
+        ("scrub_segments_left", sum(|status| status.segments_left)),
+        ("scrub_passes", passes.to_string()),
+        ("scrub_bytes", sum(|status| status.bytes)),
+        ("scrub_findings", sum(|status| status.findings)),
+        ("scrub_records_damaged", sum(|status| status.records_damaged)),
+        ("repairs", sum(|status| status.repairs)),
+        ("repairs_dropped", sum(|status| status.repairs_dropped)),
+    ]
+}
+
+/// The repair lists of all shards.
+fn damage(keyspace: &Keyspace) -> Vec<(String, String)> {
+    let repairs = keyspace.stores().flat_map(|(_, store)| store.repairs());
+    let line = |(index, repair): (usize, storage::Repair)| {
+        let storage::Repair { key, file, offset, reason } = repair;
+        let key = key.map_or_else(|| "-".to_owned(), |key| hex(&key.0));
+        (format!("damage{index}"), format!("key={key},file={file},offset={offset},reason={reason}"))
+    };
+    repairs.enumerate().map(line).collect()
 }
 
 fn keys(keyspace: &Keyspace) -> Vec<(String, String)> {

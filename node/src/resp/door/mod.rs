@@ -455,6 +455,9 @@ impl Door {
             Event::Damaged { key, file, offset } => {
                 tracing::error!(shard, ?key, %file, offset, "damaged record");
             }
+            Event::Flaw { file, offset, len, damage } => {
+                tracing::error!(shard, %file, offset, len, %damage, "scrub found damage");
+            }
             Event::Resolved { id } => {
                 self.tasks.handle_event(keyspace, shard, event);
                 self.deliver_finished(keyspace);

@@ -99,6 +99,7 @@ impl Rig {
                 must_exist: false,
                 segment_bytes: 4 << 20,
                 cache_bytes: 0,
+                limits: storage::StoreLimits::default(),
                 log: GroupCommitLimits::default(),
                 buffers: Rc::new(HeapBuffers),
             };
@@ -133,6 +134,7 @@ impl Rig {
             client: None,
             started_ms: NOW_MS,
             resident_bytes: || 0,
+            disk_bytes_max: 0,
             damage_found: 0,
             tail_uncertain_bytes: 0,
         };
