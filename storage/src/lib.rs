@@ -42,6 +42,6 @@ pub use error::{OpenError, ReadError, WriteError};
 pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
-    CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, ScannedKey, Store,
-    StoreOptions, StoreStatus, Value,
+    CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, ScannedKey,
+    SnapshotFile, Store, StoreOptions, StoreStatus, Value,
 };

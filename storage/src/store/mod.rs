@@ -29,12 +29,14 @@ mod pool;
 mod read;
 mod retire;
 mod scan;
+mod snapshot;
 mod supply;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use compaction::CompactionCounters;
+pub use snapshot::SnapshotFile;
 
 use compaction::Compaction;
 use disk_read::Reads;
@@ -42,6 +44,7 @@ use manifest_keeper::ManifestKeeper;
 use read::Jobs;
 use retire::Retirement;
 use scan::Scans;
+use snapshot::Snapshots;
 use supply::SegmentSupply;
 pub(crate) use write::{REWRITTEN_LEN_MAX, TOUCH_LEN, tombstone};
 
@@ -192,6 +195,11 @@ pub enum Event {
         /// Where to go on; `None` at the end of the key space.
         next: Option<Key>,
     },
+    /// A snapshot has ended.
+    Snapshotted {
+        /// Its files, all of them durable, as is their directory.
+        result: Result<Vec<SnapshotFile>, DiskError>,
+    },
     /// Writes that were refused as [`crate::WriteError::Busy`] may be tried again.
     Writable,
     /// A disk write has failed: the shard is read-only, records not yet durable are of unknown
@@ -270,6 +278,7 @@ enum Source {
     /// Removing the segment of this id.
     Removal(u64, RequestId),
     Window(u64),
+    Snapshot(RequestId),
     Read,
 }
 
@@ -291,6 +300,7 @@ pub struct Store {
     keeper: ManifestKeeper,
     compaction: Compaction,
     retirements: Vec<Retirement>,
+    snapshots: Snapshots,
     sources: BTreeMap<RequestId, Source>,
     next_request: u64,
     outgoing: VecDeque<DiskRequest>,
@@ -335,6 +345,7 @@ impl Store {
             scans: Scans::default(),
             reads: Reads::default(),
             supply,
+            snapshots: Snapshots::new(manifest.next_segment),
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
             retirements: Vec::new(),
@@ -459,6 +470,7 @@ impl Store {
         } else {
             self.idle_since_ns = None;
         }
+        self.pump_snapshot();
         self.log.submit(self.now.clock_ms);
         self.pump_log();
         self.pump_retirements();
@@ -537,6 +549,9 @@ impl Store {
                 self.handle_window(number, completion);
                 self.step_compaction();
             }
+            Source::Snapshot(inner) => {
+                self.handle_snapshot(DiskCompletion { id: inner, ..completion });
+            }
             Source::Read => self.handle_read(completion),
         }
     }
@@ -565,7 +580,9 @@ impl Store {
             self.submit(Source::Frame(write.number), write.operation);
         }
         // Compaction sees for itself which segments were left.
-        while self.log.poll_left().is_some() {}
+        while let Some(sealed) = self.log.poll_sealed() {
+            self.snapshots.note_sealed(&sealed);
+        }
     }
 
     fn pump_supply(&mut self) {
