@@ -5,12 +5,13 @@
 
 use std::io;
 
-use storage::LogClock;
+use storage::{Event, LogClock};
 use wal::procedure::Procedure;
 
 use crate::io::{Completion, DiskOwner, Io, Monotonic, Request};
 use crate::keyspace::Keyspace;
-use crate::resp::door::Door;
+use crate::resp::door::{Door, Order, OrderEnd};
+use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker};
 
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
@@ -59,6 +60,7 @@ pub struct EventLoop<I: Io> {
     io: I,
     keyspace: Keyspace,
     door: Door,
+    snapshots: SnapshotTaker,
     clock: LogClock,
     phase: Phase,
     listening: bool,
@@ -74,7 +76,8 @@ impl<I: Io> EventLoop<I> {
         clock: LogClock,
         done: Vec<Completion>,
     ) -> Self {
-        Self { io, keyspace, door, clock, phase: Phase::Serving, listening: true, done }
+        let (snapshots, phase) = (SnapshotTaker::default(), Phase::Serving);
+        Self { io, keyspace, door, snapshots, clock, phase, listening: true, done }
     }
 
     /// Tells the node to stop: answers what was asked, seals the log, returns from [`Self::run`].
@@ -119,8 +122,9 @@ impl<I: Io> EventLoop<I> {
     }
 
     fn handle(&mut self, completion: Completion) {
-        let Self { keyspace, door, .. } = self;
+        let Self { keyspace, door, snapshots, .. } = self;
         match completion {
+            Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),
             Completion::Disk(owner, completion) => keyspace.handle_disk(owner.0, completion),
             Completion::Accepted { connection, peer } => {
                 door.handle_accepted(keyspace, connection, peer);
@@ -153,8 +157,12 @@ impl<I: Io> EventLoop<I> {
         self.door.begin_turn(&mut self.keyspace);
         loop {
             while let Some((shard, event)) = self.keyspace.poll_event() {
-                self.door.handle_event(&mut self.keyspace, shard, event);
+                match event {
+                    Event::Snapshotted { result } => self.snapshots.handle_shard(shard, result),
+                    event => self.door.handle_event(&mut self.keyspace, shard, event),
+                }
             }
+            self.carry_out_orders();
             self.door.end_turn(&mut self.keyspace);
             self.keyspace.end_turn();
             if !self.submit() {
@@ -167,15 +175,36 @@ impl<I: Io> EventLoop<I> {
         self.advance_phase();
     }
 
-    /// Returns whether events came up that the cores have not seen yet.
+    fn carry_out_orders(&mut self) {
+        let Self { keyspace, door, snapshots, .. } = self;
+        loop {
+            while let Some((id, order)) = door.poll_order() {
+                match order {
+                    Order::Snapshot { id: name } => snapshots.begin(keyspace, id, name),
+                    Order::Compact => {
+                        keyspace.compact();
+                        door.handle_order(keyspace, id, OrderEnd::Done);
+                    }
+                }
+            }
+            // The end of a snapshot may be what the next order waits for.
+            let Some((id, end)) = snapshots.advance(keyspace) else { return };
+            door.handle_order(keyspace, id, end);
+        }
+    }
+
+    /// Returns whether something came up that the cores have not seen yet.
     fn submit(&mut self) -> bool {
         while let Some((shard, request)) = self.keyspace.poll_request() {
             self.io.submit(Request::Disk(DiskOwner(shard), request));
         }
+        while let Some(request) = self.snapshots.poll_request() {
+            self.io.submit(Request::Disk(SNAPSHOT_OWNER, request));
+        }
         while let Some(request) = self.door.poll_request() {
             self.io.submit(request);
         }
-        self.keyspace.has_events()
+        self.keyspace.has_events() || self.door.has_orders()
     }
 
     fn advance_phase(&mut self) {

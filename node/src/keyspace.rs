@@ -187,6 +187,11 @@ impl Keyspace {
         self.store_mut(address.shard).touch(address.key, version, expiry_ms)
     }
 
+    /// Starts compaction of all shards by hand.
+    pub fn compact(&mut self) {
+        self.stores.iter_mut().for_each(Store::compact);
+    }
+
     /// Draws a point of the key space.
     pub fn random_point(&mut self) -> Key {
         let mut point = [0; 20];

@@ -20,6 +20,7 @@ use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
+use crate::snapshot::{SNAPSHOTS_DIRECTORY, at_rest};
 
 /// With `durability = interval`, the longest that a write stays without a sync, in milliseconds.
 const SYNC_INTERVAL_MS: u32 = 1000;
@@ -134,6 +135,10 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     process::raise_open_files_limit();
     let directory = open_directory(&config.data_dir, true)?;
     let durability = durability_of(&config, &directory);
+    let snapshots = config.data_dir.join(SNAPSHOTS_DIRECTORY);
+    if let Err(error) = at_rest::remove_unfinished(&snapshots) {
+        tracing::warn!(%error, "an unfinished snapshot is left");
+    }
     if !durability.probe.direct {
         tracing::warn!(
             data_dir = %config.data_dir.display(),

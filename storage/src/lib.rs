@@ -45,5 +45,6 @@ pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
 pub use store::{
     CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, Repair,
-    RepairReason, ScannedKey, ScrubStatus, Store, StoreLimits, StoreOptions, StoreStatus, Value,
+    RepairReason, ScannedKey, ScrubStatus, SnapshotFile, Store, StoreLimits, StoreOptions,
+    StoreStatus, Value,
 };

@@ -21,6 +21,7 @@ mod golden;
 mod redis_differential;
 mod resp;
 mod resp_cold;
+mod snapshot;
 mod startup;
 mod store_crash;
 mod store_suite;

@@ -39,6 +39,15 @@ pub fn plain(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
+/// Returns the CRC-32 of `first` followed by `rest_len` bytes whose own is `rest`.
+#[must_use]
+pub fn joined(first: &[u8], rest: u32, rest_len: u64) -> u32 {
+    let mut hasher = Hasher::new();
+    hasher.update(first);
+    hasher.combine(&Hasher::new_with_initial_len(rest, rest_len));
+    hasher.finalize()
+}
+
 /// The CRC-32 of bytes that come piece by piece.
 #[derive(Clone, Debug, Default)]
 pub struct RunningChecksum(Hasher);
@@ -150,6 +159,14 @@ mod tests {
                 let error = single_byte_error(expected, found, damaged.len());
                 assert_eq!(error, Some(ByteError { position, difference }));
             }
+        }
+    }
+
+    #[test]
+    fn joined_is_the_checksum_of_both() {
+        for at in [0, 3, 9] {
+            let (first, rest) = b"123456789".split_at(at);
+            assert_eq!(joined(first, plain(rest), rest.len() as u64), 0xCBF4_3926);
         }
     }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{CATALOG_FILE, Catalog, CatalogError, CatalogFile};
+use super::{CATALOG_FILE, Catalog, CatalogError, CatalogFile, UNFINISHED_SUFFIX, unfinished_name};
 
 /// Files are read in pieces of this many bytes.
 const PIECE_BYTES: usize = 1 << 20;
@@ -105,6 +105,25 @@ pub fn list(directory: &Path) -> Result<Vec<Result<Catalog, SnapshotError>>, Sna
     Ok(found)
 }
 
+/// Removes what a crash left of snapshots in `directory` that were being taken or copied to it.
+///
+/// # Errors
+/// [`SnapshotError::Io`].
+pub fn remove_unfinished(directory: &Path) -> Result<(), SnapshotError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(SnapshotError::io(directory))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(SnapshotError::io(directory))?;
+        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
+        if name.starts_with('.') && name.ends_with(UNFINISHED_SUFFIX) {
+            fs::remove_dir_all(&path).map_err(SnapshotError::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads every file of a snapshot and compares it with the catalog. Returns what is wrong with
 /// which file; `progress` hears of each piece read, in bytes.
 ///
@@ -141,7 +160,7 @@ pub fn copy(
         return Err(SnapshotError::Exists { path: target.into() });
     }
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let unfinished = target.with_file_name(format!(".{name}.unfinished"));
+    let unfinished = target.with_file_name(unfinished_name(&name));
     if unfinished.exists() {
         // Left by a copy that was cut short.
         fs::remove_dir_all(&unfinished).map_err(SnapshotError::io(&unfinished))?;
@@ -275,7 +294,7 @@ fn sync_directory(path: Option<&Path>) -> Result<(), SnapshotError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{SnapshotError, copy, delete, list, open, verify};
+    use super::{SnapshotError, copy, delete, list, open, remove_unfinished, verify};
     use crate::snapshot::{CATALOG_FILE, Catalog, CatalogFile};
     use std::fs;
     use std::os::unix::fs::MetadataExt as _;
@@ -319,6 +338,18 @@ mod tests {
         let found = list(home.path()).unwrap();
         let ids: Vec<String> = found.into_iter().map(|found| found.unwrap().id).collect();
         assert_eq!(ids, ["older", "newer"]);
+    }
+
+    #[test]
+    fn what_is_unfinished_is_removed_and_nothing_else() {
+        let home = home();
+        remove_unfinished(&home.path().join("none")).unwrap();
+        make(home.path(), "x.unfinished", 1, &FILES);
+        make(home.path(), ".y.unfinished", 1, &FILES);
+        fs::create_dir(home.path().join(".other")).unwrap();
+        remove_unfinished(home.path()).unwrap();
+        assert!(home.path().join("x.unfinished/b").exists() && home.path().join(".other").exists());
+        assert!(!home.path().join(".y.unfinished").exists());
     }
 
     #[test]

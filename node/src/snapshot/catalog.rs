@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use wal::disk::BLOCK_SIZE;
+
 /// Its name in the snapshot's directory.
 pub const CATALOG_FILE: &str = "catalog.toml";
 /// The version of its format.
@@ -81,8 +83,21 @@ impl Catalog {
             line(format_args!("\n[[file]]\nname = \"{name}\"\nlen = {len}\nused = {used}\n"));
             line(format_args!("crc32 = \"{crc32:08x}\"\n"));
         }
-        let crc = crc32fast::hash(text.as_bytes());
-        text + &format!("{CHECK_KIND}{crc:08x}\n")
+        sealed(text)
+    }
+
+    /// As [`Catalog::encode`], with a comment that makes it as long as whole blocks of the disk.
+    #[must_use]
+    pub fn encode_blocks(&self) -> String {
+        let text = self.encode();
+        let missing = text.len().next_multiple_of(BLOCK_SIZE) - text.len();
+        let Some((body, _)) = text.rsplit_once(CHECK_KIND) else { return text };
+        let filler = match missing {
+            0 => String::new(),
+            1 => "\n".to_owned(),
+            _ => format!("#{:1$}\n", "", missing - 2),
+        };
+        sealed(body.to_owned() + &filler)
     }
 
     /// Reads a catalog.
@@ -112,6 +127,12 @@ impl Catalog {
         let files = files.ok_or_else(|| malformed("a file"))?;
         Ok(Self { id: id.to_owned(), created_ms, store, files })
     }
+}
+
+/// Adds the line that checks the others.
+fn sealed(body: String) -> String {
+    let crc = crc32fast::hash(body.as_bytes());
+    body + &format!("{CHECK_KIND}{crc:08x}\n")
 }
 
 fn file_of(table: &toml::Table) -> Option<CatalogFile> {
@@ -146,7 +167,7 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Catalog, CatalogError, CatalogFile, is_valid_id};
+    use super::{BLOCK_SIZE, Catalog, CatalogError, CatalogFile, is_valid_id};
 
     fn catalog() -> Catalog {
         let file = |name: &str, used| CatalogFile {
@@ -168,6 +189,17 @@ mod tests {
         assert_eq!(Catalog::decode(&catalog().encode()), Ok(catalog()));
         let empty = Catalog { files: Vec::new(), ..catalog() };
         assert_eq!(Catalog::decode(&empty.encode()), Ok(empty));
+    }
+
+    #[test]
+    fn blocks_are_filled_whatever_is_missing() {
+        for len in 0..=BLOCK_SIZE {
+            let mut catalog = catalog();
+            catalog.files[0].name = "x".repeat(len + 1);
+            let text = catalog.encode_blocks();
+            assert_eq!(text.len() % BLOCK_SIZE, 0, "{len}");
+            assert_eq!(Catalog::decode(&text), Ok(catalog), "{len}");
+        }
     }
 
     #[test]

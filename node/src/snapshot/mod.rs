@@ -1,4 +1,4 @@
-//! Snapshots of a data directory: what they hold, and what can be done with one at rest.
+//! Snapshots of a data directory: how one is taken, what it holds, what can be done with it at rest.
 //!
 //! ```text
 //! DATA_DIR/snapshots/ID/catalog.toml          what belongs to it, with lengths and checksums
@@ -9,8 +9,16 @@
 
 pub mod at_rest;
 mod catalog;
+pub mod take;
 
 pub use catalog::{CATALOG_FILE, Catalog, CatalogError, CatalogFile, is_valid_id};
 
 /// The folder of a data directory that holds its snapshots.
 pub const SNAPSHOTS_DIRECTORY: &str = "snapshots";
+
+/// What the directory of a snapshot or copy is called until it is whole.
+fn unfinished_name(name: &str) -> String {
+    format!(".{name}{UNFINISHED_SUFFIX}")
+}
+
+const UNFINISHED_SUFFIX: &str = ".unfinished";

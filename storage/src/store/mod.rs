@@ -34,6 +34,7 @@ mod scan;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;
+mod snapshot;
 mod supply;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ mod write;
 
 pub use compaction::CompactionCounters;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
+pub use snapshot::SnapshotFile;
 
 use compaction::Compaction;
 use disk_read::Reads;
@@ -49,6 +51,7 @@ use read::Jobs;
 use retire::Retirement;
 use scan::Scans;
 use scrub::Scrub;
+use snapshot::Snapshots;
 use supply::SegmentSupply;
 pub(crate) use write::{REWRITTEN_LEN_MAX, TOUCH_LEN, tombstone};
 
@@ -220,6 +223,11 @@ pub enum Event {
         /// Where to go on; `None` at the end of the key space.
         next: Option<Key>,
     },
+    /// A snapshot has ended.
+    Snapshotted {
+        /// Its files, all of them durable, as is their directory.
+        result: Result<Vec<SnapshotFile>, DiskError>,
+    },
     /// Writes that were refused as [`crate::WriteError::Busy`] may be tried again.
     Writable,
     /// A disk write has failed: the shard is read-only, records not yet durable are of unknown
@@ -314,6 +322,7 @@ enum Source {
     /// Removing the segment of this id.
     Removal(u64, RequestId),
     Window(u64),
+    Snapshot(RequestId),
     Read,
     Scrub,
 }
@@ -338,6 +347,7 @@ pub struct Store {
     compaction: Compaction,
     scrub: Scrub,
     retirements: Vec<Retirement>,
+    snapshots: Snapshots,
     sources: BTreeMap<RequestId, Source>,
     next_request: u64,
     outgoing: VecDeque<DiskRequest>,
@@ -385,6 +395,7 @@ impl Store {
             scans: Scans::default(),
             reads: Reads::default(),
             supply,
+            snapshots: Snapshots::new(manifest.next_segment),
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
             scrub: Scrub::new(options.limits.scrub_bytes_per_second),
@@ -519,6 +530,7 @@ impl Store {
         } else {
             self.idle_since_ns = None;
         }
+        self.pump_snapshot();
         self.log.submit(self.now.clock_ms);
         self.pump_log();
         self.pump_scrub();
@@ -610,6 +622,9 @@ impl Store {
                 self.handle_window(number, completion);
                 self.step_compaction();
             }
+            Source::Snapshot(inner) => {
+                self.handle_snapshot(DiskCompletion { id: inner, ..completion });
+            }
             Source::Read => self.handle_read(completion),
             Source::Scrub => self.handle_scrub(completion),
         }
@@ -642,8 +657,9 @@ impl Store {
             self.submit(Source::Frame(write.number), write.operation);
         }
         // From here on nothing is written to such a segment any more: it can be compacted.
-        while let Some(left) = self.log.poll_left() {
-            if let Some(segment) = self.catalog.segments.by_id_mut(left.id)
+        while let Some(sealed) = self.log.poll_sealed() {
+            self.snapshots.note_sealed(&sealed);
+            if let Some(segment) = self.catalog.segments.by_id_mut(sealed.segment.id)
                 && segment.state == SegmentState::Open
             {
                 segment.state = SegmentState::Sealed;

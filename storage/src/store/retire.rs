@@ -59,7 +59,9 @@ impl Store {
     pub(super) fn pump_retirements(&mut self) {
         let readers = [self.jobs.oldest(), self.scans.oldest()].into_iter().flatten().min();
         let durable_lsn = self.log.durable_lsn();
-        let logged = self.is_log_anchored() && !self.compaction.is_reading_heads();
+        let logged = self.is_log_anchored()
+            && !self.compaction.is_reading_heads()
+            && !self.snapshots.is_under_way();
         let now_ns = self.now.monotonic_ns;
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };
@@ -84,6 +86,11 @@ impl Store {
         let active = self.log.active().and_then(|(open, _)| self.catalog.segments.by_id(open.id));
         let first = active.and_then(|segment| segment.lsns).map(|(first, _)| first);
         first.is_some_and(|first| first <= self.log.durable_lsn())
+    }
+
+    /// Whether an edit takes a segment out of the manifest right now.
+    pub(super) fn is_freeing_segments(&self) -> bool {
+        self.retirements.iter().any(|retirement| matches!(retirement.step, Step::Editing(_)))
     }
 
     /// Takes the end of an edit of the manifest, if it is one of these.
@@ -133,6 +140,7 @@ impl Store {
                 self.scrub.forget(segment.id);
                 self.compaction.counters.segments_freed += 1;
                 self.compaction.counters.bytes_freed += segment.len;
+                self.snapshots.forget(segment.id);
             }
             self.resolved.forget_segment(number);
             self.catalog.remove_segment(number);

@@ -384,3 +384,60 @@ fn failed_write_makes_the_shard_read_only_and_leaves_reads() {
     assert_eq!(played.found("b").unwrap(), &b"two"[..]);
     assert!(matches!(played.store.get(&key("a")), Ok(Get::Pending(_))));
 }
+
+fn is_link(operation: &DiskOperation) -> bool {
+    matches!(operation, DiskOperation::Link { .. })
+}
+
+/// Ends the snapshot under way; the files it says it has.
+fn snapshot_files(played: &mut Played) -> Vec<SnapshotFile> {
+    played.settle();
+    let ended = played.events().into_iter().find_map(|event| match event {
+        Event::Snapshotted { result } => Some(result),
+        _ => None,
+    });
+    ended.expect("it has ended").expect("nothing fails")
+}
+
+#[test]
+fn snapshot_holds_the_log_up_to_the_cut_and_no_more() {
+    let mut played = played(0);
+    played.put("a", b"one", 0).unwrap();
+    played.settle();
+    played.put("b", b"not durable yet", 0).unwrap();
+    played.store.snapshot(FileName::new("into/shard-00"));
+    played.turn();
+    let cut = played.put("c", b"after", 0).unwrap().before();
+    assert!(!played.held.iter().any(|held| is_link(&held.operation)), "linked before it is sealed");
+    let files = snapshot_files(&mut played);
+    let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(names, ["0000000000000001.segment", "manifest-0", "manifest-1"]);
+    let used = usize::try_from(files[0].used).unwrap();
+    let crc32 = wal::checksum::plain(&played.files[&SEGMENT.file][..used]);
+    assert_eq!((files[0].len, files[0].crc32), (SEGMENT.len, crc32));
+    let manifest = played.files.values().filter_map(|bytes| Manifest::decode(bytes).ok());
+    let manifest = manifest.max_by_key(|manifest| manifest.durable_lsn).unwrap();
+    let entry = SegmentEntry { id: 1, len: SEGMENT.len, cut: Some(files[0].used) };
+    assert_eq!((manifest.durable_lsn, manifest.segments), (cut, vec![entry]));
+    assert!(played.store.snapshots.may_be_linked(1));
+    // The second one finds the first one's sum, and the segment with the later record.
+    played.store.snapshot(FileName::new("into/shard-00"));
+    let again = snapshot_files(&mut played);
+    assert_eq!((&again[0], again.len()), (&files[0], 4));
+}
+
+#[test]
+fn snapshot_that_fails_says_so_and_the_next_one_can_be_taken() {
+    let mut played = played(0);
+    played.put("a", b"one", 0).unwrap();
+    played.settle();
+    played.store.snapshot(FileName::new("into"));
+    for _ in 0..2 {
+        played.turn();
+        played.end_all(|operation| !is_link(operation));
+    }
+    assert!(played.end(is_link, Some(NO_SPACE)));
+    assert!(played.events().contains(&Event::Snapshotted { result: Err(NO_SPACE) }));
+    played.store.snapshot(FileName::new("into"));
+    assert_eq!(snapshot_files(&mut played).len(), 3);
+}

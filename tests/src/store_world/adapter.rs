@@ -111,6 +111,7 @@ impl StoreUnderTest {
             Event::Resolved { id } => Told::Resolved { id },
             Event::Scanned { id, keys, next } => Told::Scanned { id, keys, next },
             Event::Writable => Told::Writable,
+            Event::Snapshotted { .. } => unreachable!("no snapshot is taken"),
             Event::Failed(error) => Told::Failed(error),
             Event::Damaged { .. } | Event::Flaw { .. } => Told::Damaged,
         })

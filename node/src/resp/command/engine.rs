@@ -1,6 +1,5 @@
 //! Orders to the storage engine: BGSAVE, SAVE, LASTSAVE, KAD.SNAPSHOT, KAD.COMPACT.
 
-use super::options::argument;
 use super::spec::CommandId;
 use super::{CommandError, number_of_arguments};
 use crate::resp::frame::Arguments;
@@ -27,18 +26,6 @@ pub enum EngineCommand<'a> {
         /// Its name.
         id: Option<&'a str>,
     },
-    /// KAD.SNAPSHOT LIST.
-    ListSnapshots,
-    /// KAD.SNAPSHOT VERIFY.
-    VerifySnapshot {
-        /// Its name.
-        id: &'a str,
-    },
-    /// KAD.SNAPSHOT DELETE.
-    DeleteSnapshot {
-        /// Its name.
-        id: &'a str,
-    },
 }
 
 impl<'a> EngineCommand<'a> {
@@ -53,13 +40,6 @@ impl<'a> EngineCommand<'a> {
             CommandId::Save => Ok(Self::Save),
             CommandId::LastSave => Ok(Self::LastSave),
             CommandId::SnapshotCreate => create_snapshot(arguments),
-            CommandId::SnapshotList => Ok(Self::ListSnapshots),
-            CommandId::SnapshotVerify => {
-                snapshot_id(argument(arguments, 2)).map(|id| Self::VerifySnapshot { id })
-            }
-            CommandId::SnapshotDelete => {
-                snapshot_id(argument(arguments, 2)).map(|id| Self::DeleteSnapshot { id })
-            }
             _ => return None,
         })
     }

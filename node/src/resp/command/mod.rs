@@ -22,7 +22,7 @@ pub use options::{
     SetExpiry, Shutdown, ShutdownSave,
 };
 pub use spec::{CommandId, CommandSpec, KeyPositions};
-pub use table::{COMMANDS, ENGINE_COMMANDS};
+pub use table::COMMANDS;
 
 use super::frame::{Arguments, integer};
 use options::argument;

@@ -26,31 +26,6 @@ pub enum Order {
         /// Its name.
         id: String,
     },
-    /// List the snapshots; ends with [`OrderEnd::Snapshots`].
-    ListSnapshots,
-    /// Compare a snapshot with its checksums.
-    VerifySnapshot {
-        /// Its name.
-        id: String,
-    },
-    /// Delete a snapshot.
-    DeleteSnapshot {
-        /// Its name.
-        id: String,
-    },
-}
-
-/// A snapshot, as KAD.SNAPSHOT LIST tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotInfo {
-    /// Its name.
-    pub id: String,
-    /// When it was taken, in milliseconds since 1970.
-    pub created_ms: u64,
-    /// Number of its files.
-    pub files: u64,
-    /// Bytes of them.
-    pub bytes: u64,
 }
 
 /// How an order ended.
@@ -58,8 +33,6 @@ pub struct SnapshotInfo {
 pub enum OrderEnd {
     /// It is carried out.
     Done,
-    /// The snapshots there are, oldest first.
-    Snapshots(Vec<SnapshotInfo>),
     /// It could not be carried out; the text goes to the client, its error code first.
     Failed(String),
 }
@@ -82,11 +55,19 @@ pub(super) struct Orders {
     saving: Option<OrderId>,
     /// Whether another one is to follow it.
     scheduled: bool,
+    /// The last name given to one without a name.
+    default_id_ms: u64,
     /// When the last one was taken, in milliseconds since 1970.
     saved_ms: Option<u64>,
 }
 
 impl Orders {
+    /// A snapshot without a name is called by the time; two of the same moment differ.
+    fn default_id(&mut self, keyspace: &Keyspace) -> String {
+        self.default_id_ms = keyspace.now().clock_ms.max(self.default_id_ms + 1);
+        self.default_id_ms.to_string()
+    }
+
     fn give(&mut self, order: Order) -> OrderId {
         let id = OrderId(self.next);
         self.next += 1;
@@ -100,12 +81,13 @@ impl Orders {
 
 const ALREADY_SAVING: &[u8] = b"ERR Background save already in progress";
 
-/// A snapshot without a name is called by the time.
-fn default_id(keyspace: &Keyspace) -> String {
-    keyspace.now().clock_ms.to_string()
-}
-
 impl Door {
+    /// Whether there is an order to take.
+    #[must_use]
+    pub fn has_orders(&self) -> bool {
+        !self.orders.outgoing.is_empty()
+    }
+
     /// Takes the next order to the storage engine.
     pub fn poll_order(&mut self) -> Option<(OrderId, Order)> {
         self.orders.outgoing.pop_front()
@@ -120,7 +102,8 @@ impl Door {
                 _ => self.orders.saved_ms = Some(keyspace.now().clock_ms),
             }
             if std::mem::take(&mut self.orders.scheduled) {
-                self.orders.give(Order::Snapshot { id: default_id(keyspace) });
+                let id = self.orders.default_id(keyspace);
+                self.orders.give(Order::Snapshot { id });
             }
         }
         let Some((task, answer)) = self.orders.waiting.remove(&id) else { return };
@@ -128,17 +111,6 @@ impl Door {
             (OrderEnd::Failed(text), _) => reply.writer().error(text.as_bytes()),
             (OrderEnd::Done, Answer::Ok) => reply.writer().ok(),
             (OrderEnd::Done, Answer::Text(text)) => reply.writer().bulk(text.as_bytes()),
-            (OrderEnd::Snapshots(snapshots), _) => {
-                let mut writer = reply.writer();
-                writer.array_header(snapshots.len());
-                for SnapshotInfo { id, created_ms, files, bytes } in snapshots {
-                    writer.array_header(4);
-                    writer.bulk(id.as_bytes());
-                    for number in [created_ms, files, bytes] {
-                        writer.integer(i64::try_from(number).unwrap_or(i64::MAX));
-                    }
-                }
-            }
         });
         self.deliver_finished(keyspace);
     }
@@ -165,19 +137,12 @@ impl Door {
                 Outcome::Done
             }
             EngineCommand::Save => {
-                let order = Order::Snapshot { id: default_id(keyspace) };
-                self.order(caller, order, Answer::Ok)
+                let id = self.orders.default_id(keyspace);
+                self.order(caller, Order::Snapshot { id }, Answer::Ok)
             }
             EngineCommand::CreateSnapshot { id } => {
-                let id = id.map_or_else(|| default_id(keyspace), str::to_owned);
+                let id = id.map_or_else(|| self.orders.default_id(keyspace), str::to_owned);
                 self.order(caller, Order::Snapshot { id: id.clone() }, Answer::Text(id))
-            }
-            EngineCommand::ListSnapshots => self.order(caller, Order::ListSnapshots, Answer::Ok),
-            EngineCommand::VerifySnapshot { id } => {
-                self.order(caller, Order::VerifySnapshot { id: id.to_owned() }, Answer::Ok)
-            }
-            EngineCommand::DeleteSnapshot { id } => {
-                self.order(caller, Order::DeleteSnapshot { id: id.to_owned() }, Answer::Ok)
             }
         }
     }
@@ -195,7 +160,8 @@ impl Door {
                 "Background saving scheduled"
             }
             None => {
-                self.orders.give(Order::Snapshot { id: default_id(keyspace) });
+                let id = self.orders.default_id(keyspace);
+                self.orders.give(Order::Snapshot { id });
                 "Background saving started"
             }
         };

@@ -43,7 +43,7 @@ use execute::{Caller, Outcome};
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
-pub use engine::{Order, OrderEnd, OrderId, SnapshotInfo};
+pub use engine::{Order, OrderEnd, OrderId};
 pub use info::{DurabilityFacts, NodeFacts};
 
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
@@ -463,6 +463,8 @@ impl Door {
                 self.deliver_finished(keyspace);
                 self.retry_resolved(keyspace, shard, id);
             }
+            // Whoever drives the door takes it, and ends the order.
+            Event::Snapshotted { .. } => {}
             Event::Read { .. } | Event::Scanned { .. } => {
                 self.tasks.handle_event(keyspace, shard, event);
                 self.deliver_finished(keyspace);

@@ -7,8 +7,6 @@ use super::spec::{CommandId, CommandSpec, KeyPositions};
 mod engine;
 mod subcommands;
 
-pub use engine::ENGINE_COMMANDS;
-
 use subcommands::{CLIENT_SUBCOMMANDS, COMMAND_SUBCOMMANDS, CONFIG_SUBCOMMANDS};
 
 const NO_KEYS: KeyPositions = KeyPositions { first: 0, last: 0, step: 0 };
@@ -17,7 +15,7 @@ const ALL_KEYS: KeyPositions = KeyPositions { first: 1, last: -1, step: 1 };
 const KEYS_AND_VALUES: KeyPositions = KeyPositions { first: 1, last: -1, step: 2 };
 
 /// All commands, in the order of [`CommandId`].
-pub static COMMANDS: [CommandSpec; 50] = [
+pub static COMMANDS: [CommandSpec; 55] = [
     CommandSpec {
         id: CommandId::Get,
         name: "get",
@@ -718,4 +716,9 @@ pub static COMMANDS: [CommandSpec; 50] = [
         summary: "Answers up to which millisecond since 1970 a key lives.",
         subcommands: &[],
     },
+    engine::BACKGROUND_SAVE,
+    engine::SAVE,
+    engine::LAST_SAVE,
+    engine::KAD_SNAPSHOT,
+    engine::KAD_COMPACT,
 ];

@@ -1,0 +1,328 @@
+//! Snapshots of a running node: the cut is kept exactly, damage is found, nothing later changes one.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use kadring_tests::node_process::{Driver, NodeOptions, NodeProcess, run_to_end};
+use kadring_tests::resp_client::{Reply, RespClient};
+
+use crate::{TestNode, directory};
+
+const WRITERS: usize = 4;
+const KEYS_PER_WRITER: usize = 40;
+/// Acknowledged writes of a writer before the snapshot, and again after it.
+const WRITES: u64 = 400;
+
+fn kadring(words: &[&str]) -> Output {
+    run_to_end(words, &[]).unwrap()
+}
+
+fn snapshot(words: &[&str], data: &Path) -> Output {
+    kadring(&[&["snapshot"], words, &["--data-dir", data.to_str().unwrap()]].concat())
+}
+
+fn start(data: &Path, driver: Driver, shards: u16) -> NodeProcess {
+    let options = NodeOptions { shards, ..NodeOptions::new(data, driver) };
+    NodeProcess::start(options).unwrap()
+}
+
+fn data_of(node: &TestNode) -> PathBuf {
+    node.directory.path().join("data")
+}
+
+fn call(client: &mut RespClient, line: &str) -> String {
+    match client.call_line(line).unwrap() {
+        Reply::Error(text) => text,
+        reply => String::from_utf8(reply.bytes().unwrap().to_owned()).unwrap(),
+    }
+}
+
+/// The versions of a writer's keys: version v went to key v modulo [`KEYS_PER_WRITER`].
+#[derive(Default)]
+struct Ledger {
+    sent: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
+fn key(writer: usize, version: u64) -> String {
+    format!("{writer}:{}", version % KEYS_PER_WRITER as u64)
+}
+
+fn value(version: u64) -> Vec<u8> {
+    let mut value = format!("{version} ").into_bytes();
+    value.resize(value.len() + usize::try_from(version * 37 % 3_000).unwrap(), b'x');
+    value
+}
+
+/// Writes version after version until the node is gone; tells each time [`WRITES`] more are done.
+fn write(writer: usize, client: &mut RespClient, ledger: &Ledger, told: &mpsc::Sender<()>) {
+    for version in 1.. {
+        ledger.sent.store(version, Ordering::SeqCst);
+        let reply = client.call(&[b"SET", key(writer, version).as_bytes(), &value(version)]);
+        if reply.ok() != Some(Reply::Simple("OK".into())) {
+            return;
+        }
+        ledger.acknowledged.store(version, Ordering::SeqCst);
+        if version % WRITES == 0 && told.send(()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes a snapshot while writers are at it, kills the node some writes later. Returns for each
+/// writer what was acknowledged before the command, and what was sent before its reply.
+fn snapshot_under_load(node: NodeProcess) -> Vec<(u64, u64)> {
+    let ledgers: Vec<Ledger> = (0..WRITERS).map(|_| Ledger::default()).collect();
+    let address = node.address();
+    let mut bounds = Vec::new();
+    thread::scope(|scope| {
+        let mut progress = Vec::new();
+        for (writer, ledger) in ledgers.iter().enumerate() {
+            let (tell, told) = mpsc::channel();
+            progress.push(told);
+            scope.spawn(move || {
+                write(writer, &mut RespClient::connect(address).unwrap(), ledger, &tell);
+            });
+        }
+        progress.iter().for_each(|told| told.recv().unwrap());
+        let mut client = RespClient::connect(address).unwrap();
+        let load = |count: &AtomicU64| count.load(Ordering::SeqCst);
+        let before: Vec<u64> = ledgers.iter().map(|ledger| load(&ledger.acknowledged)).collect();
+        assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
+        let after: Vec<u64> = ledgers.iter().map(|ledger| load(&ledger.sent)).collect();
+        bounds.extend(before.into_iter().zip(after));
+        progress.iter().for_each(|told| told.recv().unwrap());
+        node.kill9().unwrap();
+    });
+    bounds
+}
+
+/// What a writer's keys hold, newest version first.
+fn versions(client: &mut RespClient, writer: usize) -> Vec<u64> {
+    let mut found = Vec::new();
+    for index in 0..KEYS_PER_WRITER {
+        let reply = client.call(&[b"GET", format!("{writer}:{index}").as_bytes()]).unwrap();
+        let Some(bytes) = reply.bytes() else { continue };
+        let text = String::from_utf8(bytes.to_owned()).unwrap();
+        let version: u64 = text.split(' ').next().unwrap().parse().unwrap();
+        assert_eq!(bytes, value(version));
+        assert_eq!(version % KEYS_PER_WRITER as u64, index as u64);
+        found.push(version);
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    found
+}
+
+fn check_cut(driver: Driver, shards: u16) {
+    let home = directory();
+    let (data, restored) = (home.path().join("data"), home.path().join("restored"));
+    let bounds = snapshot_under_load(start(&data, driver, shards));
+    let verified = snapshot(&["verify", "monday"], &data);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    let output = snapshot(&["restore", "monday", "--to", restored.to_str().unwrap()], &data);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    let node = start(&restored, driver, shards);
+    let mut client = RespClient::connect(node.address()).unwrap();
+    for (writer, (acknowledged, sent)) in bounds.into_iter().enumerate() {
+        let found = versions(&mut client, writer);
+        for version in acknowledged.saturating_sub(KEYS_PER_WRITER as u64) + 1..=acknowledged {
+            let same_key =
+                |v: &&u64| **v % KEYS_PER_WRITER as u64 == version % KEYS_PER_WRITER as u64;
+            let held = found.iter().find(same_key).copied().unwrap_or(0);
+            assert!(held >= version, "{writer}: {held} where {version} was acknowledged");
+        }
+        assert!(found[0] <= sent, "{writer}: {} after the cut, {sent} were sent", found[0]);
+        if shards == 1 {
+            // One log: what is there is exactly what a prefix of the writes leaves.
+            let oldest = found[0].saturating_sub(KEYS_PER_WRITER as u64) + 1;
+            assert_eq!(found, (oldest..=found[0]).rev().collect::<Vec<u64>>(), "{writer}");
+        }
+    }
+    drop(node);
+    // The node itself goes on from what it had, and its snapshots stay.
+    let node = start(&data, driver, shards);
+    let mut client = RespClient::connect(node.address()).unwrap();
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE tuesday"), "tuesday");
+    let taken = call(&mut client, "KAD.SNAPSHOT CREATE tuesday");
+    assert_eq!(taken, "ERR there is a snapshot tuesday already");
+    drop(node);
+    // Segments from before the restart were not summed as they were written.
+    let verified = snapshot(&["verify", "tuesday"], &data);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    let listed = String::from_utf8(snapshot(&["list"], &data).stdout).unwrap();
+    let ids: Vec<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(ids, ["monday", "tuesday"]);
+}
+
+#[test]
+fn snapshot_under_load_is_the_cut_on_uring() {
+    check_cut(Driver::Uring, 2);
+}
+
+#[test]
+fn snapshot_under_load_is_the_cut_on_tokio_uring() {
+    check_cut(Driver::TokioUring, 1);
+}
+
+#[test]
+fn snapshot_under_load_is_the_cut_on_pread() {
+    check_cut(Driver::Pread, 1);
+}
+
+/// The segments of a snapshot or data directory's first shard.
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory.join("shard-00")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|suffix| suffix == "segment")).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn flipped_byte_is_found_and_not_restored() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    let mut client = node.client();
+    client.call(&[b"SET", b"a", &[7; 100_000]]).unwrap();
+    client.call(&[b"SET", b"b", &[7; 100_000]]).unwrap();
+    client.call(&[b"SET", b"c", &[7; 100_000]]).unwrap();
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
+    node.node.terminate().unwrap();
+    let copied = node.directory.path().join("copied");
+    let output = snapshot(&["copy", "monday", "--to", copied.to_str().unwrap()], &data);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let from = copied.join("monday");
+    let path = (0..2)
+        .flat_map(|shard| fs::read_dir(from.join(format!("shard-{shard:02}"))).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|suffix| suffix == "segment"))
+        .unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[50_000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let from = ["--from", copied.to_str().unwrap()];
+    let verified = kadring(&[&["snapshot", "verify", "monday"], &from[..]].concat());
+    assert_eq!(verified.status.code(), Some(7), "{verified:?}");
+    let to = node.directory.path().join("restored");
+    let to = ["--to", to.to_str().unwrap()];
+    let restored = kadring(&[&["snapshot", "restore", "monday"], &from[..], &to].concat());
+    assert_eq!(restored.status.code(), Some(7), "{restored:?}");
+    assert_eq!(snapshot(&["verify", "monday"], &data).status.code(), Some(0), "the original");
+}
+
+#[test]
+fn second_copy_shares_the_segments_of_the_first() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    let copies = node.directory.path().join("copies");
+    let mut client = node.client();
+    for index in 0..100 {
+        client.call(&[b"SET", format!("{index}").as_bytes(), &[1; 1000]]).unwrap();
+    }
+    for id in ["one", "two"] {
+        assert_eq!(call(&mut client, &format!("KAD.SNAPSHOT CREATE {id}")), id);
+        let output = snapshot(&["copy", id, "--to", copies.to_str().unwrap()], &data);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        for index in 0..100 {
+            client.call(&[b"SET", format!("{id} {index}").as_bytes(), &[2; 1000]]).unwrap();
+        }
+    }
+    let (one, two) = (segments(&copies.join("one")), segments(&copies.join("two")));
+    assert!(two.len() >= one.len() && !one.is_empty());
+    let inode = |path: &PathBuf| fs::metadata(path).unwrap().ino();
+    assert!(one.iter().zip(&two).all(|(one, two)| inode(one) == inode(two)));
+}
+
+#[test]
+fn bgsave_save_and_lastsave_answer_as_redis_does() {
+    let node = TestNode::start(Driver::Uring);
+    let mut client = node.client();
+    client.call(&[b"SET", b"a", b"1"]).unwrap();
+    let lastsave = |client: &mut RespClient| match client.call_line("LASTSAVE").unwrap() {
+        Reply::Integer(seconds) => seconds,
+        other => panic!("{other:?}"),
+    };
+    let started = lastsave(&mut client);
+    assert!(started > 1_700_000_000);
+    // In one piece, so that the second comes while the first is at work.
+    client.send_raw(b"BGSAVE\r\nBGSAVE\r\nBGSAVE SCHEDULE\r\n").unwrap();
+    let mut next = || client.read_reply().unwrap();
+    assert_eq!(next(), Reply::Simple("Background saving started".into()));
+    assert!(next().is_error("ERR Background save already in progress"));
+    assert_eq!(next(), Reply::Simple("Background saving scheduled".into()));
+    let mut saved = None;
+    for _ in 0..1_000_000 {
+        saved = Some(client.call_line("SAVE").unwrap());
+        if saved == Some(Reply::Simple("OK".into())) {
+            break;
+        }
+    }
+    assert_eq!(saved, Some(Reply::Simple("OK".into())));
+    assert!(lastsave(&mut client) >= started);
+    let listed = snapshot(&["list"], &data_of(&node)).stdout;
+    assert_eq!(String::from_utf8(listed).unwrap().lines().count(), 3);
+    let created = snapshot_of_running(&node);
+    assert_eq!(created.status.code(), Some(0), "{created:?}");
+}
+
+fn snapshot_of_running(node: &TestNode) -> Output {
+    kadring(&["snapshot", "create", "by-hand", "--client", &node.node.address().to_string()])
+}
+
+#[test]
+fn snapshot_outlives_the_segments_it_links() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    let mut client = node.client();
+    let put = |client: &mut RespClient, index: usize, byte: u8| {
+        let reply = client.call(&[b"SET", format!("{index}").as_bytes(), &[byte; 20_000]]);
+        assert_eq!(reply.unwrap(), Reply::Simple("OK".into()));
+    };
+    for index in 0..200 {
+        put(&mut client, index, 1);
+    }
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
+    let linked = segments(&data.join("snapshots/monday"));
+    let live: Vec<PathBuf> =
+        linked.iter().map(|path| data.join("shard-00").join(path.file_name().unwrap())).collect();
+    assert!(!live.is_empty() && live.iter().all(|path| path.exists()));
+    let mut index = 0;
+    while live.iter().any(|path| path.exists()) {
+        put(&mut client, index % 200, 2);
+        if index % 200 == 199 {
+            assert_eq!(call(&mut client, "KAD.COMPACT"), "Background compaction started");
+        }
+        index += 1;
+        assert!(index < 20_000, "segments of overwritten values stay");
+    }
+    assert_eq!(snapshot(&["verify", "monday"], &data).status.code(), Some(0));
+    let restored = node.directory.path().join("restored");
+    let output = snapshot(&["restore", "monday", "--to", restored.to_str().unwrap()], &data);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let old = NodeProcess::start(NodeOptions::new(&restored, Driver::Uring)).unwrap();
+    let mut client = RespClient::connect(old.address()).unwrap();
+    assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(200));
+    for index in 0..200 {
+        let reply = client.call(&[b"GET", format!("{index}").as_bytes()]).unwrap();
+        assert_eq!(reply.bytes(), Some(&[1; 20_000][..]), "{index}");
+    }
+}
+
+#[test]
+fn what_a_crash_left_of_a_snapshot_is_removed_at_the_start() {
+    let node = TestNode::start(Driver::Uring);
+    let left = data_of(&node).join("snapshots/.monday.unfinished");
+    fs::create_dir_all(left.join("shard-00")).unwrap();
+    fs::write(left.join("shard-00/manifest-0"), "x").unwrap();
+    let node = node.crash_and_restart();
+    assert!(!left.exists());
+    assert_eq!(call(&mut node.client(), "KAD.SNAPSHOT CREATE monday"), "monday");
+}
