@@ -257,15 +257,15 @@ impl Catalog {
     /// Expires keys by their hints: looks at `slots` slots from `cursor` on; tells where it ended.
     pub(crate) fn sweep(&mut self, cursor: Cursor, slots: usize, now_ms: u64) -> Cursor {
         let mut due = Vec::new();
-        let next = self.index.sweep(cursor, slots, &mut |prefix, slot| {
+        let next = self.index.sweep(cursor, slots, &mut |key, slot| {
             let is_due = slot.kind != SlotKind::Tombstone && slot.expiry.is_due(now_ms);
             if is_due {
-                due.push((prefix, slot.place));
+                due.push((*key, slot.place));
             }
             Keep::Stay
         });
-        for (prefix, place) in due {
-            self.expire(&prefix.first_key(), place);
+        for (key, place) in due {
+            self.expire(&key, place);
         }
         next.unwrap_or_default()
     }
@@ -310,4 +310,40 @@ fn is_key(slot: &Slot) -> bool {
 
 fn is_expiring(slot: &Slot) -> bool {
     is_key(slot) && slot.expiry != ExpiryHint::NEVER
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::disk::FileId;
+    use wal::group_commit::OpenSegment;
+
+    use super::*;
+    use crate::index::SizeClass;
+    use crate::segments::{Segment, SegmentState};
+
+    #[test]
+    fn sweeps_expire_crowded_keys_by_their_hints() {
+        let mut catalog = Catalog::default();
+        let open = OpenSegment { id: 1, file: FileId(2), len: 1 << 20 };
+        let segment = catalog.segments.add(Segment::new(open, SegmentState::Open)).unwrap();
+        for line in 1..=100u8 {
+            let mut key = Key([7; 20]);
+            key.0[19] = line;
+            let slot = Slot {
+                place: Place { segment, line: u32::from(line) },
+                size_class: SizeClass::of(100),
+                kind: SlotKind::Put,
+                damaged: false,
+                foreign: false,
+                shadowed: false,
+                expiry: ExpiryHint::new(1_000_000, 0),
+            };
+            catalog.put(&key, slot, &mut |_| Kin::Other);
+        }
+        assert_eq!((catalog.keys(), catalog.expiring()), (100, 100));
+        catalog.sweep(Cursor::default(), usize::MAX, 900_000);
+        assert_eq!(catalog.keys(), 100, "not due yet");
+        catalog.sweep(Cursor::default(), usize::MAX, 1_100_000);
+        assert_eq!((catalog.keys(), catalog.expiring()), (0, 0));
+    }
 }

@@ -659,14 +659,23 @@ impl Settle<'_> {
         manifest.quarantine = bounded(loaded.settlement.quarantine.clone());
         let mut dropped = Vec::new();
         manifest.segments.clear();
+        let newest_ms = |with_records: bool| {
+            let scans = loaded.scans.iter().map(|(_, _, scan)| scan);
+            let scans = scans.filter(|scan| !with_records || scan.record_count > 0);
+            scans.map(|scan| scan.wall_ms).max().unwrap_or(0)
+        };
+        // The newest time may stand in an idle frame alone; after another crash it must be known.
+        let mut idle_ms = Some(newest_ms(false)).filter(|ms| *ms > newest_ms(true));
         for (segment, entry, scan) in &loaded.scans {
+            let is_newest = idle_ms.take_if(|ms| *ms == scan.wall_ms).is_some();
             let quarantined = manifest.quarantine.iter().any(|range| range.segment == segment.id);
             // A touch may claim, wrongly, that its value is there.
             let segments = &loaded.rebuilt.catalog.segments;
             let number = segments.number_of(segment.id).and_then(|number| segments.get(number));
             let claimed = number.is_some_and(|segment| segment.slots > 0);
             // Whatever is not blank is kept, even if nothing can be made of it.
-            if scan.record_count > 0 || quarantined || !scan.findings.is_empty() || claimed {
+            let blank = scan.record_count == 0 && scan.findings.is_empty();
+            if !blank || is_newest || quarantined || claimed {
                 let cut = entry.cut.or(Some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
             } else {
@@ -739,8 +748,11 @@ impl Settle<'_> {
 }
 
 /// Joins the oldest torn tails beyond what the manifest keeps apart. They lie beyond cuts, where
-/// nothing is read any more; only the record numbers they explain still matter.
-pub(crate) fn bounded(mut ranges: Vec<Quarantine>) -> Vec<Quarantine> {
+/// nothing is read any more; only the record numbers they explain still matter. Freed ranges are
+/// no more than segments, and stay as they are: between two of them there are live records.
+pub(crate) fn bounded(ranges: Vec<Quarantine>) -> Vec<Quarantine> {
+    let is_freed = |range: &Quarantine| range.verdict == Verdict::Freed;
+    let (freed, mut ranges): (Vec<_>, Vec<_>) = ranges.into_iter().partition(is_freed);
     while ranges.len() > manifest::QUARANTINE_COUNT_MAX {
         let second = ranges.remove(1);
         let first = &mut ranges[0];
@@ -751,5 +763,26 @@ pub(crate) fn bounded(mut ranges: Vec<Quarantine>) -> Vec<Quarantine> {
             first.verdict = Verdict::Corruption;
         }
     }
+    ranges.extend(freed);
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_ranges_stay_apart_however_many_there_are() {
+        let of = |number: u64, verdict| {
+            let (first_lsn, last_lsn) = (Lsn(10 * number + 1), Lsn(10 * number + 5));
+            Quarantine { segment: number, offset: 4096, len: 4096, first_lsn, last_lsn, verdict }
+        };
+        let count = manifest::QUARANTINE_COUNT_MAX as u64;
+        let freed: Vec<_> = (0..2 * count).map(|number| of(number, Verdict::Freed)).collect();
+        assert_eq!(bounded(freed.clone()), freed);
+        let torn = (2 * count..4 * count).map(|number| of(number, Verdict::TailUncertain));
+        let all = bounded(freed.iter().copied().chain(torn).collect());
+        assert_eq!(all.len() as u64, 3 * count);
+        assert_eq!(all[count as usize..], freed);
+    }
 }

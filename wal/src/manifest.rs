@@ -39,7 +39,8 @@ const SEGMENT_LEN: usize = 24;
 const QUARANTINE_LEN: usize = 48;
 /// Most segments a shard may have: 64 TiB at the default size.
 pub const SEGMENT_COUNT_MAX: usize = 1 << 20;
-/// Most quarantined ranges that are kept apart; more are joined with their neighbours.
+/// Most quarantined ranges that are kept apart; more are joined with their neighbours. Freed ones
+/// are not among them: there are no more of those than segments, and one.
 pub const QUARANTINE_COUNT_MAX: usize = 4096;
 
 /// A live segment.
@@ -243,7 +244,8 @@ impl Manifest {
         let (store, node_id) = (fields.take()?, fields.take()?);
         let segment_count = fields.count(52, SEGMENT_COUNT_MAX)?;
         let (sequence, next_segment, durable_lsn) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let quarantine_count = fields.count(80, QUARANTINE_COUNT_MAX)?;
+        let ranges_max = QUARANTINE_COUNT_MAX + SEGMENT_COUNT_MAX;
+        let quarantine_count = fields.count(80, ranges_max)?;
         let _reserved: [u8; 4] = fields.take()?;
         verify(bytes, FIXED_LEN + segment_count * SEGMENT_LEN + quarantine_count * QUARANTINE_LEN)?;
         if version != u16::from(FORMAT_VERSION) {
@@ -408,6 +410,17 @@ mod tests {
         let mut ranges: Vec<_> = ranges.map(|range| (range.first_lsn, range.last_lsn)).collect();
         ranges.sort_unstable();
         assert_eq!(ranges, [(Lsn(1), Lsn(35)), (Lsn(41), Lsn(50))]);
+        assert_eq!(Manifest::decode(manifest.encode().as_slice()), Ok(manifest));
+    }
+
+    #[test]
+    fn more_freed_ranges_than_quarantined_ones_can_be_read_again() {
+        let mut manifest = manifest();
+        manifest.quarantine.clear();
+        for number in 0..2 * QUARANTINE_COUNT_MAX as u64 {
+            manifest.free(Lsn(1 + 10 * number), Lsn(5 + 10 * number));
+        }
+        assert_eq!(manifest.quarantine.len(), 2 * QUARANTINE_COUNT_MAX);
         assert_eq!(Manifest::decode(manifest.encode().as_slice()), Ok(manifest));
     }
 

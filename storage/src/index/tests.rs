@@ -237,8 +237,8 @@ impl Run {
         let mut cursor = Some(Cursor::default());
         while let Some(from) = cursor {
             let (slots, before) = (1 + self.random.below(700) as usize, seen.len());
-            cursor = self.index.sweep(from, slots, &mut |prefix, slot| {
-                seen.push((prefix, *slot));
+            cursor = self.index.sweep(from, slots, &mut |key, slot| {
+                seen.push((Prefix::of(key), *slot));
                 act(slot)
             });
             assert!(seen.len() - before <= slots + GROUP_SLOTS_MAX);

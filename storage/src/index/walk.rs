@@ -78,14 +78,15 @@ impl Index {
     }
 
     /// Visits about `slots` slots from `cursor` on, at least one and at most 8 more; the visitor
-    /// may change or drop them. Returns where to go on, `None` after the last slot.
+    /// may change or drop them. It gets the key of a crowded slot, of others the first key of their
+    /// prefix. Returns where to go on, `None` after the last slot.
     ///
     /// Order is that of [`Self::walk`]; slots inserted behind the cursor meanwhile are not visited.
     pub(crate) fn sweep(
         &mut self,
         cursor: impl Into<Cursor>,
         slots: usize,
-        visit: &mut dyn FnMut(Prefix, &mut Slot) -> Keep,
+        visit: &mut dyn FnMut(&Key, &mut Slot) -> Keep,
     ) -> Option<Cursor> {
         let mut cursor = cursor.into();
         let mut visited = 0;
@@ -121,10 +122,10 @@ impl Index {
         &mut self,
         key: Key,
         old: Slot,
-        visit: &mut dyn FnMut(Prefix, &mut Slot) -> Keep,
+        visit: &mut dyn FnMut(&Key, &mut Slot) -> Keep,
     ) {
         let mut slot = old;
-        match visit(Prefix::of(&key), &mut slot) {
+        match visit(&key, &mut slot) {
             Keep::Drop => {
                 self.crowded.remove(&key);
                 self.count_out(&old);
@@ -145,7 +146,7 @@ impl Index {
         from: Prefix,
         stop: Option<Prefix>,
         budget: usize,
-        visit: &mut dyn FnMut(Prefix, &mut Slot) -> Keep,
+        visit: &mut dyn FnMut(&Key, &mut Slot) -> Keep,
     ) -> (usize, Option<Prefix>) {
         let at = self.directory.find(from);
         let id = self.directory.page(at);
@@ -165,7 +166,7 @@ impl Index {
                 break;
             }
             let mut slot = old;
-            dropped[index] = visit(prefix, &mut slot) == Keep::Drop;
+            dropped[index] = visit(&prefix.first_key(), &mut slot) == Keep::Drop;
             if dropped[index] {
                 self.count_out(&old);
             } else if slot != old {

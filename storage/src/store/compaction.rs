@@ -10,7 +10,7 @@
 //!
 //! Whether a record is live is asked of the index at the moment its copy is appended, so that
 //! append order stays the order of truth. A shadowed slot is resolved by reading the newer slots of
-//! its prefix. A victim is given up (`Unfit`, never compacted again) when anything of it cannot be
+//! its prefix. A victim is given up (`Unfit`, tried again much later) when anything of it cannot be
 //! made out; and no segment goes while a slot names it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,9 @@ use crate::segments::{LINE_LEN, SegmentState, Spot};
 
 /// A victim is read in pieces of this many bytes.
 const WINDOW_LEN: u64 = 1 << 20;
+/// A segment that was given up is tried again after this many nanoseconds, or when compaction is
+/// asked for by hand.
+const UNFIT_RETRY_NS: u64 = 600_000_000_000;
 /// Bytes of records that one step looks at.
 const STEP_BYTES: u64 = 256 << 10;
 /// Compaction waits while more bytes than this wait for the disk.
@@ -91,6 +94,8 @@ struct Frame {
 pub(super) struct Compaction {
     victim: Option<Victim>,
     windows: u64,
+    /// When segments that were given up are tried again.
+    unfit_retry_at_ns: u64,
     /// No new work until the next write: the store is being shut down.
     paused: bool,
     /// Asked for by hand: segments whose last record is not above this are looked at.
@@ -165,6 +170,18 @@ impl Store {
     pub fn compact(&mut self) {
         self.compaction.requested_lsn = Some(self.log.last_lsn());
         self.compaction.resume();
+        self.retry_unfit();
+    }
+
+    /// Lets segments that were given up be tried again: the disk may have recovered, a damaged
+    /// record may have been overwritten.
+    fn retry_unfit(&mut self) {
+        self.compaction.unfit_retry_at_ns = self.now.monotonic_ns.saturating_add(UNFIT_RETRY_NS);
+        for segment in self.catalog.segments.iter_mut() {
+            if segment.state == SegmentState::Unfit {
+                segment.state = SegmentState::Sealed;
+            }
+        }
     }
 
     /// Looks for a victim, if none is at hand and one is worth it.
@@ -174,6 +191,9 @@ impl Store {
             || self.log.failure().is_some()
         {
             return;
+        }
+        if self.compaction.unfit_retry_at_ns <= self.now.monotonic_ns {
+            self.retry_unfit();
         }
         self.retire_dead();
         if let Some(number) = self.worthwhile_victim()

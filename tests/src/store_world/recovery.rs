@@ -277,6 +277,12 @@ pub(super) enum Again {
     Sound,
 }
 
+/// What a recovery has found right.
+#[derive(Debug)]
+pub(super) struct Settled {
+    states: Vec<KeyState>,
+}
+
 impl Crash<'_> {
     /// Recovers from an image of the disk, and once more with a second crash in the middle.
     pub(super) fn check(
@@ -309,10 +315,10 @@ impl Crash<'_> {
         &self,
         mut image: SimulatedDisk,
         depth: Depth,
-    ) -> Result<(Vec<KeyState>, u64), String> {
+    ) -> Result<(Settled, u64), String> {
         let before = image.request_count();
-        let states = self.recover(&mut image, depth).map_err(|error| format!("crash: {error}"))?;
-        Ok((states, image.request_count() - before))
+        let settled = self.recover(&mut image, depth).map_err(|error| format!("crash: {error}"))?;
+        Ok((settled, image.request_count() - before))
     }
 
     fn check_again(
@@ -320,7 +326,7 @@ impl Crash<'_> {
         mut disk: SimulatedDisk,
         rng: &mut Rng,
         again: Again,
-        first: &[KeyState],
+        first: &Settled,
         completions_max: u64,
     ) -> Result<(), String> {
         let mut opening = adapter::open(self.options, self.wall_ms);
@@ -331,7 +337,7 @@ impl Crash<'_> {
         let second = lost.recover(&mut disk, Depth::Keys).map_err(|error| {
             format!("crash, then another after {completions_max} requests of recovery: {error}")
         })?;
-        let mut pairs = first.iter().zip(&second).enumerate();
+        let mut pairs = first.states.iter().zip(&second.states).enumerate();
         let differing =
             pairs.find(|(_, (first, second))| first != second && !self.may_differ(first, second));
         match differing {
@@ -352,10 +358,10 @@ impl Crash<'_> {
         self.wall_ms < self.seen_max_ms && gone(first) && gone(second)
     }
 
-    fn recover(&self, disk: &mut SimulatedDisk, depth: Depth) -> Result<Vec<KeyState>, String> {
+    fn recover(&self, disk: &mut SimulatedDisk, depth: Depth) -> Result<Settled, String> {
         let before = disk.clone();
         let states = recover(disk, self.options, self.wall_ms, self.model, depth);
-        let states = states.and_then(|recovered| self.judge(&recovered));
+        let states = states.and_then(|recovered| Ok(Settled { states: self.judge(&recovered)? }));
         states.map_err(|error| format!("{error}\n{}", describe(before, self.options, self.wall_ms)))
     }
 

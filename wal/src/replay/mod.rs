@@ -171,7 +171,8 @@ pub struct SegmentScan {
     /// Damage found.
     pub findings: Vec<Finding>,
     durable_lsn: Lsn,
-    wall_ms: u64,
+    /// The newest time in its frames.
+    pub wall_ms: u64,
     intervals: Vec<Interval>,
     bad: Vec<BadRange>,
     salvaged: Vec<SalvagedFrame>,
