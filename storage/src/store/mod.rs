@@ -227,6 +227,8 @@ pub struct StoreStatus {
     pub live_bytes: u64,
     /// Bytes of sealed segments that hold nothing of use.
     pub dead_bytes: u64,
+    /// Bytes of files of freed segments that are kept to become new ones.
+    pub pooled_bytes: u64,
     /// Bytes of the index in memory.
     pub index_bytes: u64,
     /// What compaction has done.
@@ -298,6 +300,8 @@ pub struct Store {
     keeper: ManifestKeeper,
     compaction: Compaction,
     retirements: Vec<Retirement>,
+    /// Segments up to this id may be linked by a snapshot: their files are never written again.
+    linked_max: u64,
     sources: BTreeMap<RequestId, Source>,
     next_request: u64,
     outgoing: VecDeque<DiskRequest>,
@@ -347,6 +351,7 @@ impl Store {
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
             retirements: Vec::new(),
+            linked_max: 0,
             sources: BTreeMap::new(),
             next_request: 0,
             outgoing: VecDeque::new(),
@@ -427,6 +432,7 @@ impl Store {
             segment_bytes: self.keeper.manifest().segments.iter().map(|s| s.len).sum(),
             live_bytes,
             dead_bytes,
+            pooled_bytes: self.supply.pooled_bytes(),
             index_bytes: self.catalog.index.bytes(),
             compaction: self.compaction.counters,
             cache_bytes: self.cache.bytes(),
