@@ -88,6 +88,12 @@ impl Catalog {
         self.tidy(key);
     }
 
+    /// Puts the first slot of a key whose prefix has none: the most frequent case.
+    pub(crate) fn put_first(&mut self, key: &Key, slot: Slot) {
+        self.index.insert(key, slot);
+        self.count_in(&slot);
+    }
+
     /// Takes a key's slots out; `tombstone` stands for them while slots that may be of the key
     /// remain.
     pub(crate) fn erase(&mut self, key: &Key, tombstone: Slot, kin: &mut dyn FnMut(&Slot) -> Kin) {

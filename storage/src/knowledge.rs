@@ -70,12 +70,19 @@ struct Unsettled {
     location: Location,
 }
 
+/// Records of one segment, by rising offset.
+#[derive(Debug)]
+struct Run {
+    segment: u64,
+    records: VecDeque<Unsettled>,
+}
+
 /// Newest states that are not acknowledged yet. Bounded by the log's pending bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Recents {
     states: HashMap<Key, Recent, Mixing>,
-    keys: HashMap<Spot, Key, Mixing>,
-    queue: VecDeque<Unsettled>,
+    /// Their records, in append order; those of one segment stand together.
+    runs: VecDeque<Run>,
     cleared: Lsn,
 }
 
@@ -86,7 +93,11 @@ impl Recents {
 
     /// The key of a record that is not acknowledged yet.
     pub(crate) fn key_at(&self, spot: &Spot) -> Option<&Key> {
-        if self.keys.is_empty() { None } else { self.keys.get(spot) }
+        let line_of = |record: &Unsettled| Spot::of(&record.location).line;
+        self.runs.iter().filter(|run| run.segment == spot.segment).find_map(|run| {
+            let index = run.records.binary_search_by_key(&spot.line, line_of).ok()?;
+            Some(&run.records[index].key)
+        })
     }
 
     /// The record that an answer about the key rests on.
@@ -96,8 +107,14 @@ impl Recents {
 
     /// Notes a state, given by the record at `location`.
     pub(crate) fn note(&mut self, key: Key, location: Location, recent: Recent) {
-        self.queue.push_back(Unsettled { lsn: recent.lsn, key, location });
-        self.keys.insert(Spot::of(&location), key);
+        let record = Unsettled { lsn: recent.lsn, key, location };
+        match self.runs.back_mut() {
+            Some(run) if run.segment == location.segment => run.records.push_back(record),
+            _ => {
+                let (segment, records) = (location.segment, VecDeque::from([record]));
+                self.runs.push_back(Run { segment, records });
+            }
+        }
         self.states.insert(key, recent);
     }
 
@@ -105,6 +122,15 @@ impl Recents {
     pub(crate) fn clear(&mut self, lsn: Lsn) {
         self.states.clear();
         self.cleared = lsn;
+    }
+
+    /// Takes out the oldest record, if it is not above `lsn_max`.
+    fn pop(&mut self, lsn_max: Lsn) -> Option<Unsettled> {
+        // The last run keeps its memory.
+        while self.runs.len() > 1 && self.runs[0].records.is_empty() {
+            self.runs.pop_front();
+        }
+        self.runs.front_mut()?.records.pop_front_if(|record| record.lsn <= lsn_max)
     }
 
     /// Forgets what is acknowledged, and therefore written; values that are still current move to
@@ -115,10 +141,7 @@ impl Recents {
         cache: &mut ReadCache,
         segments: &mut Segments,
     ) {
-        while let Some(Unsettled { lsn, key, location }) =
-            self.queue.pop_front_if(|unsettled| unsettled.lsn <= acknowledged_lsn)
-        {
-            self.keys.remove(&Spot::of(&location));
+        while let Some(Unsettled { lsn, key, location }) = self.pop(acknowledged_lsn) {
             if let Some(segment) = segments.by_id_mut(location.segment) {
                 segment.note_written(&location);
             }

@@ -5,8 +5,8 @@
 //! is written full of zeros and synced before it is used, because only overwrites of
 //! already-written blocks are cheap to make durable. Its id is never used again.
 //!
-//! The file of a segment that is no longer needed may become another segment ([`recycle`]): it is
-//! written through already. Its first block then says that its space is reused: what follows the
+//! The file of a segment that is no longer needed may become another segment ([`shelve`],
+//! [`recycle`]): it is written through already. Its first block then says that its space is reused: what follows the
 //! last frame is of an earlier life and means nothing. All checksums of frames, records and footers
 //! are seeded with the segment's id, so nothing old validates.
 //!
@@ -231,7 +231,7 @@ pub async fn prepare(
     file: FileId,
 ) -> Result<(), DiskError> {
     let name = file_name(&directory, header.id);
-    let temporary = directory.join(&format!("{:016x}{TEMPORARY_SUFFIX}", header.id));
+    let temporary = shelved_name(&directory, header.id);
     let opened =
         port.call(DiskOperation::Open { file, name: temporary.clone(), mode: OpenMode::Create });
     opened.await?;
@@ -289,12 +289,30 @@ fn write(port: &DiskPort, file: FileId, offset: u64, buffer: IoBuffer) -> crate:
     port.start(DiskOperation::Write { file, offset, buffer, durability })
 }
 
-/// Makes a new segment of the file of segment `from`: under a temporary name it gets its new first
-/// block, made durable, then its new name. `file` stays open throughout. The caller then lists it
-/// in the manifest.
+/// Names the file of a segment that is put aside.
+#[must_use]
+pub fn shelved_name(directory: &FileName, id: u64) -> FileName {
+    directory.join(&format!("{id:016x}{TEMPORARY_SUFFIX}"))
+}
+
+/// Puts the file of a segment aside, durably: what it holds does not come back, and recovery
+/// removes it. It may stay open.
 ///
-/// Nothing may refer to `from` any more: no manifest, checkpoint, snapshot (hard link) or reader,
-/// and that it does not must be durable. `header.len` is the length of the file.
+/// Nothing may refer to the segment any more: no manifest, checkpoint, snapshot (hard link) or
+/// reader, and that it does not must be durable.
+///
+/// # Errors
+/// The disk's; the file then has its old name or the other one.
+pub async fn shelve(port: DiskPort, directory: FileName, id: u64) -> Result<(), DiskError> {
+    let (from, to) = (file_name(&directory, id), shelved_name(&directory, id));
+    port.call(DiskOperation::Rename { from, to }).await?;
+    port.call(DiskOperation::SyncDirectory { name: directory }).await?;
+    Ok(())
+}
+
+/// Makes a new segment of the file of segment `from`, which was put aside ([`shelve`]): it gets its
+/// new first block, made durable, then its new name. `file` stays open throughout. The caller then
+/// lists it in the manifest. `header.len` is the length of the file.
 ///
 /// # Errors
 /// The disk's; the file is closed and removed where that is possible. Otherwise recovery removes
@@ -306,9 +324,7 @@ pub async fn recycle(
     header: SegmentHeader,
     file: FileId,
 ) -> Result<(), DiskError> {
-    let temporary = directory.join(&format!("{:016x}{TEMPORARY_SUFFIX}", header.id));
-    let old = file_name(&directory, from);
-    port.call(DiskOperation::Rename { from: old, to: temporary.clone() }).await?;
+    let temporary = shelved_name(&directory, from);
     if let Err(error) = rename_over(&port, &directory, &temporary, header, file).await {
         let _ = port.call(DiskOperation::Close { file }).await;
         let _ = port.call(DiskOperation::Remove { name: temporary }).await;
@@ -325,8 +341,6 @@ async fn rename_over(
     header: SegmentHeader,
     file: FileId,
 ) -> Result<(), DiskError> {
-    // From here on the old name cannot come back with the new content.
-    port.call(DiskOperation::SyncDirectory { name: directory.clone() }).await?;
     let buffer = header.encode_over(Space::Reused);
     let durability = Durability::Durable;
     port.transfer(DiskOperation::Write { file, offset: 0, buffer, durability }).await?;
@@ -383,6 +397,7 @@ mod tests {
     fn recycle_failing_at(failing: Option<usize>) -> (Vec<String>, Result<(), DiskError>) {
         let directory = FileName::new("shard-00");
         let mut procedure = Procedure::new(|port| async move {
+            shelve(port.clone(), directory.clone(), 0x1E).await?;
             recycle(port, directory, 0x1E, header(), FileId(2)).await
         });
         let mut asked = Vec::new();
@@ -418,19 +433,19 @@ mod tests {
         let new = "shard-00/000000000000001f.segment";
         let (asked, result) = recycle_failing_at(None);
         let expected = [
-            format!("rename {old} {new}.tmp"),
+            format!("rename {old} {old}.tmp"),
             "sync shard-00".to_owned(),
             "write".to_owned(),
-            format!("rename {new}.tmp {new}"),
+            format!("rename {old}.tmp {new}"),
             "sync shard-00".to_owned(),
         ];
         assert_eq!((asked, result), (expected.to_vec(), Ok(())));
-        for failing in 1..4 {
+        for failing in 2..4 {
             let (asked, result) = recycle_failing_at(Some(failing));
             assert!(result.is_err());
-            assert_eq!(asked[failing + 1..], ["close".to_owned(), format!("remove {new}.tmp")]);
+            assert_eq!(asked[failing + 1..], ["close".to_owned(), format!("remove {old}.tmp")]);
         }
-        for failing in [0, 4] {
+        for failing in [0, 1, 4] {
             let (asked, result) = recycle_failing_at(Some(failing));
             assert_eq!((asked.len(), result.is_err()), (failing + 1, true));
         }

@@ -56,6 +56,8 @@ const HEADS_KEPT_MAX: usize = 1024;
 pub struct CompactionCounters {
     /// Segments given back.
     pub segments_freed: u64,
+    /// Of these, those whose files were kept to become new segments.
+    pub segments_recycled: u64,
     /// Bytes of their files.
     pub bytes_freed: u64,
     /// Bytes of records appended again.

@@ -177,6 +177,14 @@ pub(super) struct Reads {
     pub(super) damaged: u64,
 }
 
+impl Reads {
+    /// Whether a read of the segment is under way, or is to be.
+    pub(super) fn is_reading(&self, segment: u64) -> bool {
+        let mut all = self.under_way.values().chain(&self.queued);
+        all.any(|read| read.target.spot().segment == segment)
+    }
+}
+
 enum Unread {
     Damaged,
     /// The header may be longer than what was read.

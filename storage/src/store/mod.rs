@@ -271,6 +271,8 @@ pub struct StoreStatus {
     pub live_bytes: u64,
     /// Bytes of sealed segments that hold nothing of use.
     pub dead_bytes: u64,
+    /// Bytes of files of freed segments that are kept to become new ones.
+    pub pooled_bytes: u64,
     /// Bytes of the index in memory.
     pub index_bytes: u64,
     /// What compaction has done.
@@ -480,6 +482,7 @@ impl Store {
             segment_bytes: self.keeper.manifest().segments.iter().map(|s| s.len).sum(),
             live_bytes,
             dead_bytes,
+            pooled_bytes: self.supply.pooled_bytes(),
             index_bytes: self.catalog.index.bytes(),
             compaction: self.compaction.counters,
             scrub: self.scrub.status(),

@@ -2,7 +2,8 @@
 //! zeros nor new blocks are needed.
 //!
 //! The store offers a segment only when nothing refers to it any more: it is out of the durable
-//! manifest, no checkpoint or snapshot has it, no reader uses it. Its file stays open.
+//! manifest, no checkpoint or snapshot has it, no reader uses it, and its file is put aside under
+//! another name. The file stays open.
 
 use wal::group_commit::OpenSegment;
 use wal::segment::SEGMENT_HEADER_LEN;

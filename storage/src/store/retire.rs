@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! retired -> what replaced it is durable, its last readers are done -> manifest without it
-//!         -> closed, removed, directory synced -> gone: its number is free
+//!         -> put aside, directory synced, kept to become a new segment -> gone: its number is free
+//!         -> or closed, removed, directory synced --------------------------^
 //! ```
 
 use wal::Lsn;
-use wal::disk::{DiskError, DiskOperation, RequestId};
+use wal::disk::{DiskError, DiskOperation, FileId, FileName, RequestId};
+use wal::group_commit::OpenSegment;
 use wal::manifest::{Manifest, Quarantine, Verdict};
 use wal::procedure::Procedure;
 use wal::segment;
@@ -15,7 +17,7 @@ use super::manifest_keeper::EditId;
 use super::{ReadId, Source, Store};
 use crate::index::SegmentNumber;
 use crate::mutation::{Mutation, is_planted};
-use crate::segments::SegmentState;
+use crate::segments::{Segment, SegmentState};
 
 /// After an error of the disk, the manifest is edited again this many nanoseconds later.
 const RETRY_AFTER_NS: u64 = 1_000_000_000;
@@ -35,6 +37,8 @@ enum Step {
         since_ns: u64,
     },
     Editing(EditId),
+    /// The file is put aside, to become another segment.
+    Shelving(Procedure<Result<(), DiskError>>),
     Removing(Procedure<Result<(), DiskError>>),
     /// The file could not be removed; the next start does it.
     Stuck,
@@ -105,28 +109,60 @@ impl Store {
             return;
         }
         let Some(segment) = self.catalog.segments.get(retirement.number) else { return };
-        let (file, directory) = (segment.file, self.directory.clone());
-        let name = segment::file_name(&directory, segment.id);
-        retirement.step = Step::Removing(Procedure::new(move |port| async move {
-            port.call(DiskOperation::Close { file }).await?;
-            port.call(DiskOperation::Remove { name }).await?;
-            port.call(DiskOperation::SyncDirectory { name: directory }).await?;
-            Ok(())
-        }));
+        let (id, file, directory) = (segment.id, segment.file, self.directory.clone());
+        let step = if self.may_recycle(segment) {
+            let shelve = move |port| segment::shelve(port, directory, id);
+            Step::Shelving(Procedure::new(shelve))
+        } else {
+            let name = segment::file_name(&directory, id);
+            Step::Removing(removal(file, name, directory))
+        };
+        self.retirements[index].step = step;
         self.pump_removals();
+    }
+
+    /// Whether the file of a segment that the durable manifest does not list may be written again:
+    /// no snapshot ever linked it, and nobody reads it.
+    fn may_recycle(&self, segment: &Segment) -> bool {
+        segment.len == self.segment_bytes
+            && !self.snapshots.may_be_linked(segment.id)
+            && !self.reads.is_reading(segment.id)
+            && !self.scrub.is_reading(segment.id)
+    }
+
+    /// Hands a segment that was put aside to the supply. False if it is of no use there: then it is
+    /// to be removed.
+    fn recycle(&mut self, number: SegmentNumber) -> bool {
+        let Some(segment) = self.catalog.segments.get(number) else { return true };
+        let freed = OpenSegment { id: segment.id, file: segment.file, len: segment.len };
+        if self.may_recycle(segment) && self.supply.offer(freed).is_none() {
+            self.compaction.counters.segments_recycled += 1;
+            return true;
+        }
+        let name = segment::shelved_name(&self.directory, freed.id);
+        let removing = removal(freed.file, name, self.directory.clone());
+        let mut retirements = self.retirements.iter_mut();
+        if let Some(retirement) = retirements.find(|retirement| retirement.number == number) {
+            retirement.step = Step::Removing(removing);
+        }
+        false
     }
 
     /// Hands out the requests of removals, and forgets segments that are gone.
     pub(super) fn pump_removals(&mut self) {
         let mut outgoing = Vec::new();
-        let mut gone = Vec::new();
+        let (mut gone, mut shelved) = (Vec::new(), Vec::new());
         for retirement in &mut self.retirements {
-            let Step::Removing(removing) = &mut retirement.step else { continue };
-            while let Some(request) = removing.poll_request() {
+            let (done, procedure) = match &mut retirement.step {
+                Step::Shelving(shelving) => (&mut shelved, shelving),
+                Step::Removing(removing) => (&mut gone, removing),
+                _ => continue,
+            };
+            while let Some(request) = procedure.poll_request() {
                 outgoing.push((retirement.id, request));
             }
-            match removing.take_output() {
-                Some(Ok(())) => gone.push(retirement.number),
+            match procedure.take_output() {
+                Some(Ok(())) => done.push(retirement.number),
                 Some(Err(_)) => retirement.step = Step::Stuck,
                 None => {}
             }
@@ -134,6 +170,10 @@ impl Store {
         for (id, request) in outgoing {
             self.submit(Source::Removal(id, request.id), request.operation);
         }
+        let shelved_count = shelved.len();
+        shelved.retain(|number| self.recycle(*number));
+        let refused = shelved.len() < shelved_count;
+        gone.append(&mut shelved);
         for number in gone {
             self.retirements.retain(|retirement| retirement.number != number);
             if let Some(segment) = self.catalog.segments.get(number) {
@@ -146,6 +186,9 @@ impl Store {
             self.catalog.remove_segment(number);
             self.supply.retry_now();
         }
+        if refused {
+            self.pump_removals();
+        }
     }
 
     pub(super) fn handle_removal(
@@ -155,11 +198,24 @@ impl Store {
         completion: wal::disk::DiskCompletion,
     ) {
         let found = self.retirements.iter_mut().find(|retirement| retirement.id == id);
-        if let Some(Retirement { step: Step::Removing(removing), .. }) = found {
-            removing.handle_disk(wal::disk::DiskCompletion { id: inner, ..completion });
+        if let Some(Retirement {
+            step: Step::Shelving(under_way) | Step::Removing(under_way),
+            ..
+        }) = found
+        {
+            under_way.handle_disk(wal::disk::DiskCompletion { id: inner, ..completion });
         }
         self.pump_removals();
     }
+}
+
+fn removal(file: FileId, name: FileName, directory: FileName) -> Procedure<Result<(), DiskError>> {
+    Procedure::new(move |port| async move {
+        port.call(DiskOperation::Close { file }).await?;
+        port.call(DiskOperation::Remove { name }).await?;
+        port.call(DiskOperation::SyncDirectory { name: directory }).await?;
+        Ok(())
+    })
 }
 
 /// Takes a segment out of the manifest; its records' numbers are not missing, they are gone.

@@ -116,13 +116,15 @@ impl SegmentSupply {
         self.pace.set_room(room);
     }
 
-    /// Takes a freed segment to make a new one of it. Returns it if it is of no use.
-    ///
-    /// Nothing refers to it any more: it is not in the durable manifest, a checkpoint or a
-    /// snapshot, and nobody reads it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the store when it frees a segment"))]
+    /// Takes a freed segment, put aside ([`segment::shelve`]), to make a new one of it. Returns it
+    /// if it is of no use.
     pub(super) fn offer(&mut self, freed: OpenSegment) -> Option<OpenSegment> {
         self.pool.offer(freed, self.segment_bytes)
+    }
+
+    /// Bytes of freed files kept to become new segments.
+    pub(super) fn pooled_bytes(&self) -> u64 {
+        self.pool.bytes()
     }
 
     pub(super) fn take_segment(&mut self) -> Option<OpenSegment> {

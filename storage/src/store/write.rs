@@ -211,7 +211,11 @@ impl Store {
         let place = self.place_of(&location);
         let len = u64::from(location.header_len) + u64::from(location.value_len);
         let slot = self.slot(place, SlotKind::Put, len, expiry_ms);
-        self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+        if self.catalog.candidates(&key).next().is_none() {
+            self.catalog.put_first(&key, slot);
+        } else {
+            self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+        }
         self.catalog.expect(&key, place, expiry_ms, self.now.clock_ms);
         let known = Known::Present(found_in(&record, place));
         let appended = Appended { lsn: record.lsn, location };

@@ -221,14 +221,17 @@ fn damage(disk: &mut SimulatedDisk, writes: &[WrittenRange], rng: &mut Rng) -> S
             format!("a bit of {name} at {offset}")
         }
         (1, Some(written)) => {
-            // The victim is any place but the end of the log, which says how far it goes.
+            // The victim is any place but the end of the log, which says how far it goes; if that
+            // is what went elsewhere, there is none.
             let newest = writes.last().expect("there is one").clone();
             let (name, len) = &files[rng.usize(..files.len())];
             let offset = rng.u64(..=*len / BLOCK_SIZE as u64) * BLOCK_SIZE as u64;
+            let is_end = (&written.name, written.offset) == (&newest.name, newest.offset);
             let spoils_end = *name == newest.name
                 && offset < newest.offset + newest.len as u64
                 && newest.offset < offset + written.len as u64;
-            let victim = (!spoils_end && offset < *len).then_some((name.as_str(), offset));
+            let victim =
+                (!is_end && !spoils_end && offset < *len).then_some((name.as_str(), offset));
             disk.misdirect_at_rest(&written, victim);
             format!("{written:?} went to {victim:?}")
         }

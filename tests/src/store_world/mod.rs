@@ -357,10 +357,7 @@ impl StoreWorld {
     fn wants_damage(&self) -> bool {
         let planted =
             matches!(self.trial.bug, PlantedBug::Nothing | PlantedBug::ChecksumWithoutSegment);
-        // Other logs say only in their last frame what is durable: a misdirected write may take
-        // that one and another, which then looks like one that a crash cut short.
-        let always = self.options.log.durability == CommitDurability::Always;
-        planted && always && self.mix.faults.damage && self.condition == Condition::Sound
+        planted && self.mix.faults.damage && self.condition == Condition::Sound
     }
 
     fn crash_for_good(&mut self) {

@@ -481,7 +481,7 @@ impl GroupCommit {
             let fits = filling.offset + used.next_multiple_of(BLOCK_SIZE) as u64 <= limit;
             if fits && (used <= self.limits.frame_bytes_max || filling.record_count == 0) {
                 if used > filling.buffer.capacity() {
-                    let room = used.max(2 * filling.buffer.capacity());
+                    let room = used.max(4 * filling.buffer.capacity());
                     let mut larger = self.source.take(room);
                     larger.extend_from_slice(filling.buffer.as_slice());
                     filling.buffer = larger;
