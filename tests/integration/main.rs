@@ -17,6 +17,7 @@ mod clients;
 mod crash_loop;
 mod export;
 mod file_tree;
+mod full_disk;
 mod golden;
 mod redis_differential;
 mod resp;

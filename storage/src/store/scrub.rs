@@ -422,8 +422,8 @@ fn is_scrubbed(state: SegmentState) -> bool {
     matches!(state, SegmentState::Sealed | SegmentState::Unfit)
 }
 
-/// Reads a segment whole; what was given up earlier is no news. On the second look, a damaged one is
-/// read once more to make out its records.
+/// Reads a segment whole; what was given up earlier is no news. On the second look, a damaged one
+/// is read once more to make out its records.
 fn scan(
     store: [u8; 16],
     source: SegmentSource,

@@ -25,6 +25,8 @@ pub(super) struct SegmentSupply {
     segment_bytes: u64,
     /// Most bytes that all segments together may have.
     disk_bytes_max: u64,
+    /// Whether these leave no room for another one.
+    at_limit: bool,
     next_file: FileId,
     last_len: u64,
     /// Where space is short: no segment longer than this, unless a frame needs it.
@@ -65,6 +67,7 @@ impl SegmentSupply {
             directory,
             segment_bytes,
             disk_bytes_max: disk_bytes_max.unwrap_or(u64::MAX),
+            at_limit: false,
             next_file,
             last_len,
             len_max: segment_bytes,
@@ -78,8 +81,16 @@ impl SegmentSupply {
         }
     }
 
+    /// Whether there is no space for another segment. At the store's own limit that is known while
+    /// there still is a spare; on a full disk only when there is none.
     pub(super) fn is_disk_full(&self) -> bool {
-        self.failure.is_some_and(|failure| failure.error.kind == DiskErrorKind::NoSpace)
+        self.at_limit
+            || self.failure.is_some_and(|failure| failure.error.kind == DiskErrorKind::NoSpace)
+    }
+
+    /// Bytes of the newest segment.
+    pub(super) fn last_len(&self) -> u64 {
+        self.last_len
     }
 
     /// Why no segment can be had at the moment, if so.
@@ -178,6 +189,7 @@ impl SegmentSupply {
             Some((_, Err(error))) => self.fail(now, error),
             None => {}
         }
+        self.at_limit = self.disk_bytes_max < u64::MAX && self.next_len(keeper).is_none();
         self.pace.set_now(now.monotonic_ns);
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
         // A failure is also got rid of by trying again, whatever it was that was wanted.
@@ -347,23 +359,29 @@ mod tests {
         supply.set_room(LEN);
         let mut now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
         let mut lens = Vec::new();
-        while !supply.is_disk_full() {
+        while supply.failure().is_none() {
             supply.want(100);
             carry_out(&mut supply, &mut keeper, now);
             lens.extend(supply.take_segment().map(|segment| segment.len));
         }
         assert_eq!(lens, [LEN, LEN, LEN]);
-        assert!(supply.take_refusal() && supply.failure().is_some());
+        assert!(supply.take_refusal() && supply.is_disk_full());
         // As when a segment is freed.
         keeper.edit(|manifest| manifest.segments.truncate(2));
         now.monotonic_ns += 1;
         carry_out(&mut supply, &mut keeper, now);
-        assert!(supply.is_disk_full(), "it is tried again after a while, or when told");
+        assert!(supply.failure().is_some(), "it is tried again after a while, or when told");
         supply.retry_now();
         supply.want(100);
         carry_out(&mut supply, &mut keeper, now);
         assert_eq!(supply.take_segment().map(|segment| segment.len), Some(LEN));
-        assert!(!supply.is_disk_full());
+        assert!(supply.failure().is_none() && supply.is_disk_full(), "it was the last one");
+        keeper.edit(|manifest| manifest.segments.truncate(1));
+        carry_out(&mut supply, &mut keeper, now);
+        supply.retry_now();
+        supply.want(100);
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.take_segment().is_some() && !supply.is_disk_full());
     }
 
     #[test]

@@ -16,7 +16,9 @@ use crate::error::{ReadError, WriteError};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
 use crate::knowledge::{Found, Known, Recent};
 
-/// On a full disk, this much of the active segment is kept for deletes and the like, in bytes.
+/// On a full disk, at least this much of the active segment is kept for deletes and the copies of
+/// compaction, in bytes; half of a segment, if that is more: a delete that comes alone takes a
+/// block, and a segment that is copied to free its space needs room for what is live of it.
 pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
 /// A touch rewrites values up to this many bytes; larger ones stay where they are.
 pub(crate) const REWRITTEN_LEN_MAX: usize = 4096;
@@ -299,7 +301,7 @@ impl Store {
         let len = record.encoded_len() as u64;
         if record.kind == RecordKind::Put
             && self.supply.is_disk_full()
-            && self.log.room() < len + FULL_DISK_RESERVE
+            && self.log.room() < len + self.full_disk_reserve()
         {
             return Err(WriteError::DiskFull);
         }
@@ -325,6 +327,12 @@ impl Store {
                 }
             },
         }
+    }
+
+    /// Room that is not for new values on a full disk: spares, if any, are not either.
+    fn full_disk_reserve(&self) -> u64 {
+        let last_len = self.supply.last_len();
+        FULL_DISK_RESERVE.max(last_len / 2) + self.log.spare_count() as u64 * last_len
     }
 
     pub(super) fn note_append(&mut self, appended: &Appended, len: u64) {
