@@ -1,4 +1,4 @@
-//! Snapshots of a running node: the cut is kept exactly, damage is found, nothing later changes one.
+//! Snapshots of a running node: the cut is kept, damage is found, nothing later changes one.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,4 +1,4 @@
-//! Snapshots of a data directory: how one is taken, what it holds, what can be done with it at rest.
+//! Snapshots of a data directory: how one is taken, what it holds, and work on one at rest.
 //!
 //! ```text
 //! DATA_DIR/snapshots/ID/catalog.toml          what belongs to it, with lengths and checksums

@@ -65,7 +65,7 @@ impl Store {
         let durable_lsn = self.log.durable_lsn();
         let logged = self.is_log_anchored()
             && !self.compaction.is_reading_heads()
-            && !self.snapshots.is_under_way();
+            && !self.snapshots.holds_segments();
         let now_ns = self.now.monotonic_ns;
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };

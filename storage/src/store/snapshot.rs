@@ -2,14 +2,15 @@
 //! that is laid out as the shard's own.
 //!
 //! ```text
-//! asked for -> a spare is there, no edit frees a segment -> the active segment is left: the cut
+//! asked for -> a spare is there -> no edit frees a segment -> the active segment is left: the cut
 //!           -> all segments up to the cut are sealed -> linked, summed, two manifests -> durable
 //! ```
 //!
-//! From the moment it is asked for until it ends, no segment leaves the manifest. A sealed segment
-//! is never written again, so its links stay as they are; that is why the file of a segment that
-//! may have been linked ([`Snapshots::may_be_linked`]) must never become another segment. Sealed
-//! segments have been summed as they were written; those from before the last start are read.
+//! From the moment a spare is there until it ends, no segment leaves the manifest; before that they
+//! do, or a full disk would never have room for the spare. A sealed segment is never written again,
+//! so its links stay as they are; that is why the file of a segment that may have been linked
+//! ([`Snapshots::may_be_linked`]) must never become another segment. Sealed segments have been
+//! summed as they were written; those from before the last start are read.
 
 use std::collections::BTreeMap;
 
@@ -73,8 +74,10 @@ type Linked = Result<(Vec<SnapshotFile>, Vec<(u64, Sum)>), DiskError>;
 
 enum Stage {
     Idle,
-    /// Waits for the moment of the cut.
+    /// Waits for a spare, so that writes can go on.
     Asked(FileName),
+    /// Waits for edits that free segments.
+    Ready(FileName),
     /// Waits until these segments are sealed; they hold the log up to the cut.
     Sealing {
         into: FileName,
@@ -98,13 +101,12 @@ impl Snapshots {
         Self { stage: Stage::Idle, sums: BTreeMap::new(), linked_below: next_segment }
     }
 
-    /// Whether a snapshot is being taken: no segment leaves the manifest meanwhile.
-    pub(super) fn is_under_way(&self) -> bool {
-        !matches!(self.stage, Stage::Idle)
+    /// Whether no segment may leave the manifest now.
+    pub(super) fn holds_segments(&self) -> bool {
+        !matches!(self.stage, Stage::Idle | Stage::Asked(_))
     }
 
     /// Whether a snapshot may share the segment's file, which must not be written again then.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the store when it recycles a segment"))]
     pub(super) fn may_be_linked(&self, segment: u64) -> bool {
         segment < self.linked_below
     }
@@ -135,13 +137,14 @@ impl Store {
     /// # Panics
     /// If a snapshot is being taken already.
     pub fn snapshot(&mut self, into: FileName) {
-        assert!(!self.snapshots.is_under_way(), "one snapshot is taken at a time");
+        let idle = matches!(self.snapshots.stage, Stage::Idle);
+        assert!(idle, "one snapshot is taken at a time");
         self.snapshots.stage = Stage::Asked(into);
     }
 
     /// Goes on with the snapshot under way.
     pub(super) fn pump_snapshot(&mut self) {
-        if let Stage::Asked(into) = &self.snapshots.stage {
+        if let Stage::Asked(into) | Stage::Ready(into) = &self.snapshots.stage {
             let into = into.clone();
             self.cut_snapshot(into);
         }
@@ -176,11 +179,13 @@ impl Store {
             let no_number = !self.catalog.segments.has_room();
             let full = no_number.then_some(DiskError { kind: DiskErrorKind::NoSpace, code: 0 });
             if let Some(error) = self.supply.failure().or(full) {
-                self.end_snapshot(Err(error));
+                return self.end_snapshot(Err(error));
             }
+            self.snapshots.stage = Stage::Asked(into);
             return;
         }
         if self.is_freeing_segments() {
+            self.snapshots.stage = Stage::Ready(into);
             return;
         }
         self.log.roll();

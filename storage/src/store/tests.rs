@@ -441,3 +441,34 @@ fn snapshot_that_fails_says_so_and_the_next_one_can_be_taken() {
     played.store.snapshot(FileName::new("into"));
     assert_eq!(snapshot_files(&mut played).len(), 3);
 }
+
+#[test]
+fn snapshot_waits_until_writes_can_go_on_elsewhere() {
+    let mut played = played(0);
+    // The first append takes the only segment.
+    played.put("a", b"one", 0).unwrap();
+    played.turn();
+    played.end_all(is_frame);
+    played.store.snapshot(FileName::new("into"));
+    played.turn();
+    let before_the_cut = played.put("b", b"two", 0).unwrap();
+    assert_eq!(snapshot_files(&mut played).len(), 3);
+    let manifests = played.files.values().filter_map(|bytes| Manifest::decode(bytes).ok());
+    let cut = manifests.map(|manifest| manifest.durable_lsn).max().unwrap();
+    assert_eq!(cut, before_the_cut);
+}
+
+#[test]
+fn snapshot_on_a_full_disk_fails_at_once() {
+    let mut played = played(0);
+    played.put("a", &[1; 30_000], 0).unwrap();
+    played.turn();
+    played.end_all(is_frame);
+    while played.end(|operation| !is_write(operation), None) {}
+    played.end(is_write, Some(NO_SPACE));
+    played.end_all(|_| true);
+    played.events();
+    played.store.snapshot(FileName::new("into"));
+    played.turn();
+    assert_eq!(played.events(), [Event::Snapshotted { result: Err(NO_SPACE) }]);
+}

@@ -57,6 +57,8 @@ pub(super) struct Orders {
     scheduled: bool,
     /// The last name given to one without a name.
     default_id_ms: u64,
+    /// Whether the last one was not taken.
+    failed: bool,
     /// When the last one was taken, in milliseconds since 1970.
     saved_ms: Option<u64>,
 }
@@ -66,6 +68,16 @@ impl Orders {
     fn default_id(&mut self, keyspace: &Keyspace) -> String {
         self.default_id_ms = keyspace.now().clock_ms.max(self.default_id_ms + 1);
         self.default_id_ms.to_string()
+    }
+
+    /// What INFO says of snapshots.
+    pub(super) fn about(&self, started_ms: u64) -> [(&'static str, String); 3] {
+        let status = if self.failed { "err" } else { "ok" };
+        [
+            ("rdb_bgsave_in_progress", u8::from(self.saving.is_some()).to_string()),
+            ("rdb_last_save_time", (self.saved_ms.unwrap_or(started_ms) / 1000).to_string()),
+            ("rdb_last_bgsave_status", status.to_owned()),
+        ]
     }
 
     fn give(&mut self, order: Order) -> OrderId {
@@ -97,6 +109,7 @@ impl Door {
     pub fn handle_order(&mut self, keyspace: &mut Keyspace, id: OrderId, end: OrderEnd) {
         if self.orders.saving == Some(id) {
             self.orders.saving = None;
+            self.orders.failed = end != OrderEnd::Done;
             match &end {
                 OrderEnd::Failed(error) => tracing::error!(%error, "no snapshot was taken"),
                 _ => self.orders.saved_ms = Some(keyspace.now().clock_ms),

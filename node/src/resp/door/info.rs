@@ -92,7 +92,7 @@ impl Door {
             "Server" => self.server(keyspace),
             "Clients" => self.clients(),
             "Memory" => self.memory(keyspace),
-            "Persistence" => persistence(keyspace),
+            "Persistence" => self.persistence(keyspace),
             "Durability" => durability(&self.facts.durability),
             "Stats" => self.stats(keyspace),
             "Keyspace" => return keys(keyspace),
@@ -101,6 +101,16 @@ impl Door {
             _ => return self.kadring(keyspace),
         };
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn persistence(&self, keyspace: &Keyspace) -> Vec<(&'static str, String)> {
+        let failed = keyspace.stores().any(|(_, store)| store.failure().is_some());
+        let status = if failed { "err" } else { "ok" };
+        let mut fields = vec![("loading", "0".to_owned())];
+        fields.extend(self.orders.about(self.facts.started_ms));
+        fields.push(("aof_enabled", "1".to_owned()));
+        fields.push(("aof_last_write_status", status.to_owned()));
+        fields
     }
 
     fn server(&self, keyspace: &Keyspace) -> Vec<(&'static str, String)> {
@@ -204,16 +214,6 @@ impl Door {
         }
         fields
     }
-}
-
-fn persistence(keyspace: &Keyspace) -> Vec<(&'static str, String)> {
-    let failed = keyspace.stores().any(|(_, store)| store.failure().is_some());
-    let status = if failed { "err" } else { "ok" };
-    vec![
-        ("loading", "0".to_owned()),
-        ("aof_enabled", "1".to_owned()),
-        ("aof_last_write_status", status.to_owned()),
-    ]
 }
 
 /// Times that were not measured, and a cache that is not known, are left out.
