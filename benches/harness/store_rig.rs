@@ -127,6 +127,8 @@ impl StoreRig {
             segment_bytes: options.segment_bytes,
             cache_bytes: options.cache_bytes,
             log: GroupCommitLimits::default(),
+            checkpoints: storage::CheckpointOptions::default(),
+            footers: true,
         };
         let (monotonic, wall) = io.now();
         let (opened, _) = run_procedure(&mut io, STORE, storage::open(store_options, wall.0))?;

@@ -342,6 +342,8 @@ impl<'a, I: Io> Shards<'a, I> {
             segment_bytes: self.config.segment_bytes,
             cache_bytes: self.config.cache_bytes / usize::from(identity.shard_count),
             log: commit_limits_of(self.durability),
+            checkpoints: storage::CheckpointOptions::default(),
+            footers: true,
         };
         let procedure = storage::open(options, self.io.now().1.0);
         let owner = DiskOwner(identity.shard);

@@ -53,6 +53,8 @@ fn options() -> StoreOptions {
         segment_bytes: 128 << 10,
         cache_bytes: 0,
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
+        checkpoints: storage::CheckpointOptions::default(),
+        footers: true,
     }
 }
 

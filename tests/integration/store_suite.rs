@@ -104,6 +104,8 @@ impl<I: Driver> Rig<I> {
             segment_bytes,
             cache_bytes,
             log: GroupCommitLimits { frame_bytes_max: 64 << 10, ..GroupCommitLimits::default() },
+            checkpoints: storage::CheckpointOptions::default(),
+            footers: true,
         };
         let (owner, now) = (DiskOwner(0), Now { monotonic_ns: 0, clock_ms: START_MS });
         let opening = storage::open(options.clone(), now.clock_ms);

@@ -19,6 +19,7 @@ use crate::index::Cursor;
 use crate::knowledge::{Recents, Resolved};
 use crate::segments::{Segment, SegmentState};
 
+mod checkpointing;
 mod compaction;
 mod disk_read;
 mod manifest_keeper;
@@ -34,8 +35,10 @@ mod supply;
 mod tests;
 mod write;
 
+pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction::CompactionCounters;
 
+use checkpointing::Checkpointing;
 use compaction::Compaction;
 use disk_read::Reads;
 use manifest_keeper::ManifestKeeper;
@@ -72,6 +75,10 @@ pub struct StoreOptions {
     pub cache_bytes: usize,
     /// Limits of the log.
     pub log: GroupCommitLimits,
+    /// When checkpoints are written and how they are read.
+    pub checkpoints: CheckpointOptions,
+    /// Whether recovery may go by segments' footers instead of scanning their frames.
+    pub footers: bool,
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -227,6 +234,8 @@ pub struct StoreStatus {
     pub index_bytes: u64,
     /// What compaction has done.
     pub compaction: CompactionCounters,
+    /// What has become of checkpoints.
+    pub checkpoints: CheckpointCounters,
     /// Bytes in the read cache.
     pub cache_bytes: u64,
     /// Reads answered from it.
@@ -260,6 +269,8 @@ pub(crate) struct Foundation {
     pub(crate) log_ms: u64,
     pub(crate) version_max: Version,
     pub(crate) suspect: bool,
+    /// Bytes of log that no checkpoint covers.
+    pub(crate) log_bytes: u64,
 }
 
 /// Who a disk request belongs to.
@@ -270,6 +281,8 @@ enum Source {
     /// Removing the segment of this id.
     Removal(u64, RequestId),
     Window(u64),
+    /// The checkpoint being written, or the removal of one.
+    Checkpoint(Option<RequestId>),
     Read,
 }
 
@@ -290,6 +303,7 @@ pub struct Store {
     supply: SegmentSupply,
     keeper: ManifestKeeper,
     compaction: Compaction,
+    checkpointing: Checkpointing,
     retirements: Vec<Retirement>,
     sources: BTreeMap<RequestId, Source>,
     next_request: u64,
@@ -315,6 +329,12 @@ impl Store {
         {
             log.add_segment(segment);
         }
+        let checkpointing = Checkpointing::new(
+            options.checkpoints,
+            manifest.checkpoint,
+            foundation.log_bytes,
+            foundation.version_max,
+        );
         let supply = SegmentSupply::new(
             options.directory.clone(),
             options.segment_bytes,
@@ -337,6 +357,7 @@ impl Store {
             supply,
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
+            checkpointing,
             retirements: Vec::new(),
             sources: BTreeMap::new(),
             next_request: 0,
@@ -413,6 +434,7 @@ impl Store {
             dead_bytes,
             index_bytes: self.catalog.index.bytes(),
             compaction: self.compaction.counters,
+            checkpoints: self.checkpointing.counters,
             cache_bytes: self.cache.bytes(),
             cache_hits: self.cache.hits,
             cache_misses: self.cache.misses,
@@ -462,6 +484,7 @@ impl Store {
         self.log.submit(self.now.clock_ms);
         self.pump_log();
         self.pump_retirements();
+        self.step_checkpoint();
         self.pump_supply();
     }
 
@@ -469,6 +492,7 @@ impl Store {
     /// an orderly shutdown.
     pub fn seal(&mut self) {
         self.compaction.pause();
+        self.checkpointing.pause();
         self.log.open_idle_frame();
         self.end_turn();
     }
@@ -491,7 +515,8 @@ impl Store {
         let sweep = self.catalog.wants_sweep().then_some(self.sweep_at_ns);
         let compaction = self.can_compact().then_some(self.now.monotonic_ns);
         let retry = self.supply.retry_at_ns();
-        [idle, expiry, sweep, compaction, retry].into_iter().flatten().min()
+        let checkpoint = self.checkpointing.deadline_ns();
+        [idle, expiry, sweep, compaction, retry, checkpoint].into_iter().flatten().min()
     }
 
     /// Takes the next disk request to carry out.
@@ -536,6 +561,10 @@ impl Store {
             Source::Window(number) => {
                 self.handle_window(number, completion);
                 self.step_compaction();
+            }
+            Source::Checkpoint(inner) => {
+                self.handle_checkpoint(inner, completion);
+                self.pump_supply();
             }
             Source::Read => self.handle_read(completion),
         }
@@ -593,6 +622,7 @@ impl Store {
         while let Some((id, result)) = self.keeper.take_done() {
             self.supply.handle_edit(self.now, id, result);
             self.handle_retirement_edit(id, result);
+            self.handle_checkpoint_edit(id, result);
         }
         while let Some(request) = self.keeper.poll_request() {
             self.submit(Source::Keeper(request.id), request.operation);

@@ -248,6 +248,7 @@ mod tests {
             durable_lsn: Lsn::ZERO,
             segments: Vec::new(),
             quarantine: Vec::new(),
+            checkpoint: None,
         };
         let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, FileId(9), LEN);
         (supply, ManifestKeeper::new(manifest))

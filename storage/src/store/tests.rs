@@ -28,8 +28,16 @@ fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
     let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 };
     let directory = FileName::new("shard-00");
     let segment_bytes = SEGMENT.len;
-    let options =
-        StoreOptions { directory, identity, must_exist: false, segment_bytes, cache_bytes, log };
+    let options = StoreOptions {
+        directory,
+        identity,
+        must_exist: false,
+        segment_bytes,
+        cache_bytes,
+        log,
+        checkpoints: CheckpointOptions::default(),
+        footers: true,
+    };
     let entry = SegmentEntry { id: SEGMENT.id, len: SEGMENT.len, cut: None };
     let manifest = Manifest {
         identity,
@@ -38,6 +46,7 @@ fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
         durable_lsn: Lsn::ZERO,
         segments: vec![entry],
         quarantine: Vec::new(),
+        checkpoint: None,
     };
     let foundation = Foundation {
         options,
@@ -49,6 +58,7 @@ fn played_with(cache_bytes: usize, log: GroupCommitLimits) -> Played {
         log_ms: 0,
         version_max: Version::default(),
         suspect: false,
+        log_bytes: 0,
     };
     let store = Store::new(foundation);
     let mut played = Played { store, files: BTreeMap::new(), held: Vec::new(), version: 0 };

@@ -2,7 +2,7 @@
 //! differ more than the commands of one seed do.
 
 use fastrand::Rng;
-use storage::StoreOptions;
+use storage::{CheckpointLoader, CheckpointOptions, StoreOptions};
 use wal::disk::FileName;
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
@@ -206,6 +206,9 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
 
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng) -> StoreOptions {
+    // Of their own, so that the other choices of a seed stay as they were.
+    let mut checkpoint_rng = rng.clone();
+    checkpoint_rng.seed(rng.get_seed() ^ 0x636B_7074);
     StoreOptions {
         directory: FileName::new("shard-00"),
         identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
@@ -219,5 +222,16 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
             sync_method: pick(rng, &[SyncMethod::Dsync, SyncMethod::SyncPerBatch]),
             durability: CommitDurability::Always,
         },
+        checkpoints: draw_checkpoints(&mut checkpoint_rng),
+        footers: checkpoint_rng.u8(..4) > 0,
+    }
+}
+
+/// Many, some or hardly any.
+fn draw_checkpoints(rng: &mut Rng) -> CheckpointOptions {
+    CheckpointOptions {
+        log_bytes_min: pick(rng, &[1, 3_000, 20_000, 100_000, 1 << 20]),
+        index_bytes_factor: 0,
+        loader: pick(rng, &[CheckpointLoader::Direct, CheckpointLoader::Mapped]),
     }
 }

@@ -99,6 +99,8 @@ impl Rig {
                 segment_bytes: 4 << 20,
                 cache_bytes: 0,
                 log: GroupCommitLimits::default(),
+                checkpoints: storage::CheckpointOptions::default(),
+                footers: true,
             };
             let mut procedure = storage::open(options, NOW_MS);
             loop {
