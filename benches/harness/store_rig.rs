@@ -129,6 +129,8 @@ impl StoreRig {
             limits: storage::StoreLimits::default(),
             log: GroupCommitLimits::default(),
             buffers: io.buffers(),
+            checkpoints: storage::CheckpointOptions::default(),
+            footers: true,
         };
         let (monotonic, wall) = io.now();
         let (opened, _) = run_procedure(&mut io, STORE, storage::open(store_options, wall.0))?;

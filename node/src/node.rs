@@ -369,6 +369,8 @@ impl<'a, I: Io> Shards<'a, I> {
             limits,
             log: commit_limits_of(self.durability),
             buffers: self.io.buffers(),
+            checkpoints: storage::CheckpointOptions::default(),
+            footers: true,
         };
         let procedure = storage::open(options, self.io.now().1.0);
         let owner = DiskOwner(identity.shard);

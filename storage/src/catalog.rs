@@ -67,6 +67,38 @@ impl Catalog {
         self.expiring > self.near.len() as u64
     }
 
+    /// Values of touched keys that are crowded.
+    pub(crate) fn bases(&self) -> &BTreeMap<Key, Slot> {
+        &self.bases
+    }
+
+    /// Takes over the index of a checkpoint. Slots of segments that are gone are dropped: what was
+    /// live in them is in the log since, or it was not live any more.
+    pub(crate) fn adopt(&mut self, index: Index, bases: Vec<(Key, Slot)>) {
+        self.index = index;
+        let (segments, mut keys, mut expiring) = (&mut self.segments, 0, 0);
+        self.index.sweep(Cursor::default(), usize::MAX, &mut |_, slot| {
+            if segments.get(slot.place.segment).is_none() {
+                return Keep::Drop;
+            }
+            segments.count_in(slot);
+            keys += u64::from(is_key(slot));
+            expiring += u64::from(is_expiring(slot));
+            Keep::Stay
+        });
+        (self.keys, self.expiring) = (keys, expiring);
+        for (key, slot) in bases {
+            let candidates = self.index.candidates(&key);
+            let touched = candidates.first_is_exact() && { candidates }
+                .next()
+                .is_some_and(|slot| slot.kind == SlotKind::Touch);
+            if touched && self.segments.get(slot.place.segment).is_some() {
+                self.count_in(&slot);
+                self.bases.insert(key, slot);
+            }
+        }
+    }
+
     pub(crate) fn candidates(&self, key: &Key) -> Candidates {
         self.index.candidates(key)
     }

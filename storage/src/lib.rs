@@ -21,11 +21,9 @@
 mod cache;
 mod catalog;
 mod check;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
 mod checkpoint;
 mod clock;
 mod error;
-#[cfg_attr(not(test), expect(dead_code, reason = "the store writes no checkpoints yet"))]
 mod index;
 mod knowledge;
 #[doc(hidden)]
@@ -42,9 +40,9 @@ pub use clock::{CLOCK_JUMP_ALARM_MS, ClockReading, LogClock, Now};
 pub use error::{OpenError, ReadError, WriteError};
 #[doc(hidden)]
 pub use index::probe::IndexProbe;
-pub use recovery::{DamagedFile, Opened, RecoveryReport, identify, open};
+pub use recovery::{DamagedFile, Opened, RecoveryReport, RecoverySources, identify, open};
 pub use store::{
-    CompactionCounters, Effect, Entry, Event, Get, KeyRef, Lookup, Put, ReadId, Repair,
-    RepairReason, ScannedKey, ScrubStatus, SnapshotFile, Store, StoreLimits, StoreOptions,
-    StoreStatus, Value,
+    CheckpointCounters, CheckpointLoader, CheckpointOptions, CompactionCounters, Effect, Entry,
+    Event, Get, KeyRef, Lookup, Put, ReadId, Repair, RepairReason, ScannedKey, ScrubStatus,
+    SnapshotFile, Store, StoreLimits, StoreOptions, StoreStatus, Value,
 };

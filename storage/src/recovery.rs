@@ -19,19 +19,26 @@ use wal::frame::{FORMAT_VERSION, FrameHeader};
 use wal::group_commit::OpenSegment;
 use wal::manifest::{self, Manifest, ManifestError, Quarantine, SegmentEntry, Verdict};
 use wal::procedure::{DiskPort, Procedure};
-use wal::replay::{self, Finding, SegmentScan, SegmentSource, Settlement};
+use wal::replay::{Finding, SegmentScan, Settlement};
 use wal::segment::{self, Identity, SEGMENT_BYTES_MIN, SegmentHeader};
 
-use crate::catalog::Catalog;
+use crate::checkpoint;
 use crate::error::OpenError;
 use crate::index::Prefix;
 use crate::rebuild::Rebuild;
-use crate::segments::{Segment, SegmentState};
 use crate::store::{Foundation, Store, StoreOptions};
+
+pub(crate) mod sources;
+
+pub use sources::RecoverySources;
+
+use sources::{Replay, Scanned, Shortcuts};
 
 /// File ids of the two manifest copies; segments get the ones after.
 pub(crate) const MANIFEST_FILES: [FileId; 2] = [FileId(0), FileId(1)];
-const FIRST_SEGMENT_FILE: u32 = 2;
+/// The checkpoint being read or written.
+pub(crate) const CHECKPOINT_FILE: FileId = FileId(2);
+const FIRST_SEGMENT_FILE: u32 = 3;
 
 /// A damaged range of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +74,8 @@ pub struct RecoveryReport {
     pub suspect: bool,
     /// Bytes of torn or rotten tail given up this time.
     pub tail_uncertain_bytes: u64,
+    /// What the index was built from.
+    pub sources: RecoverySources,
     /// Damage found, file by file.
     pub damage: Vec<DamagedFile>,
     /// Bad ranges that a write cut short by the crash explains; nothing acknowledged is known to
@@ -158,6 +167,8 @@ struct Directory {
     /// Segment files: id, length.
     segments: BTreeMap<u64, u64>,
     unfinished: Vec<FileName>,
+    /// Checkpoint files.
+    checkpoints: Vec<Lsn>,
     damage: Vec<DamagedFile>,
 }
 
@@ -190,7 +201,9 @@ async fn read_directory(
         .iter()
         .filter_map(|(name, len)| segment::parse_file_name(name).map(|id| (id, *len)))
         .collect();
-    let unfinished = files.iter().filter(|(name, _)| segment::is_unfinished(name));
+    let is_unfinished =
+        |name: &str| segment::is_unfinished(name) || checkpoint::is_unfinished(name);
+    let unfinished = files.iter().filter(|(name, _)| is_unfinished(name));
     let unfinished = unfinished.map(|(name, _)| directory.join(name)).collect();
     let mut found = Directory {
         manifest: None,
@@ -198,6 +211,10 @@ async fn read_directory(
         rebuilt: None,
         segments,
         unfinished,
+        checkpoints: files
+            .iter()
+            .filter_map(|(name, _)| checkpoint::parse_file_name(name))
+            .collect(),
         damage: Vec::new(),
     };
     for copy in 0..2 {
@@ -307,6 +324,10 @@ pub(crate) struct Loaded {
     pub(crate) settlement: Settlement,
     pub(crate) rebuilt: Rebuild,
     pub(crate) unfinished: Vec<FileName>,
+    /// Checkpoint files that are of no use.
+    obsolete: Vec<FileName>,
+    pub(crate) sources: RecoverySources,
+    log_bytes: u64,
     pub(crate) damage: Vec<DamagedFile>,
     pub(crate) uncertain: Vec<DamagedFile>,
     pub(crate) next_file: u32,
@@ -334,6 +355,7 @@ pub(crate) async fn load(
     fallback: Identity,
     mode: OpenMode,
     now_ms: u64,
+    shortcuts: Shortcuts,
 ) -> Result<Loaded, OpenError> {
     let files = match list(port, directory).await {
         Err(OpenError::Disk { source, .. }) if is_absent(&source) => Vec::new(),
@@ -359,8 +381,14 @@ pub(crate) async fn load(
     }
     let mut scans = Scans { port, directory, mode, damage: &mut damage };
     let (opened, next_file) = scans.open(&mut manifest, &found.segments).await?;
-    let Scanned { scans, settlement, rebuilt: content } =
-        scan(port, directory, &manifest, opened, now_ms).await?;
+    let replay =
+        Replay { port, directory, manifest: &manifest, opened: &opened, now_ms, shortcuts };
+    let Scanned { scans, settlement, rebuilt: content, sources, checkpoint, log_bytes } =
+        replay.run().await?;
+    let in_use = if shortcuts.checkpoint.is_some() { checkpoint } else { manifest.checkpoint };
+    manifest.checkpoint = in_use;
+    let obsolete = found.checkpoints.iter().filter(|lsn| in_use.is_none_or(|c| c.lsn != **lsn));
+    let obsolete = obsolete.map(|lsn| checkpoint::file_name(directory, *lsn)).collect();
     damage.extend(settlement.findings.iter().map(|finding| in_file(directory, finding)));
     let uncertain = settlement.uncertain.iter().map(|f| in_file(directory, f)).collect();
     if created {
@@ -384,6 +412,9 @@ pub(crate) async fn load(
         settlement,
         rebuilt: content,
         unfinished: found.unfinished,
+        obsolete,
+        sources,
+        log_bytes,
         damage,
         uncertain,
         next_file,
@@ -398,6 +429,7 @@ fn empty_manifest(identity: Identity) -> Manifest {
         durable_lsn: Lsn::ZERO,
         segments: Vec::new(),
         quarantine: Vec::new(),
+        checkpoint: None,
     }
 }
 
@@ -477,97 +509,6 @@ impl Scans<'_> {
     }
 }
 
-/// What scanning all segments found.
-struct Scanned {
-    scans: Vec<(OpenSegment, SegmentEntry, SegmentScan)>,
-    settlement: Settlement,
-    rebuilt: Rebuild,
-}
-
-/// Scans the segments and builds the index from their records in append order. That order is the
-/// segments' own, by their first records, and is known for sure only when all are scanned, as is
-/// what counts of damaged frames; so if the first pass guessed wrong, there is a second.
-async fn scan(
-    port: &DiskPort,
-    directory: &FileName,
-    manifest: &Manifest,
-    opened: Vec<OpenedSegment>,
-    now_ms: u64,
-) -> Result<Scanned, OpenError> {
-    let store = manifest.identity.store;
-    let mut rebuilt = Rebuild::new(numbered(directory, &opened)?, now_ms, &manifest.quarantine);
-    let mut scans = Vec::new();
-    for (open, entry) in opened {
-        let source = SegmentSource { id: entry.id, file: open.file, len: open.len, cut: entry.cut };
-        let mut visit = |record| rebuilt.take(&record);
-        let scan =
-            replay::scan_segment(port, store, source, &manifest.quarantine, &mut visit).await;
-        scans.push((open, entry, scan));
-    }
-    let only: Vec<SegmentScan> = scans.iter().map(|(_, _, scan)| scan.clone()).collect();
-    let settlement = replay::settle(&only, &manifest.quarantine, manifest.durable_lsn);
-    let mut order: Vec<usize> = (0..scans.len()).filter(|at| only[*at].lsns().is_some()).collect();
-    let in_order = order.is_sorted_by_key(|at| only[*at].lsns());
-    if !in_order
-        || !settlement.salvaged.is_empty()
-        || rebuilt.has_void_touches(&settlement.quarantine)
-    {
-        order.sort_by_key(|at| only[*at].lsns());
-        let opened: Vec<OpenedSegment> =
-            scans.iter().map(|(open, entry, _)| (*open, *entry)).collect();
-        let catalog = numbered(directory, &opened)?;
-        rebuilt = Rebuild::new(catalog, now_ms, &settlement.quarantine);
-        for at in order {
-            scan_again(port, manifest, &opened[at], &settlement, &mut rebuilt).await;
-        }
-    }
-    for (_, entry, scan) in &scans {
-        if let Some(segment) = rebuilt.catalog.segments.by_id_mut(entry.id) {
-            (segment.end, segment.lsns) = (scan.end, scan.lsns());
-        }
-    }
-    Ok(Scanned { scans, settlement, rebuilt })
-}
-
-/// Takes a segment's records with what was salvaged of it at its place.
-async fn scan_again(
-    port: &DiskPort,
-    manifest: &Manifest,
-    (open, entry): &OpenedSegment,
-    settlement: &Settlement,
-    rebuilt: &mut Rebuild,
-) {
-    let salvaged = settlement.salvaged.iter().filter(|record| record.location.segment == entry.id);
-    let mut salvaged: Vec<_> = salvaged.copied().collect();
-    salvaged.sort_by_key(|record| record.location.offset);
-    let mut salvaged = salvaged.into_iter().peekable();
-    let source = SegmentSource { id: entry.id, file: open.file, len: open.len, cut: entry.cut };
-    let mut visit = |record: replay::ReplayedRecord| {
-        while let Some(earlier) =
-            salvaged.next_if(|salvaged| salvaged.location.offset < record.location.offset)
-        {
-            rebuilt.take(&earlier);
-        }
-        rebuilt.take(&record);
-    };
-    let (store, skip) = (manifest.identity.store, &manifest.quarantine);
-    replay::scan_segment(port, store, source, skip, &mut visit).await;
-    salvaged.for_each(|record| rebuilt.take(&record));
-}
-
-/// A catalog that knows these segments.
-fn numbered(directory: &FileName, opened: &[OpenedSegment]) -> Result<Catalog, OpenError> {
-    let mut catalog = Catalog::default();
-    for (open, _) in opened {
-        if catalog.segments.add(Segment::new(*open, SegmentState::Sealed)).is_none() {
-            let source = DiskError { kind: DiskErrorKind::NoSpace, code: 0 };
-            let name = segment::file_name(directory, open.id);
-            return Err(disk_error("numbering", &name, source));
-        }
-    }
-    Ok(catalog)
-}
-
 async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<Opened, OpenError> {
     let directory = options.directory.clone();
     let create = DiskOperation::CreateDirectory { name: directory.clone() };
@@ -575,7 +516,10 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     let parent = directory.parent();
     let sync = DiskOperation::SyncDirectory { name: parent.clone() };
     port.call(sync).await.map_err(|e| disk_error("syncing", &parent, e))?;
-    let mut loaded = load(&port, &directory, options.identity, OpenMode::ReadWrite, now_ms).await?;
+    let shortcuts =
+        Shortcuts { checkpoint: Some(options.checkpoints.loader), footers: options.footers };
+    let mut loaded =
+        load(&port, &directory, options.identity, OpenMode::ReadWrite, now_ms, shortcuts).await?;
     if loaded.created && options.must_exist {
         suspect(&mut loaded.manifest, 0, 0);
         loaded.settlement.quarantine = loaded.manifest.quarantine.clone();
@@ -612,6 +556,7 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
         log_ms,
         version_max,
         suspect: report.suspect,
+        log_bytes: loaded.log_bytes,
     };
     let store = Store::new(foundation);
     Ok(Opened { store, report, log_ms })
@@ -628,6 +573,7 @@ fn report(loaded: &Loaded) -> RecoveryReport {
         keys_damaged,
         suspect: loaded.settlement.is_suspect(),
         tail_uncertain_bytes: loaded.settlement.tail_uncertain_bytes,
+        sources: loaded.sources.clone(),
         damage: loaded.damage.clone(),
         uncertain: loaded.uncertain.clone(),
     }
@@ -676,7 +622,9 @@ impl Settle<'_> {
             // Whatever is not blank is kept, even if nothing can be made of it.
             let blank = scan.record_count == 0 && scan.findings.is_empty();
             if !blank || is_newest || quarantined || claimed {
-                let cut = entry.cut.or(Some(scan.end));
+                // A segment that a checkpoint covers was not looked at: its end is not sure.
+                let is_read = scan.frame_count > 0 || scan.record_count == 0;
+                let cut = entry.cut.or(is_read.then_some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
             } else {
                 dropped.push(*segment);
@@ -689,6 +637,10 @@ impl Settle<'_> {
         }
         let first = self.first_segment(&mut manifest, FileId(loaded.next_file)).await?;
         self.save(loaded, &manifest).await?;
+        for name in &loaded.obsolete {
+            let remove = DiskOperation::Remove { name: name.clone() };
+            self.port.call(remove).await.map_err(|e| disk_error("removing", name, e))?;
+        }
         for segment in &dropped {
             let name = segment::file_name(self.directory, segment.id);
             let close = DiskOperation::Close { file: segment.file };

@@ -105,6 +105,10 @@ pub(crate) struct Segments {
     by_id: BTreeMap<u64, SegmentNumber>,
     /// Numbers to use again, those free for longest first.
     free: VecDeque<SegmentNumber>,
+    /// Numbers that the newest durable checkpoint may name; those free for longest first.
+    resting: VecDeque<SegmentNumber>,
+    /// Whether freed numbers rest.
+    rests: bool,
     /// The last one asked for by id.
     last: Option<(u64, SegmentNumber)>,
 }
@@ -112,7 +116,35 @@ pub(crate) struct Segments {
 impl Segments {
     /// Whether another one can be numbered.
     pub(crate) fn has_room(&self) -> bool {
-        !self.free.is_empty() || self.table.len() < SegmentNumber::COUNT
+        let unused = self.free.len() + self.resting.len();
+        unused > 0 || self.table.len() < SegmentNumber::COUNT
+    }
+
+    /// Gives a segment the number it had, that of no other one; [`Self::find_unused`] comes before
+    /// other segments are added.
+    pub(crate) fn add_as(&mut self, number: SegmentNumber, segment: Segment) {
+        let at = usize::from(number.0);
+        self.table.resize(self.table.len().max(at + 1), None);
+        self.by_id.insert(segment.id, number);
+        self.table[at] = Some(segment);
+    }
+
+    /// Finds out which numbers are not in use, after some were given by [`Self::add_as`].
+    pub(crate) fn find_unused(&mut self) {
+        let numbers = (0u16..).map(SegmentNumber).zip(&self.table);
+        self.free = numbers.filter(|(_, s)| s.is_none()).map(|(number, _)| number).collect();
+    }
+
+    /// How many freed numbers wait for a newer checkpoint. From the first on they do.
+    pub(crate) fn resting(&mut self) -> usize {
+        self.rests = true;
+        self.resting.len()
+    }
+
+    /// Lets the oldest `count` of them be used again.
+    pub(crate) fn wake(&mut self, count: usize) {
+        let count = count.min(self.resting.len());
+        self.free.extend(self.resting.drain(..count));
     }
 
     /// Numbers a segment; `None` when all numbers are in use.
@@ -124,7 +156,8 @@ impl Segments {
                 self.table.push(None);
                 SegmentNumber(number)
             }
-            None => return None,
+            // A checkpoint tells its numbers' segments by id: no slot is ever taken for another's.
+            None => self.resting.pop_front()?,
         };
         self.by_id.insert(segment.id, number);
         self.table[usize::from(number.0)] = Some(segment);
@@ -134,7 +167,8 @@ impl Segments {
     pub(crate) fn remove(&mut self, number: SegmentNumber) -> Option<Segment> {
         let segment = self.table.get_mut(usize::from(number.0))?.take()?;
         self.by_id.remove(&segment.id);
-        self.free.push_back(number);
+        let unused = if self.rests { &mut self.resting } else { &mut self.free };
+        unused.push_back(number);
         self.last = None;
         Some(segment)
     }

@@ -56,6 +56,8 @@ fn options() -> StoreOptions {
         limits: storage::StoreLimits::default(),
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
         buffers: Rc::new(HeapBuffers),
+        checkpoints: storage::CheckpointOptions::default(),
+        footers: true,
     }
 }
 

@@ -13,7 +13,7 @@ use wal::checksum::{self, Place};
 use wal::disk::IoBuffer;
 use wal::footer::{self, Footer, FooterTable, SegmentSummary, Trailer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
-use wal::manifest::{Manifest, Quarantine, SegmentEntry, Verdict};
+use wal::manifest::{CheckpointEntry, Manifest, Quarantine, SegmentEntry, Verdict};
 use wal::record::{
     Key, Location, Namespace, RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, TouchBody,
     Version,
@@ -271,6 +271,7 @@ fn manifest_has_its_golden_bytes() {
             range(0x5000, 4096, 4, 4, Verdict::Accepted),
             Quarantine { segment: 0, ..range(0, 0, 1, 1, Verdict::Freed) },
         ],
+        checkpoint: Some(CheckpointEntry { lsn: Lsn(5), len: 0x3000 }),
     };
     check("manifest.hex", manifest.encode().as_slice());
     assert_eq!(Manifest::decode(&golden("manifest.hex")), Ok(manifest));

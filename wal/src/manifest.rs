@@ -22,7 +22,9 @@
 //! | 72 | 8 | durable LSN | everything up to it that is in the log was durable |
 //! | 80 | 4 | quarantine count | q |
 //! | 84 | 4 | reserved | 0 |
-//! | 88 | 24 s | segments | id u64, length u64, cut u64 (0 = open: frames may follow) |
+//! | 88 | 8 | checkpoint LSN | of the newest durable checkpoint, whose name it gives; 0: there is none |
+//! | 96 | 8 | checkpoint length | bytes of its file |
+//! | 104 | 24 s | segments | id u64, length u64, cut u64 (0 = open: frames may follow) |
 //! | | 48 q | quarantine | segment u64, offset u64, length u64, first LSN u64, last LSN u64, verdict u8, 7 zeros |
 //! | | 4 | CRC | CRC-32 of all before it |
 
@@ -34,7 +36,7 @@ use crate::procedure::DiskPort;
 use crate::segment::Identity;
 
 const MAGIC: [u8; 8] = *b"KADRMAN\0";
-const FIXED_LEN: usize = 88;
+const FIXED_LEN: usize = 104;
 const SEGMENT_LEN: usize = 24;
 const QUARANTINE_LEN: usize = 48;
 /// Most segments a shard may have: 64 TiB at the default size.
@@ -42,6 +44,15 @@ pub const SEGMENT_COUNT_MAX: usize = 1 << 20;
 /// Most quarantined ranges that are kept apart; more are joined with their neighbours. Freed ones
 /// are not among them: there are no more of those than segments, and one.
 pub const QUARANTINE_COUNT_MAX: usize = 4096;
+
+/// A checkpoint of the index: durable, as is every record in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointEntry {
+    /// The last record in it; its file is named after it.
+    pub lsn: Lsn,
+    /// Bytes of the file.
+    pub len: u64,
+}
 
 /// A live segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +132,8 @@ pub struct Manifest {
     pub segments: Vec<SegmentEntry>,
     /// Ranges that recovery gave up.
     pub quarantine: Vec<Quarantine>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<CheckpointEntry>,
 }
 
 /// Why bytes are not a manifest.
@@ -212,6 +225,9 @@ impl Manifest {
         out.extend_from_slice(&self.durable_lsn.0.to_le_bytes());
         out.extend_from_slice(&count(self.quarantine.len()));
         out.extend_from_slice(&[0; 4]);
+        let checkpoint = self.checkpoint.map_or((0, 0), |entry| (entry.lsn.0, entry.len));
+        out.extend_from_slice(&checkpoint.0.to_le_bytes());
+        out.extend_from_slice(&checkpoint.1.to_le_bytes());
         for segment in &self.segments {
             for word in [segment.id, segment.len, segment.cut.unwrap_or(0)] {
                 out.extend_from_slice(&word.to_le_bytes());
@@ -247,6 +263,7 @@ impl Manifest {
         let ranges_max = QUARANTINE_COUNT_MAX + SEGMENT_COUNT_MAX;
         let quarantine_count = fields.count(80, ranges_max)?;
         let _reserved: [u8; 4] = fields.take()?;
+        let checkpoint = CheckpointEntry { lsn: Lsn(fields.u64()?), len: fields.u64()? };
         verify(bytes, FIXED_LEN + segment_count * SEGMENT_LEN + quarantine_count * QUARANTINE_LEN)?;
         if version != u16::from(FORMAT_VERSION) {
             return Err(ManifestError::Version { found: version });
@@ -254,14 +271,24 @@ impl Manifest {
         if Lsn(durable_lsn) > Lsn::MAX {
             return Err(ManifestError::Malformed { position: 72 });
         }
+        if checkpoint.lsn > Lsn::MAX {
+            return Err(ManifestError::Malformed { position: 88 });
+        }
         let segments =
             (0..segment_count).map(|_| fields.segment()).collect::<Result<_, ManifestError>>()?;
         let quarantine = (0..quarantine_count)
             .map(|_| fields.quarantine())
             .collect::<Result<_, ManifestError>>()?;
         let identity = Identity { store, node_id, shard, shard_count };
-        let durable_lsn = Lsn(durable_lsn);
-        Ok(Self { identity, sequence, next_segment, durable_lsn, segments, quarantine })
+        Ok(Self {
+            identity,
+            sequence,
+            next_segment,
+            durable_lsn: Lsn(durable_lsn),
+            segments,
+            quarantine,
+            checkpoint: (checkpoint.lsn != Lsn::ZERO).then_some(checkpoint),
+        })
     }
 }
 
@@ -377,6 +404,7 @@ mod tests {
             durable_lsn: Lsn(99),
             segments: vec![segment(1, Some(8192)), segment(3, None)],
             quarantine: vec![range],
+            checkpoint: Some(CheckpointEntry { lsn: Lsn(98), len: 12_288 }),
         }
     }
 

@@ -11,14 +11,16 @@ use wal::disk::{BLOCK_SIZE, IoBuffer};
 use wal::frame::FORMAT_VERSION;
 use wal::record::{Key, Version};
 
-use super::{CheckpointError, CheckpointFacts, CheckpointId, SegmentSummary};
+use super::{BASES_MAX, CheckpointError, CheckpointFacts, CheckpointId, SegmentSummary};
 use crate::index::arena::CHUNK_LEN;
 use crate::index::page::PAGE_LEN;
 use crate::index::slot::{SegmentNumber, Slot};
 
 const MAGIC: [u8; 8] = *b"KADRCKP\0";
 const FIXED_LEN: usize = 96;
-const SEGMENT_LEN: usize = 32;
+const SEGMENT_LEN: usize = 48;
+const COMPLETE: u8 = 1;
+const HAS_CLEAR: u8 = 2;
 const HEADER_CRC: Range<usize> = 84..88;
 /// Bytes of a crowded entry.
 const ENTRY_LEN: usize = 28;
@@ -35,6 +37,7 @@ fn long(len: usize) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     segments: usize,
+    bases: usize,
     /// Pages of the index.
     pub(crate) pages: u64,
     /// Crowded entries.
@@ -53,12 +56,13 @@ pub(crate) struct ChunkPlace {
 }
 
 impl Layout {
-    pub(crate) fn new(segments: usize, pages: u64, entries: u64) -> Self {
-        Self { segments, pages, entries }
+    pub(crate) fn new(facts: &CheckpointFacts, pages: u64, entries: u64) -> Self {
+        Self { segments: facts.segments.len(), bases: facts.bases.len(), pages, entries }
     }
 
     pub(crate) fn header_len(&self) -> usize {
-        (FIXED_LEN + self.segments * SEGMENT_LEN).next_multiple_of(BLOCK_SIZE)
+        let lists = self.segments * SEGMENT_LEN + self.bases * ENTRY_LEN;
+        (FIXED_LEN + lists).next_multiple_of(BLOCK_SIZE)
     }
 
     fn index_chunks(&self) -> u64 {
@@ -142,13 +146,14 @@ fn put_checksum(id: &CheckpointId, offset: u64, bytes: &mut [u8], at: Range<usiz
 pub(crate) fn encode_header(facts: &CheckpointFacts, layout: &Layout) -> IoBuffer {
     let id = &facts.id;
     let segments = u32::try_from(facts.segments.len()).expect("segments have numbers of 14 bits");
+    let bases = u16::try_from(facts.bases.len()).expect("no cut is made of more");
     let mut out = IoBuffer::zeroed(layout.header_len());
     out.set_len(0);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&u16::from(FORMAT_VERSION).to_le_bytes());
     out.extend_from_slice(&id.shard.to_le_bytes());
     out.extend_from_slice(&id.shard_count.to_le_bytes());
-    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&bases.to_le_bytes());
     out.extend_from_slice(&id.store);
     out.extend_from_slice(&id.lsn.0.to_le_bytes());
     out.extend_from_slice(&facts.version_max.0);
@@ -159,12 +164,16 @@ pub(crate) fn encode_header(facts: &CheckpointFacts, layout: &Layout) -> IoBuffe
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&layout.file_len().to_le_bytes());
     for segment in &facts.segments {
-        for word in [segment.id, segment.live_bytes, segment.live_records] {
+        let (first, last) = segment.lsns.unwrap_or((Lsn::ZERO, Lsn::ZERO));
+        for word in [segment.id, segment.end, first.0, last.0, segment.tombstone_bytes] {
             out.extend_from_slice(&word.to_le_bytes());
         }
+        let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+        let flags = flag(segment.complete, COMPLETE) | flag(segment.has_clear, HAS_CLEAR);
         out.extend_from_slice(&segment.number.0.to_le_bytes());
-        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&[flags, 0, 0, 0, 0, 0]);
     }
+    facts.bases.iter().for_each(|(key, slot)| encode_entry(key, *slot, &mut out));
     out.set_len(layout.header_len());
     put_checksum(id, 0, out.as_mut_slice(), HEADER_CRC);
     out
@@ -197,10 +206,25 @@ impl Fields<'_> {
     }
 
     fn segment(&mut self) -> Result<SegmentSummary, CheckpointError> {
-        let (id, live_bytes, live_records) = (self.u64()?, self.u64()?, self.u64()?);
+        let malformed = CheckpointError::Malformed { position: long(self.position) };
+        let (id, end) = (self.u64()?, self.u64()?);
+        let (first, last) = (Lsn(self.u64()?), Lsn(self.u64()?));
+        let tombstone_bytes = self.u64()?;
         let number = SegmentNumber(self.u16()?);
-        let _reserved: [u8; 6] = self.take()?;
-        Ok(SegmentSummary { number, id, live_bytes, live_records })
+        let [flags, ..]: [u8; 6] = self.take()?;
+        if flags & !(COMPLETE | HAS_CLEAR) != 0 || first > last || last > Lsn::MAX {
+            return Err(malformed);
+        }
+        let (complete, has_clear) = (flags & COMPLETE != 0, flags & HAS_CLEAR != 0);
+        let lsns = (first != Lsn::ZERO).then_some((first, last));
+        Ok(SegmentSummary { number, id, end, lsns, tombstone_bytes, complete, has_clear })
+    }
+
+    fn base(&mut self) -> Result<(Key, Slot), CheckpointError> {
+        let position = long(self.position);
+        let (key, word) = (Key(self.take()?), self.u64()?);
+        let slot = Slot::from_word(word).ok_or(CheckpointError::Malformed { position })?;
+        Ok((key, slot))
     }
 }
 
@@ -214,6 +238,11 @@ pub(crate) fn decode_layout(block: &[u8], file_len: u64) -> Result<Layout, Check
     if fields.take::<8>().is_ok_and(|magic| magic != MAGIC) || block.len() < BLOCK_SIZE {
         return Err(CheckpointError::NotACheckpoint);
     }
+    fields.position = 14;
+    let bases = usize::from(fields.u16()?);
+    if bases > BASES_MAX {
+        return Err(CheckpointError::Malformed { position: 14 });
+    }
     fields.position = 64;
     let (pages, entries, segments) = (fields.u64()?, fields.u64()?, fields.u32()?);
     let segments = usize::try_from(segments).unwrap_or(usize::MAX);
@@ -226,7 +255,7 @@ pub(crate) fn decode_layout(block: &[u8], file_len: u64) -> Result<Layout, Check
     if entries > FILE_LEN_MAX / long(ENTRY_LEN) {
         return Err(CheckpointError::Malformed { position: 72 });
     }
-    let layout = Layout { segments, pages, entries };
+    let layout = Layout { segments, bases, pages, entries };
     if layout.file_len() != file_len {
         return Err(CheckpointError::Length { needed: layout.file_len(), found: file_len });
     }
@@ -272,7 +301,11 @@ pub(crate) fn decode_header(
         }
         segments.push(segment);
     }
-    Ok(CheckpointFacts { id: found, version_max, wall_ms, segments })
+    let bases: Vec<_> = (0..layout.bases).map(|_| fields.base()).collect::<Result<_, _>>()?;
+    if !bases.is_sorted_by(|(key, _), (next, _)| key < next) {
+        return Err(CheckpointError::Malformed { position: long(fields.position) });
+    }
+    Ok(CheckpointFacts { id: found, version_max, wall_ms, segments, bases })
 }
 
 /// Appends a crowded entry to its chunk.
@@ -293,10 +326,8 @@ pub(crate) fn decode_entries(
     let offset = place.offset;
     entries.enumerate().map(move |(index, entry)| {
         let position = offset + long(index * ENTRY_LEN);
-        let mut fields = Fields { bytes: entry, position: 0 };
-        let (key, word) = (Key(fields.take()?), fields.u64()?);
-        let slot = Slot::from_word(word).ok_or(CheckpointError::Malformed { position })?;
-        Ok((key, slot))
+        let base = Fields { bytes: entry, position: 0 }.base();
+        base.map_err(|_| CheckpointError::Malformed { position })
     })
 }
 

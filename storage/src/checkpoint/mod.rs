@@ -13,7 +13,7 @@
 //!
 //! | part | bytes | content |
 //! |---|---|---|
-//! | header | 96 + 32 s | below |
+//! | header | 96 + 48 s + 28 b | below |
 //! | index chunks | 4,096 p | pages of the index in no order; chunks of 256 pages, the last may be shorter |
 //! | crowded chunks | 28 per entry | in key order; 37,449 entries (1 MiB) each, the last may be shorter |
 //! | trailer | 4 n + 8 | CRC of each of the n chunks, u32 n, trailer CRC |
@@ -26,7 +26,7 @@
 //! | 8 | 2 | format version | 0 |
 //! | 10 | 2 | shard | |
 //! | 12 | 2 | shard count | |
-//! | 14 | 2 | reserved | 0 |
+//! | 14 | 2 | base count | b, at most 16,384 |
 //! | 16 | 16 | store | uuid |
 //! | 32 | 8 | LSN | of the cut: every record up to it is in the index, none after it |
 //! | 40 | 16 | version | the highest version of any record up to the cut |
@@ -36,7 +36,12 @@
 //! | 80 | 4 | segment count | s |
 //! | 84 | 4 | header CRC | of the header's blocks with this field 0 |
 //! | 88 | 8 | length | bytes of the file |
-//! | 96 | 32 s | segments | by number: id u64, live bytes u64, live records u64, number u16, 6 zeros |
+//! | 96 | 48 s | segments | by number: id u64, frames end u64, first LSN u64, last LSN u64, tombstone bytes u64, number u16, flags u8, 5 zeros |
+//! | 96 + 48 s | 28 b | bases | in key order, like crowded entries |
+//!
+//! First and last LSN are 0 if the segment has no record. Flags: 1: it had got its last record by
+//! the cut; 2: it has a clear record. Bases are the values of touched keys whose only slot, a
+//! crowded one, is the touch's.
 //!
 //! Crowded entry: key (20), slot word u64 (see [`crate::index::slot`]). A page is drawn in
 //! [`crate::index::page`]. The trailer's CRC is of its blocks with the field 0 and stands behind n.
@@ -54,10 +59,13 @@ pub(crate) mod write;
 use wal::Lsn;
 use wal::disk::{DiskError, FileName};
 use wal::frame::FORMAT_VERSION;
-use wal::record::Version;
+use wal::record::{Key, Version};
 
 use crate::index::page::PageError;
-use crate::index::slot::SegmentNumber;
+use crate::index::slot::{SegmentNumber, Slot};
+
+/// Most bases that a checkpoint has room for.
+pub(crate) const BASES_MAX: usize = 16 << 10;
 
 const SUFFIX: &str = ".checkpoint";
 const TEMPORARY_SUFFIX: &str = ".checkpoint.tmp";
@@ -104,10 +112,15 @@ pub(crate) struct SegmentSummary {
     pub(crate) number: SegmentNumber,
     /// Its id, which no other segment ever has.
     pub(crate) id: u64,
-    /// Bytes of its records that are not dead.
-    pub(crate) live_bytes: u64,
-    /// Its records that are not dead.
-    pub(crate) live_records: u64,
+    /// Where its last record's frame ends.
+    pub(crate) end: u64,
+    /// First and last record.
+    pub(crate) lsns: Option<(Lsn, Lsn)>,
+    /// Bytes of records that keep older ones from coming back.
+    pub(crate) tombstone_bytes: u64,
+    /// Whether it had got its last record by the cut.
+    pub(crate) complete: bool,
+    pub(crate) has_clear: bool,
 }
 
 /// What a checkpoint says besides the index.
@@ -119,8 +132,10 @@ pub(crate) struct CheckpointFacts {
     pub(crate) version_max: Version,
     /// Wall time of the cut in milliseconds since 1970.
     pub(crate) wall_ms: u64,
-    /// By number, ascending.
+    /// All there were at the cut; by number, ascending.
     pub(crate) segments: Vec<SegmentSummary>,
+    /// Values of touched keys that are crowded; by key, ascending.
+    pub(crate) bases: Vec<(Key, Slot)>,
 }
 
 /// Why a file is not used as a checkpoint.

@@ -147,17 +147,21 @@ fn index(keys: u64, hostile: u64) -> Index {
 }
 
 fn facts(segments: u16) -> CheckpointFacts {
-    let summary = |number| SegmentSummary {
+    let summary = |number: u16| SegmentSummary {
         number: SegmentNumber(number * 3),
         id: 1_000_000 - u64::from(number),
-        live_bytes: u64::from(number) << 20,
-        live_records: 5,
+        end: u64::from(number) << 12,
+        lsns: (number > 0).then_some((Lsn(u64::from(number)), Lsn(u64::from(number) + 5))),
+        tombstone_bytes: 72 * u64::from(number),
+        complete: number.is_multiple_of(2),
+        has_clear: number.is_multiple_of(3),
     };
     CheckpointFacts {
         id: FUZZED,
         version_max: Version([3; 16]),
         wall_ms: 1_800_000_000_000,
         segments: (0..segments).map(summary).collect(),
+        bases: (0..u64::from(segments)).map(|n| (key(77, n), slot(n))).collect(),
     }
 }
 
@@ -408,8 +412,8 @@ fn sealed_nonsense_is_refused() {
     };
     assert_eq!(resealed(95, 1), CheckpointError::Malformed { position: 88 });
     // The second segment's number below the first's, and beyond 14 bits.
-    assert_eq!(resealed(96 + 32 + 24, 0), CheckpointError::Malformed { position: 128 });
-    assert_eq!(resealed(96 + 32 + 25, 0x40), CheckpointError::Malformed { position: 128 });
+    assert_eq!(resealed(96 + 48 + 40, 0), CheckpointError::Malformed { position: 144 });
+    assert_eq!(resealed(96 + 48 + 41, 0x40), CheckpointError::Malformed { position: 144 });
     // The first page's mark.
     assert_eq!(resealed(BLOCK_SIZE + 4, 1), CheckpointError::Index(PageError::NotAPage));
     // The first crowded entry's kind, and its key above the second's.

@@ -110,7 +110,7 @@ impl CheckpointWriter {
         file: FileId,
     ) -> Self {
         index.begin_cut();
-        let layout = Layout::new(facts.segments.len(), index.pages(), index.crowded_len());
+        let layout = Layout::new(&facts, index.pages(), index.crowded_len());
         Self {
             facts,
             layout,
@@ -128,9 +128,17 @@ impl CheckpointWriter {
         }
     }
 
-    /// Bytes the file will have; for pacing.
+    /// Bytes the file will have.
+    #[cfg(test)]
     pub(crate) fn file_len(&self) -> u64 {
         self.layout.file_len()
+    }
+
+    /// Whether the next step copies out of the cut.
+    pub(crate) fn is_copying(&self) -> bool {
+        self.state == State::Chunks
+            && self.in_flight < WRITES_MAX
+            && (self.filling.is_some() || self.chunk < self.layout.chunks())
     }
 
     /// Gives up: the steps that follow close and remove what there is.

@@ -120,6 +120,7 @@ impl IndexLoader {
     }
 }
 
+#[cfg(test)]
 impl Index {
     /// Builds an index from chunks of pages and crowded entries.
     ///

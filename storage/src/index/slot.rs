@@ -45,6 +45,7 @@ impl Prefix {
     }
 
     /// The prefix after it, if there is one.
+    #[cfg(test)]
     pub(crate) fn next(self) -> Option<Self> {
         (self < Self::MAX).then(|| Self(self.0 + 1))
     }

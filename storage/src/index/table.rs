@@ -76,6 +76,7 @@ impl Index {
     }
 
     /// Slots that are neither shadowed nor tombstones.
+    #[cfg(test)]
     pub(crate) fn live_len(&self) -> u64 {
         self.live
     }
@@ -216,6 +217,7 @@ impl Index {
     }
 
     /// Bytes that the cut holds besides the index: copies of pages changed since.
+    #[cfg(test)]
     pub(crate) fn cut_bytes(&self) -> u64 {
         self.arena.cut_bytes()
     }

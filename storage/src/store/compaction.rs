@@ -553,14 +553,20 @@ impl Store {
             let older = segment.lsns.is_some_and(|(first, _)| first <= header.first_lsn);
             number != place.segment && older
         });
-        if !may_hide || is_planted(Mutation::TombstoneDroppedEarly) {
+        // What stands behind its slot would come to light: a copy may hide records that are newer
+        // than its first LSN, of which nothing else was left in the index when it was made.
+        let mut behind =
+            self.catalog.candidates(&header.key).skip_while(|slot| slot.place != *place);
+        let hides = may_hide || behind.nth(1).is_some();
+        if !hides || is_planted(Mutation::TombstoneDroppedEarly) {
             return Decision::Drop;
         }
         match self.newest_of(&header.key, *place) {
             Newer::Wait => Decision::Wait,
             Newer::Unfit => Decision::Unfit,
-            Newer::Same(_) => Decision::Drop,
-            Newer::None => Decision::Bury,
+            // A newer tombstone need not hide as much: it may be a copy of an older one.
+            Newer::Same(slot) if slot.kind != SlotKind::Tombstone => Decision::Drop,
+            Newer::Same(_) | Newer::None => Decision::Bury,
         }
     }
 

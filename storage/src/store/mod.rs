@@ -21,6 +21,7 @@ use crate::index::Cursor;
 use crate::knowledge::{Recents, Resolved};
 use crate::segments::{Segment, SegmentState};
 
+mod checkpointing;
 mod compaction;
 mod disk_read;
 mod manifest_keeper;
@@ -40,10 +41,12 @@ mod supply;
 mod tests;
 mod write;
 
+pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction::CompactionCounters;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::SnapshotFile;
 
+use checkpointing::Checkpointing;
 use compaction::Compaction;
 use disk_read::Reads;
 use manifest_keeper::ManifestKeeper;
@@ -86,6 +89,10 @@ pub struct StoreOptions {
     pub log: GroupCommitLimits,
     /// Where the memory of reads and frames comes from.
     pub buffers: Rc<dyn BufferSource>,
+    /// When checkpoints are written and how they are read.
+    pub checkpoints: CheckpointOptions,
+    /// Whether recovery may go by segments' footers instead of scanning their frames.
+    pub footers: bool,
 }
 
 /// What a store may take of the disk.
@@ -279,6 +286,8 @@ pub struct StoreStatus {
     pub compaction: CompactionCounters,
     /// What the scrub has done.
     pub scrub: ScrubStatus,
+    /// What has become of checkpoints.
+    pub checkpoints: CheckpointCounters,
     /// Bytes in the read cache.
     pub cache_bytes: u64,
     /// Reads answered from it.
@@ -314,6 +323,8 @@ pub(crate) struct Foundation {
     pub(crate) log_ms: u64,
     pub(crate) version_max: Version,
     pub(crate) suspect: bool,
+    /// Bytes of log that no checkpoint covers.
+    pub(crate) log_bytes: u64,
 }
 
 /// Who a disk request belongs to.
@@ -325,6 +336,8 @@ enum Source {
     Removal(u64, RequestId),
     Window(u64),
     Snapshot(RequestId),
+    /// The checkpoint being written, or the removal of one.
+    Checkpoint(Option<RequestId>),
     Read,
     Scrub,
 }
@@ -348,6 +361,7 @@ pub struct Store {
     keeper: ManifestKeeper,
     compaction: Compaction,
     scrub: Scrub,
+    checkpointing: Checkpointing,
     retirements: Vec<Retirement>,
     snapshots: Snapshots,
     sources: BTreeMap<RequestId, Source>,
@@ -375,6 +389,12 @@ impl Store {
         {
             log.add_segment(segment);
         }
+        let checkpointing = Checkpointing::new(
+            options.checkpoints,
+            manifest.checkpoint,
+            foundation.log_bytes,
+            foundation.version_max,
+        );
         let supply = SegmentSupply::new(
             options.directory.clone(),
             options.segment_bytes,
@@ -401,6 +421,7 @@ impl Store {
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
             scrub: Scrub::new(options.limits.scrub_bytes_per_second),
+            checkpointing,
             retirements: Vec::new(),
             sources: BTreeMap::new(),
             next_request: 0,
@@ -486,6 +507,7 @@ impl Store {
             index_bytes: self.catalog.index.bytes(),
             compaction: self.compaction.counters,
             scrub: self.scrub.status(),
+            checkpoints: self.checkpointing.counters,
             cache_bytes: self.cache.bytes(),
             cache_hits: self.cache.hits,
             cache_misses: self.cache.misses,
@@ -538,6 +560,7 @@ impl Store {
         self.pump_log();
         self.pump_scrub();
         self.pump_retirements();
+        self.step_checkpoint();
         self.pump_supply();
     }
 
@@ -546,6 +569,7 @@ impl Store {
     pub fn seal(&mut self) {
         self.compaction.pause();
         self.log.request_sync();
+        self.checkpointing.pause();
         self.log.open_idle_frame();
         self.end_turn();
     }
@@ -571,7 +595,9 @@ impl Store {
         let sync = self.sync_due_ns();
         let paused = self.compaction.is_paused();
         let scrub = self.scrub.due_at_ns().filter(|_| !paused);
-        [idle, expiry, sweep, compaction, retry, sync, scrub].into_iter().flatten().min()
+        let checkpoint = self.checkpointing.deadline_ns();
+        let background = [compaction, checkpoint, scrub];
+        [idle, expiry, sweep, retry, sync].into_iter().chain(background).flatten().min()
     }
 
     /// When the log is to be synced. A sync that is due already waits for frames under way, and is
@@ -627,6 +653,10 @@ impl Store {
             }
             Source::Snapshot(inner) => {
                 self.handle_snapshot(DiskCompletion { id: inner, ..completion });
+            }
+            Source::Checkpoint(inner) => {
+                self.handle_checkpoint(inner, completion);
+                self.pump_supply();
             }
             Source::Read => self.handle_read(completion),
             Source::Scrub => self.handle_scrub(completion),
@@ -695,6 +725,7 @@ impl Store {
         while let Some((id, result)) = self.keeper.take_done() {
             self.supply.handle_edit(self.now, id, result);
             self.handle_retirement_edit(id, result);
+            self.handle_checkpoint_edit(id, result);
         }
         while let Some(request) = self.keeper.poll_request() {
             self.submit(Source::Keeper(request.id), request.operation);

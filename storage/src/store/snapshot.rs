@@ -200,6 +200,8 @@ impl Store {
         });
         manifest.sequence += 1;
         manifest.durable_lsn = self.log.last_lsn();
+        // Checkpoint files are not part of a snapshot.
+        manifest.checkpoint = None;
         self.snapshots.stage = Stage::Sealing { into, manifest };
     }
 

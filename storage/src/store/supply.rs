@@ -306,6 +306,7 @@ mod tests {
             durable_lsn: Lsn::ZERO,
             segments: Vec::new(),
             quarantine: Vec::new(),
+            checkpoint: None,
         };
         let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, None, FileId(9), LEN);
         (supply, ManifestKeeper::new(manifest))

@@ -46,6 +46,8 @@ pub(super) fn played_within(
         limits,
         log,
         buffers: Rc::new(HeapBuffers),
+        checkpoints: CheckpointOptions::default(),
+        footers: true,
     };
     let entry = SegmentEntry { id: SEGMENT.id, len: SEGMENT.len, cut: None };
     let manifest = Manifest {
@@ -55,6 +57,7 @@ pub(super) fn played_within(
         durable_lsn: Lsn::ZERO,
         segments: vec![entry],
         quarantine: Vec::new(),
+        checkpoint: None,
     };
     let foundation = Foundation {
         options,
@@ -66,6 +69,7 @@ pub(super) fn played_within(
         log_ms: 0,
         version_max: Version::default(),
         suspect: false,
+        log_bytes: 0,
     };
     let store = Store::new(foundation);
     let mut played = Played { store, files: BTreeMap::new(), held: Vec::new(), version: 0 };

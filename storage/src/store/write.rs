@@ -309,6 +309,7 @@ impl Store {
             Ok(appended) => {
                 self.idle_since_ns = None;
                 self.compaction.resume();
+                self.checkpointing.note_write(record.version);
                 self.note_append(&appended, len);
                 Ok(appended)
             }
@@ -337,6 +338,7 @@ impl Store {
 
     pub(super) fn note_append(&mut self, appended: &Appended, len: u64) {
         let Appended { lsn, location } = *appended;
+        self.checkpointing.note_append(len);
         if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
             segment.note_append(lsn, u64::from(location.offset), len);
         }

@@ -10,7 +10,7 @@ use wal::checksum::{self, Place};
 use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers, IoBuffer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::group_commit::GroupCommitLimits;
-use wal::manifest::{Manifest, Quarantine, SegmentEntry, Verdict};
+use wal::manifest::{CheckpointEntry, Manifest, Quarantine, SegmentEntry, Verdict};
 use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody, Version};
 use wal::segment::{self, Identity, SegmentHeader};
 
@@ -199,6 +199,7 @@ fn valid_manifest(rng: &mut Rng) -> Vec<u8> {
         durable_lsn: Lsn(100),
         segments: (1..rng.u64(1..12)).map(segment).collect(),
         quarantine: (1..rng.u64(1..4)).map(range).collect(),
+        checkpoint: rng.bool().then_some(CheckpointEntry { lsn: Lsn(90), len: 8192 }),
     };
     manifest.encode().as_slice().to_vec()
 }
@@ -211,7 +212,7 @@ fn seal_manifest(bytes: &mut [u8]) {
     };
     // Offsets and sizes as in the manifest's own table.
     let lists = count(52).saturating_mul(24).saturating_add(count(80).saturating_mul(48));
-    let end = 88_usize.saturating_add(lists);
+    let end = 104_usize.saturating_add(lists);
     if end.saturating_add(4) <= bytes.len() {
         let crc = checksum::plain(&bytes[..end]);
         bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
@@ -323,6 +324,8 @@ pub fn segment_file(bytes: &[u8]) {
         limits: storage::StoreLimits::default(),
         log: GroupCommitLimits::default(),
         buffers: Rc::new(HeapBuffers),
+        checkpoints: storage::CheckpointOptions::default(),
+        footers: true,
     };
     for _ in 0..2 {
         let mut opening = storage::open(options.clone(), 1_700_000_000_000);

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use fastrand::Rng;
-use storage::StoreOptions;
+use storage::{CheckpointLoader, CheckpointOptions, StoreOptions};
 use wal::disk::{BufferSource, FileName, IoBuffer};
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
@@ -249,6 +249,9 @@ fn draw_durability(rng: &Rng) -> CommitDurability {
 
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng) -> StoreOptions {
+    // Of their own, so that the other choices of a seed stay as they were.
+    let mut checkpoint_rng = rng.clone();
+    checkpoint_rng.seed(rng.get_seed() ^ 0x636B_7074);
     StoreOptions {
         directory: FileName::new("shard-00"),
         identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
@@ -264,5 +267,16 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
             durability: draw_durability(rng),
         },
         buffers: Rc::new(UsedBuffers),
+        checkpoints: draw_checkpoints(&mut checkpoint_rng),
+        footers: checkpoint_rng.u8(..4) > 0,
+    }
+}
+
+/// Many, some or hardly any.
+fn draw_checkpoints(rng: &mut Rng) -> CheckpointOptions {
+    CheckpointOptions {
+        log_bytes_min: pick(rng, &[1, 3_000, 20_000, 100_000, 1 << 20]),
+        index_bytes_factor: 0,
+        loader: pick(rng, &[CheckpointLoader::Direct, CheckpointLoader::Mapped]),
     }
 }

@@ -212,6 +212,18 @@ impl SegmentScan {
         scan
     }
 
+    /// What a scan of a segment would find that is known to hold records `lsns` up to `end`, and
+    /// whose bad ranges, if any, were judged before.
+    #[must_use]
+    pub fn known(id: u64, end: u64, lsns: (Lsn, Lsn)) -> Self {
+        let (first, last) = lsns;
+        let mut scan = Self::new(id);
+        scan.end = end;
+        scan.record_count = (last.0 + 1).saturating_sub(first.0);
+        scan.intervals.push(Interval { first, last, segment: id, end });
+        scan
+    }
+
     /// LSNs of the segment's first and last record; segments of a log are in the order of these.
     #[must_use]
     pub fn lsns(&self) -> Option<(Lsn, Lsn)> {

@@ -101,6 +101,8 @@ impl Rig {
                 limits: storage::StoreLimits::default(),
                 log: GroupCommitLimits::default(),
                 buffers: Rc::new(HeapBuffers),
+                checkpoints: storage::CheckpointOptions::default(),
+                footers: true,
             };
             let mut procedure = storage::open(options, NOW_MS);
             loop {
