@@ -281,6 +281,7 @@ pub(super) enum Again {
 #[derive(Debug)]
 pub(super) struct Settled {
     states: Vec<KeyState>,
+    log_ms: u64,
 }
 
 impl Crash<'_> {
@@ -337,6 +338,13 @@ impl Crash<'_> {
         let second = lost.recover(&mut disk, Depth::Keys).map_err(|error| {
             format!("crash, then another after {completions_max} requests of recovery: {error}")
         })?;
+        if again == Again::Same && second.log_ms < first.log_ms {
+            return Err(format!(
+                "a second crash, after {completions_max} requests of recovery, turned the log's \
+                 time back from {} to {}",
+                first.log_ms, second.log_ms
+            ));
+        }
         let mut pairs = first.states.iter().zip(&second.states).enumerate();
         let differing =
             pairs.find(|(_, (first, second))| first != second && !self.may_differ(first, second));
@@ -361,7 +369,9 @@ impl Crash<'_> {
     fn recover(&self, disk: &mut SimulatedDisk, depth: Depth) -> Result<Settled, String> {
         let before = disk.clone();
         let states = recover(disk, self.options, self.wall_ms, self.model, depth);
-        let states = states.and_then(|recovered| Ok(Settled { states: self.judge(&recovered)? }));
+        let states = states.and_then(|recovered| {
+            Ok(Settled { states: self.judge(&recovered)?, log_ms: recovered.log_ms })
+        });
         states.map_err(|error| format!("{error}\n{}", describe(before, self.options, self.wall_ms)))
     }
 

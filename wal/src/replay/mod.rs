@@ -171,7 +171,7 @@ pub struct SegmentScan {
     /// Damage found.
     pub findings: Vec<Finding>,
     durable_lsn: Lsn,
-    /// The newest time in its frames.
+    /// The newest time in its undamaged frames.
     pub wall_ms: u64,
     intervals: Vec<Interval>,
     bad: Vec<BadRange>,
@@ -425,7 +425,12 @@ impl Scanner {
         if let Some(position) = damaged_byte {
             self.find(offset + position as u64, 1, Damage::FrameHeaderByte);
         }
+        let whole_ms = self.scan.wall_ms;
         self.note_frame(offset, &header);
+        if !matches!(reading, FrameReading::Whole(_)) {
+            // If it is torn, the next recovery does not look at it any more.
+            self.scan.wall_ms = whole_ms;
+        }
         let settled = self.watermark.map(|watermark| header.last_lsn() <= watermark);
         match reading {
             FrameReading::Whole(records) => records.into_iter().for_each(visit),

@@ -162,6 +162,7 @@ fn settle_salvaged(settlement: &mut Settlement, scans: &[SegmentScan]) {
             let (first_lsn, last_lsn) = (frame.header.first_lsn, frame.header.last_lsn());
             let durable = last_lsn <= settlement.watermark;
             if durable {
+                settlement.wall_ms = settlement.wall_ms.max(frame.header.wall_ms);
                 settlement.salvaged.extend(&frame.records);
             }
             if durable && frame.lost == 0 {
