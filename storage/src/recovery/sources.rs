@@ -135,7 +135,7 @@ impl Replay<'_> {
     pub(super) async fn run(&self) -> Result<Scanned, OpenError> {
         let mut refused = None;
         if let (Some(loader), Some(entry)) = (self.shortcuts.checkpoint, self.manifest.checkpoint) {
-            match self.from_checkpoint(loader, entry).await {
+            match self.by_checkpoint(loader, entry).await {
                 Ok(scanned) => return Ok(scanned),
                 Err(doubt) => refused = Some(doubt.to_string()),
             }
@@ -151,7 +151,7 @@ impl Replay<'_> {
     }
 
     /// The index of the checkpoint, and what was logged since.
-    async fn from_checkpoint(
+    async fn by_checkpoint(
         &self,
         loader: CheckpointLoader,
         entry: CheckpointEntry,

@@ -79,7 +79,7 @@ pub struct CheckpointCounters {
 /// A checkpoint under way.
 enum Stage {
     Idle,
-    Writing(CheckpointWriter, Cut),
+    Writing(Box<CheckpointWriter>, Cut),
     /// Its file is complete; a record in it may not be durable yet.
     Complete(CompleteCheckpoint, Cut),
     Publishing(EditId, CheckpointEntry, Cut),
@@ -236,7 +236,7 @@ impl Store {
         let writer = CheckpointWriter::begin(index, facts, directory, CHECKPOINT_FILE);
         let log_bytes = self.checkpointing.log_bytes;
         let cut = Cut { lsn, log_bytes, numbers: self.catalog.segments.resting() };
-        self.checkpointing.stage = Stage::Writing(writer, cut);
+        self.checkpointing.stage = Stage::Writing(Box::new(writer), cut);
     }
 
     fn pump_checkpoint(&mut self) {
@@ -252,7 +252,7 @@ impl Store {
         };
     }
 
-    fn step_writer(&mut self, mut writer: CheckpointWriter, cut: Cut) -> Stage {
+    fn step_writer(&mut self, mut writer: Box<CheckpointWriter>, cut: Cut) -> Stage {
         if self.checkpointing.paused && self.log.failure().is_none() {
             return Stage::Writing(writer, cut);
         }

@@ -624,7 +624,7 @@ impl Settle<'_> {
             if !blank || is_newest || quarantined || claimed {
                 // A segment that a checkpoint covers was not looked at: its end is not sure.
                 let is_read = scan.frame_count > 0 || scan.record_count == 0;
-                let cut = entry.cut.or(is_read.then_some(scan.end));
+                let cut = entry.cut.or_else(|| is_read.then_some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
             } else {
                 dropped.push(*segment);
