@@ -254,7 +254,7 @@ impl Catalog {
         true
     }
 
-    /// Expires keys by their hints: looks at `slots` slots from `cursor` on, returns where to go on.
+    /// Expires keys by their hints: looks at `slots` slots from `cursor`, returns where to go on.
     pub(crate) fn sweep(&mut self, cursor: Cursor, slots: usize, now_ms: u64) -> Cursor {
         let mut due = Vec::new();
         let next = self.index.sweep(cursor, slots, &mut |prefix, slot| {

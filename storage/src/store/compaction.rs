@@ -8,7 +8,7 @@
 //!     else: drop its slot
 //! ```
 //!
-//! Whether a record is live is asked of the index at the moment its copy is appended, so that append
+//! Whether a record is live is asked of the index the moment its copy is appended, so that append
 //! order stays the order of truth. A shadowed slot is resolved by reading the newer slots of its
 //! prefix. A victim is given up (`Unfit`, never compacted again) when anything of it cannot be made
 //! out; and no segment goes while a slot names it.
@@ -655,7 +655,7 @@ impl Store {
             expiry_ms,
             value,
         };
-        // Older touches may be in any segment that there is now: with one merged, the record is new.
+        // Older touches may be in any segment there is now: with one merged, the record is new.
         let first_lsn = if touch.is_some() { self.log.last_lsn().next() } else { header.first_lsn };
         let Some(appended) = self.append_copy(&record, first_lsn) else { return false };
         let new = self.place_of(&appended.location);
