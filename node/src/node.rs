@@ -99,8 +99,8 @@ pub enum RunError {
     },
     /// `disk_bytes_max` leaves too little for each shard.
     #[error(
-        "disk_bytes_max is {given} bytes, less than {needed} (4 x segment_bytes for each of {shards} \
-         shards)"
+        "disk_bytes_max is {given} bytes, less than {needed} (4 x segment_bytes for each of \
+         {shards} shards)"
     )]
     DiskLimit {
         /// What is allowed.
