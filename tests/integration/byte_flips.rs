@@ -54,7 +54,7 @@ fn options() -> StoreOptions {
         cache_bytes: 0,
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
         checkpoints: storage::CheckpointOptions::default(),
-        footers: true,
+        footers: false,
     }
 }
 
