@@ -57,7 +57,7 @@ fn options() -> StoreOptions {
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
         buffers: Rc::new(HeapBuffers),
         checkpoints: storage::CheckpointOptions::default(),
-        footers: true,
+        footers: false,
     }
 }
 

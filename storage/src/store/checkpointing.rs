@@ -2,7 +2,7 @@
 //! counts.
 //!
 //! ```text
-//! idle -> cut at L, written in paced steps -> L durable -> manifest -> the older one removed -> idle
+//! idle -> cut at L, written in steps -> L durable -> manifest -> the older one removed -> idle
 //!                     \______ failed: counted, tried again later ______/
 //! ```
 //!
