@@ -129,8 +129,8 @@ impl StoreRig {
             limits: storage::StoreLimits::default(),
             log: GroupCommitLimits::default(),
             buffers: io.buffers(),
-            checkpoints: storage::CheckpointOptions::default(),
-            footers: true,
+            checkpoints: storage::CheckpointOptions::NEVER,
+            footers: false,
         };
         let (monotonic, wall) = io.now();
         let (opened, _) = run_procedure(&mut io, STORE, storage::open(store_options, wall.0))?;

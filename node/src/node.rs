@@ -369,8 +369,10 @@ impl<'a, I: Io> Shards<'a, I> {
             limits,
             log: commit_limits_of(self.durability),
             buffers: self.io.buffers(),
-            checkpoints: storage::CheckpointOptions::default(),
-            footers: true,
+            // TODO: use both once the simulator passes with them (see `CHECKPOINTS_DRAWN` there): a
+            // start from them can show an older value. Without them it reads the whole log.
+            checkpoints: storage::CheckpointOptions::NEVER,
+            footers: false,
         };
         let procedure = storage::open(options, self.io.now().1.0);
         let owner = DiskOwner(identity.shard);

@@ -1,4 +1,4 @@
-//! What is known of keys without the disk: states not acknowledged yet, and answers found by reading.
+//! What is known of keys without the disk: states not acknowledged yet, answers found by reading.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
@@ -43,8 +43,8 @@ pub(crate) enum Known {
     Present(Found),
     /// The disk could not tell; asked again, it may.
     Failed(DiskError),
-    /// A record that may be the key's is damaged. Its slot says so too, unless the damage is in what
-    /// the record refers to, or the slot was meant for another record.
+    /// A record that may be the key's is damaged. Its slot says so too, unless the damage is in
+    /// what the record refers to, or the slot was meant for another record.
     Damaged,
 }
 

@@ -9,8 +9,8 @@
 //! [`Store`] holds one shard: an index in memory and records in the segments of a [`wal`] log. The
 //! active segment is the write-ahead log; sealed segments are the store. Commands act on the newest
 //! state, writes not yet durable included; each answer says up to which [`wal::Lsn`] it has looked,
-//! and its reply must wait until [`Store::acknowledged_lsn`] has reached that. An acknowledged write
-//! survives any crash, unless the log was opened with a durability that promises less.
+//! and its reply must wait until [`Store::acknowledged_lsn`] has reached that. An acknowledged
+//! write survives any crash, unless the log was opened with a durability that promises less.
 //!
 //! The owner drives it: [`Store::set_now`] when a turn starts, commands and
 //! [`Store::handle_disk`] in any order, [`Store::end_turn`] when the turn ends, and after each of

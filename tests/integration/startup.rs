@@ -202,7 +202,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn set_manifest_version(manifest: &mut [u8], version: u16) {
     let count = |at: usize| u32::from_le_bytes(manifest[at..at + 4].try_into().unwrap()) as usize;
     assert_eq!(&manifest[..7], b"KADRMAN");
-    let len = 88 + 24 * count(52) + 48 * count(80);
+    let len = 104 + 24 * count(52) + 48 * count(80);
     assert_eq!(manifest[len..len + 4], crc32(&manifest[..len]).to_le_bytes(), "layout changed");
     manifest[8..10].copy_from_slice(&version.to_le_bytes());
     let sum = crc32(&manifest[..len]).to_le_bytes();

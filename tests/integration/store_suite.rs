@@ -106,8 +106,8 @@ impl<I: Driver> Rig<I> {
             limits: storage::StoreLimits::default(),
             log: GroupCommitLimits { frame_bytes_max: 64 << 10, ..GroupCommitLimits::default() },
             buffers: io.buffers(),
-            checkpoints: storage::CheckpointOptions::default(),
-            footers: true,
+            checkpoints: storage::CheckpointOptions::NEVER,
+            footers: false,
         };
         let (owner, now) = (DiskOwner(0), Now { monotonic_ns: 0, clock_ms: START_MS });
         let opening = storage::open(options.clone(), now.clock_ms);

@@ -6,9 +6,9 @@
 //! already-written blocks are cheap to make durable. Its id is never used again.
 //!
 //! The file of a segment that is no longer needed may become another segment ([`shelve`],
-//! [`recycle`]): it is written through already. Its first block then says that its space is reused: what follows the
-//! last frame is of an earlier life and means nothing. All checksums of frames, records and footers
-//! are seeded with the segment's id, so nothing old validates.
+//! [`recycle`]): it is written through already. Its first block then says that its space is reused:
+//! what follows the last frame is of an earlier life and means nothing. All checksums of frames,
+//! records and footers are seeded with the segment's id, so nothing old validates.
 //!
 //! First block (little-endian):
 //!

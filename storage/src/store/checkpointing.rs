@@ -53,6 +53,12 @@ pub struct CheckpointOptions {
     pub loader: CheckpointLoader,
 }
 
+impl CheckpointOptions {
+    /// No checkpoint is ever due.
+    pub const NEVER: Self =
+        Self { log_bytes_min: u64::MAX, index_bytes_factor: 0, loader: CheckpointLoader::Direct };
+}
+
 impl Default for CheckpointOptions {
     fn default() -> Self {
         Self {

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Each seed draws its own mix of configuration, commands and faults (`swarm`). The oracle is
-//! [`model::Model`]: an acknowledged state is there or a later one of the same key is (after a power
-//! loss a durable one, if the log promises no more); nothing else is ever seen; what an answer rests
-//! on is named by `Store::observed`. Once faults heal, writing
-//! resumes or the store says that it only reads.
+//! [`model::Model`]: an acknowledged state is there or a later one of the same key is (after a
+//! power loss a durable one, if the log promises no more); nothing else is ever seen; what an
+//! answer rests on is named by `Store::observed`. Once faults heal, writing resumes or the store
+//! says that it only reads.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
