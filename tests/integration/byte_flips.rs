@@ -13,10 +13,10 @@ use storage::{CheckReport, Effect, Event, Get, KeyRef, Now, Opened, Put, ReadErr
 use storage::{RecoveryReport, Store, StoreOptions, WriteError};
 use wal::checksum::Place;
 use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers};
-use wal::frame::FRAME_HEADER_LEN;
+use wal::frame::{FRAME_HEADER_LEN, FrameHeader};
 use wal::group_commit::GroupCommitLimits;
 use wal::record::{Key, RecordHeader, Version};
-use wal::segment::{self, Identity, SegmentHeader};
+use wal::segment::{self, Identity, SegmentHeader, Space};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 const KEYS: usize = 150;
@@ -249,8 +249,13 @@ fn layout(name: &str, bytes: &[u8]) -> (Vec<Extent>, Vec<Extent>) {
     let segment = segment::parse_file_name(file).unwrap();
     let (mut frames, mut records) = (Vec::new(), Vec::new());
     let mut start = BLOCK_SIZE;
-    while bytes.get(start..start + 4) == Some(b"KFRM") {
-        let len = u32::from_le_bytes(bytes[start + 40..start + 44].try_into().unwrap()) as usize;
+    // Frames of an earlier life of the file, which may follow, do not decode here.
+    let frame_at = |start: usize| {
+        let place = Place { store: [9; 16], segment, offset: start as u64 };
+        FrameHeader::decode(bytes.get(start..)?.first_chunk()?, &place).ok()
+    };
+    while let Some(header) = frame_at(start) {
+        let len = header.len as usize;
         frames.push((start as u64, len as u64));
         let mut at = start + FRAME_HEADER_LEN;
         while at + 72 <= start + len {
@@ -293,7 +298,9 @@ fn positions(rested: &Rested) -> Vec<(String, u64)> {
             chosen.extend((0..150).map(|_| at(rng.u64(4096..end))));
         }
         let len = bytes.len() as u64;
-        if end < len {
+        // What an earlier life of the file left there means nothing, damaged or not.
+        let reused = Space::of(&bytes) == Space::Reused;
+        if end < len && !reused {
             chosen.extend((0..10).map(|_| at(rng.u64(end..len))));
         }
     }
