@@ -222,7 +222,8 @@ impl<'a, I: Io> Appender<'a, I> {
             records: after.records - before.records,
             ..self.wrote
         };
-        while !self.waiting.is_empty() {
+        // A footer of a segment that was left may still be on its way.
+        while self.under_way > 0 {
             self.turn();
         }
         (sample, wrote)
