@@ -20,6 +20,7 @@ pub mod event_loop;
 pub mod export;
 #[expect(unsafe_code, reason = "the ring hands addresses of our memory to the kernel")]
 pub mod io;
+pub mod kademlia;
 pub mod keyspace;
 pub mod logging;
 pub mod node;

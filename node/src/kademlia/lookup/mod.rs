@@ -1,0 +1,227 @@
+//! [`Lookup`]: the iterative search for the nodes closest to a target (Kademlia §2.3).
+//!
+//! A lookup is a value, not a task: it says whom to ask next and is told what came of it. It asks
+//! `alpha` nodes at once, always the closest not yet asked; a node that is slow no longer counts
+//! against alpha, nor is it waited for in the end. It is done when the `k` closest nodes that are
+//! neither silent nor slow have all answered.
+//!
+//! ```text
+//!          next_query            on_response
+//! unasked ───────────> asked ───────────────> answered
+//!                       │  │ on_slow             ^
+//!                       │  └───────> slow ───────┤
+//!                       │ on_failure  │          │ on_response, if not done yet
+//!                       └──────────> failed <────┘
+//! ```
+
+use super::distance::Distance;
+use super::k_bucket::Contact;
+use super::node_id::NodeId;
+
+#[cfg(test)]
+mod tests;
+
+/// Sizes of a lookup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookupLimits {
+    /// Nodes asked at once.
+    pub alpha: usize,
+    /// Nodes wanted.
+    pub k: usize,
+    /// Nodes kept in mind: the farthest that were not asked are dropped.
+    pub candidates_max: usize,
+    /// Nodes taken from one response: a hostile one may name thousands.
+    pub contacts_per_response_max: usize,
+}
+
+impl LookupLimits {
+    /// Limits for finding `k` nodes.
+    #[must_use]
+    pub const fn new(k: usize) -> Self {
+        let contacts_per_response_max = if k < 20 { 20 } else { k };
+        Self { alpha: 4, k, candidates_max: 8 * k + 64, contacts_per_response_max }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Unasked,
+    Asked,
+    Slow,
+    Answered,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    distance: Distance,
+    contact: Contact,
+    state: State,
+    /// Nodes asked on the way to its name: 0 if we knew it.
+    depth: u16,
+}
+
+/// What a lookup has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LookupCounters {
+    /// Nodes asked.
+    pub queries: u32,
+    /// Nodes that answered.
+    pub answers: u32,
+    /// Nodes that did not.
+    pub failures: u32,
+    /// Nodes that were slow, whether or not they answered in the end.
+    pub slow: u32,
+}
+
+/// A search for the nodes closest to a target.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    own: NodeId,
+    target: NodeId,
+    limits: LookupLimits,
+    /// The closest first; at most `candidates_max`.
+    candidates: Vec<Candidate>,
+    counters: LookupCounters,
+}
+
+impl Lookup {
+    /// Starts from the nodes we know. `own` is never asked.
+    #[must_use]
+    pub fn new(own: NodeId, target: NodeId, limits: LookupLimits, known: &[Contact]) -> Self {
+        let mut lookup = Self {
+            own,
+            target,
+            limits,
+            candidates: Vec::with_capacity(limits.k),
+            counters: LookupCounters::default(),
+        };
+        for contact in known {
+            lookup.add(*contact, 0);
+        }
+        lookup
+    }
+
+    /// Returns what is looked for.
+    #[must_use]
+    pub fn target(&self) -> NodeId {
+        self.target
+    }
+
+    /// Returns what has been done.
+    #[must_use]
+    pub fn counters(&self) -> LookupCounters {
+        self.counters
+    }
+
+    /// Returns the node to ask now, if one is to be asked before something else happens.
+    pub fn next_query(&mut self) -> Option<Contact> {
+        let asked = |candidate: &&Candidate| candidate.state == State::Asked;
+        if self.candidates.iter().filter(asked).count() >= self.limits.alpha {
+            return None;
+        }
+        let index = self.nearest().find(|&index| self.candidates[index].state == State::Unasked)?;
+        self.candidates[index].state = State::Asked;
+        self.counters.queries += 1;
+        Some(self.candidates[index].contact)
+    }
+
+    /// Takes the nodes that `from` named. What was not asked is not listened to. Tells whether it
+    /// was.
+    pub fn on_response(&mut self, from: &Contact, named: &[Contact]) -> bool {
+        let Some(index) = self.waiting_for(from) else { return false };
+        self.candidates[index].state = State::Answered;
+        self.counters.answers += 1;
+        let depth = self.candidates[index].depth.saturating_add(1);
+        for contact in named.iter().take(self.limits.contacts_per_response_max) {
+            self.add(*contact, depth);
+        }
+        true
+    }
+
+    /// Notes that a node will not answer.
+    pub fn on_failure(&mut self, from: &Contact) {
+        if let Some(index) = self.waiting_for(from) {
+            self.candidates[index].state = State::Failed;
+            self.counters.failures += 1;
+        }
+    }
+
+    /// Notes that a node takes longer than nodes usually do: another may be asked in its stead, and
+    /// the end does not wait for it.
+    pub fn on_slow(&mut self, from: &Contact) {
+        if let Some(index) = self.waiting_for(from)
+            && self.candidates[index].state == State::Asked
+        {
+            self.candidates[index].state = State::Slow;
+            self.counters.slow += 1;
+        }
+    }
+
+    /// Tells whether the closest nodes have answered, or there is nobody left to ask.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.nearest().all(|index| self.candidates[index].state == State::Answered)
+            && (self.answered().next().is_some() || !self.is_waiting())
+    }
+
+    /// Returns the up to k closest nodes that have answered, the closest first.
+    pub fn closest(&self) -> impl Iterator<Item = Contact> {
+        self.answered().take(self.limits.k).map(|candidate| candidate.contact)
+    }
+
+    /// Counts the nodes asked one after the other on the way to the closest node that answered; 0
+    /// if none did.
+    #[must_use]
+    pub fn hops(&self) -> u16 {
+        self.answered().next().map_or(0, |candidate| candidate.depth.saturating_add(1))
+    }
+
+    fn answered(&self) -> impl Iterator<Item = &Candidate> {
+        self.candidates.iter().filter(|candidate| candidate.state == State::Answered)
+    }
+
+    fn is_waiting(&self) -> bool {
+        let open = |candidate: &Candidate| matches!(candidate.state, State::Asked | State::Slow);
+        self.candidates.iter().any(open)
+    }
+
+    /// The places of the k closest that may still be a result without waiting for the slow.
+    fn nearest(&self) -> impl Iterator<Item = usize> {
+        let hopeful = |state| !matches!(state, State::Failed | State::Slow);
+        let candidates = self.candidates.iter().enumerate();
+        let hopeful = candidates.filter(move |(_, candidate)| hopeful(candidate.state));
+        hopeful.map(|(index, _)| index).take(self.limits.k)
+    }
+
+    fn waiting_for(&self, contact: &Contact) -> Option<usize> {
+        let distance = contact.id.distance(&self.target);
+        let index = self.candidates.binary_search_by_key(&distance, |known| known.distance).ok()?;
+        let known = &self.candidates[index];
+        let open = matches!(known.state, State::Asked | State::Slow);
+        (known.contact == *contact && open).then_some(index)
+    }
+
+    fn add(&mut self, contact: Contact, depth: u16) {
+        // An address stands for one node: who names many ids for it names lies.
+        let known = |candidate: &Candidate| candidate.contact.address == contact.address;
+        if contact.id == self.own || self.candidates.iter().any(known) {
+            return;
+        }
+        let distance = contact.id.distance(&self.target);
+        let Err(index) =
+            self.candidates.binary_search_by_key(&distance, |candidate| candidate.distance)
+        else {
+            return;
+        };
+        let candidate = Candidate { distance, contact, state: State::Unasked, depth };
+        if self.candidates.len() >= self.limits.candidates_max {
+            let unasked = |candidate: &Candidate| candidate.state == State::Unasked;
+            match self.candidates.iter().rposition(unasked) {
+                Some(farthest) if farthest >= index => self.candidates.remove(farthest),
+                _ => return,
+            };
+        }
+        self.candidates.insert(index, candidate);
+    }
+}
