@@ -22,6 +22,7 @@ pub mod export;
 pub mod io;
 pub mod kademlia;
 pub mod keyspace;
+pub mod krpc;
 pub mod logging;
 pub mod node;
 pub mod offline;
