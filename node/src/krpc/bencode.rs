@@ -335,7 +335,12 @@ impl<'a> Writer<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::as_conversions, reason = "tests may convert freely")]
+    #![expect(
+        clippy::as_conversions,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "tests may panic"
+    )]
 
     use super::*;
     use bt_bencode::Value;

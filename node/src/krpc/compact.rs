@@ -99,7 +99,8 @@ mod tests {
             assert_eq!(bytes.len(), 2 * family.node_len());
             let nodes: Vec<Contact> = decode_nodes(&bytes, family).collect();
             assert_eq!(nodes, [contact; 2]);
-            assert_eq!(decode_nodes(&bytes[1..], family).count(), 0, "no whole nodes");
+            bytes.pop();
+            assert_eq!(decode_nodes(&bytes, family).count(), 0, "no whole nodes");
         }
     }
 
