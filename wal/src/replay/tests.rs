@@ -1,7 +1,7 @@
 //! Tests of replay on segments built in memory.
 
 use super::*;
-use crate::disk::{DiskCompletion, DiskOutput};
+use crate::disk::{DiskCompletion, DiskOperation, DiskOutput, IoBuffer};
 use crate::frame::FrameStamp;
 use crate::procedure::Procedure;
 use crate::record::Record;
