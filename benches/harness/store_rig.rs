@@ -12,7 +12,10 @@ use std::error::Error;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use storage::{Event, Get, KeyRef, LogClock, Put, Store, StoreOptions, WriteError};
+use storage::{
+    CheckpointOptions, Event, Get, KeyRef, LogClock, Put, RecoverySources, Store, StoreOptions,
+    WriteError,
+};
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskOperation, DiskRequest, FileName, RequestId};
 use wal::group_commit::GroupCommitLimits;
@@ -37,11 +40,21 @@ pub struct RigOptions {
     pub segment_bytes: u64,
     /// Whether to pass the page cache by.
     pub direct: bool,
+    /// When checkpoints are written, and how they are read.
+    pub checkpoints: CheckpointOptions,
+    /// Whether segments end in footers, and are read by them.
+    pub footers: bool,
 }
 
 impl Default for RigOptions {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, segment_bytes: 64 << 20, direct: true }
+        Self {
+            cache_bytes: 64 << 20,
+            segment_bytes: 64 << 20,
+            direct: true,
+            checkpoints: CheckpointOptions::default(),
+            footers: true,
+        }
     }
 }
 
@@ -58,6 +71,8 @@ pub struct OpenTimes {
     pub records: u64,
     /// Segments found.
     pub segments: u64,
+    /// What recovery went by.
+    pub sources: RecoverySources,
 }
 
 /// Figures of a store.
@@ -129,8 +144,8 @@ impl StoreRig {
             limits: storage::StoreLimits::default(),
             log: GroupCommitLimits::default(),
             buffers: io.buffers(),
-            checkpoints: storage::CheckpointOptions::NEVER,
-            footers: false,
+            checkpoints: options.checkpoints,
+            footers: options.footers,
         };
         let (monotonic, wall) = io.now();
         let (opened, _) = run_procedure(&mut io, STORE, storage::open(store_options, wall.0))?;
@@ -141,6 +156,7 @@ impl StoreRig {
             keys: opened.report.keys,
             records: opened.report.records,
             segments: opened.report.segments,
+            sources: opened.report.sources,
         };
         let counter = u128::from_be_bytes(opened.store.version_max().0) >> 64;
         let version = counter << 64 | u128::from(u64::from_be_bytes(own_half(&IDENTITY.store)));

@@ -33,20 +33,46 @@ enum Phase {
 pub fn run_procedure<I: Io, T>(
     io: &mut I,
     owner: DiskOwner,
-    mut procedure: Procedure<T>,
+    procedure: Procedure<T>,
 ) -> io::Result<(T, bool)> {
+    let (mut outputs, terminated) = run_procedures(io, vec![(owner, procedure)])?;
+    Ok((outputs.pop().expect("one procedure has one output"), terminated))
+}
+
+/// Runs procedures of different owners side by side to their ends. Returns their results in the
+/// same order, and whether the node was told to stop meanwhile.
+///
+/// # Errors
+/// The driver's.
+pub fn run_procedures<I: Io, T>(
+    io: &mut I,
+    procedures: Vec<(DiskOwner, Procedure<T>)>,
+) -> io::Result<(Vec<T>, bool)> {
+    let mut outputs: Vec<Option<T>> = procedures.iter().map(|_| None).collect();
+    let mut running: Vec<(usize, DiskOwner, Procedure<T>)> = Vec::new();
+    for (at, (owner, procedure)) in procedures.into_iter().enumerate() {
+        running.push((at, owner, procedure));
+    }
     let (mut done, mut terminated) = (Vec::new(), false);
     loop {
-        while let Some(request) = procedure.poll_request() {
-            io.submit(Request::Disk(owner, request));
-        }
-        if let Some(output) = procedure.take_output() {
-            return Ok((output, terminated));
+        running.retain_mut(|(at, owner, procedure)| {
+            while let Some(request) = procedure.poll_request() {
+                io.submit(Request::Disk(*owner, request));
+            }
+            outputs[*at] = procedure.take_output();
+            outputs[*at].is_none()
+        });
+        if running.is_empty() {
+            return Ok((outputs.into_iter().flatten().collect(), terminated));
         }
         io.wait(None, &mut done)?;
         for completion in done.drain(..) {
             match completion {
-                Completion::Disk(_, completion) => procedure.handle_disk(completion),
+                Completion::Disk(owner, completion) => {
+                    let of = running.iter_mut().find(|(_, running, _)| *running == owner);
+                    let (.., procedure) = of.expect("a completion is of a procedure under way");
+                    procedure.handle_disk(completion);
+                }
                 Completion::Terminate => terminated = true,
                 other => unreachable!("{other:?} before the door is open"),
             }

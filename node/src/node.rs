@@ -5,14 +5,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use storage::{LogClock, OpenError, Opened, RecoveryReport, StoreLimits, StoreOptions};
+use storage::{
+    CheckpointOptions, LogClock, OpenError, Opened, RecoveryReport, StoreLimits, StoreOptions,
+};
 use wal::disk::FileName;
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::record::own_half;
 use wal::segment::Identity;
 
 use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
-use crate::event_loop::{EventLoop, run_procedure};
+use crate::event_loop::{EventLoop, run_procedure, run_procedures};
 use crate::io::device::{self, DeviceProbe};
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
 use crate::io::pread::{PreadIo, PreadOptions};
@@ -330,11 +332,15 @@ impl<'a, I: Io> Shards<'a, I> {
             return Err(RunError::ShardCount { path, stored, asked });
         }
         let limits = limits_of(self.config, identity.shard_count)?;
+        let shards = (0..identity.shard_count).map(|shard| Identity { shard, ..identity });
+        if known.is_some_and(|(shard, _)| shard == 0) {
+            return self.open_together(shards.collect(), true, limits);
+        }
         let mut opened: Vec<Opened> = Vec::new();
         // Without shard 0, but with records, it is shard 0 that was lost.
-        let mut must_exist = known.is_some_and(|(shard, _)| shard == 0);
-        for shard in (0..identity.shard_count).rev() {
-            opened.push(self.open_shard(Identity { shard, ..identity }, must_exist, limits)?);
+        let mut must_exist = false;
+        for shard in shards.rev() {
+            opened.extend(self.open_together(vec![shard], must_exist, limits)?);
             must_exist |= opened.last().is_some_and(|shard| shard.report.records > 0);
         }
         opened.reverse();
@@ -357,13 +363,32 @@ impl<'a, I: Io> Shards<'a, I> {
         Identity { store, node_id, shard: 0, shard_count }
     }
 
-    fn open_shard(
+    /// Opens shards side by side: while one waits for the disk, others go on.
+    fn open_together(
         &mut self,
-        identity: Identity,
+        shards: Vec<Identity>,
         must_exist: bool,
         limits: StoreLimits,
-    ) -> Result<Opened, RunError> {
-        let options = StoreOptions {
+    ) -> Result<Vec<Opened>, RunError> {
+        let now_ms = self.io.now().1.0;
+        let open = |identity: &Identity| {
+            let options = self.options(*identity, must_exist, limits);
+            (DiskOwner(identity.shard), storage::open(options, now_ms))
+        };
+        let procedures = shards.iter().map(open).collect();
+        let (opened, terminated) = run_procedures(self.io, procedures).map_err(RunError::driver)?;
+        self.terminated |= terminated;
+        let mut sound = Vec::new();
+        for (identity, opened) in shards.iter().zip(opened) {
+            let opened = opened.map_err(|error| explain_open(&self.config.data_dir, error))?;
+            log_report(identity.shard, &opened.report);
+            sound.push(opened);
+        }
+        Ok(sound)
+    }
+
+    fn options(&self, identity: Identity, must_exist: bool, limits: StoreLimits) -> StoreOptions {
+        StoreOptions {
             directory: shard_directory(identity.shard),
             identity,
             must_exist,
@@ -372,19 +397,9 @@ impl<'a, I: Io> Shards<'a, I> {
             limits,
             log: commit_limits_of(self.durability),
             buffers: self.io.buffers(),
-            // TODO: use both once the simulator passes with them (see `CHECKPOINTS_DRAWN` there): a
-            // start from them can show an older value. Without them it reads the whole log.
-            checkpoints: storage::CheckpointOptions::NEVER,
-            footers: false,
-        };
-        let procedure = storage::open(options, self.io.now().1.0);
-        let owner = DiskOwner(identity.shard);
-        let (opened, terminated) =
-            run_procedure(self.io, owner, procedure).map_err(RunError::driver)?;
-        self.terminated |= terminated;
-        let opened = opened.map_err(|error| explain_open(&self.config.data_dir, error))?;
-        log_report(identity.shard, &opened.report);
-        Ok(opened)
+            checkpoints: CheckpointOptions::default(),
+            footers: true,
+        }
     }
 }
 

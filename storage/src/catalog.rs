@@ -73,7 +73,9 @@ impl Catalog {
     }
 
     /// Takes over the index of a checkpoint. Slots of segments that are gone are dropped: what was
-    /// live in them is in the log since, or it was not live any more.
+    /// live in them is in the log since, or it was not live any more. That a record could not be
+    /// read when the checkpoint was made is forgotten: it may have been the disk's bad moment, and
+    /// if it was not, the next read finds the same.
     pub(crate) fn adopt(&mut self, index: Index, bases: Vec<(Key, Slot)>) {
         self.index = index;
         let (segments, mut keys, mut expiring) = (&mut self.segments, 0, 0);
@@ -81,13 +83,15 @@ impl Catalog {
             if segments.get(slot.place.segment).is_none() {
                 return Keep::Drop;
             }
+            slot.damaged = false;
             segments.count_in(slot);
             keys += u64::from(is_key(slot));
             expiring += u64::from(is_expiring(slot));
             Keep::Stay
         });
         (self.keys, self.expiring) = (keys, expiring);
-        for (key, slot) in bases {
+        for (key, base) in bases {
+            let slot = Slot { damaged: false, ..base };
             let candidates = self.index.candidates(&key);
             let touched = candidates.first_is_exact() && { candidates }
                 .next()
@@ -359,24 +363,63 @@ mod tests {
     use crate::index::SizeClass;
     use crate::segments::{Segment, SegmentState};
 
-    #[test]
-    fn sweeps_expire_crowded_keys_by_their_hints() {
+    /// A catalog of one segment.
+    fn catalog() -> (Catalog, SegmentNumber) {
         let mut catalog = Catalog::default();
         let open = OpenSegment { id: 1, file: FileId(2), len: 1 << 20 };
         let segment = catalog.segments.add(Segment::new(open, SegmentState::Open)).unwrap();
-        for line in 1..=100u8 {
-            let mut key = Key([7; 20]);
-            key.0[19] = line;
-            let slot = Slot {
-                place: Place { segment, line: u32::from(line) },
-                size_class: SizeClass::of(100),
-                kind: SlotKind::Put,
-                damaged: false,
-                foreign: false,
-                shadowed: false,
-                expiry: ExpiryHint::new(1_000_000, 0),
-            };
-            catalog.put(&key, slot, &mut |_| Kin::Other);
+        (catalog, segment)
+    }
+
+    fn key(number: u8) -> Key {
+        let mut key = Key([7; 20]);
+        key.0[19] = number;
+        key
+    }
+
+    fn slot(segment: SegmentNumber, line: u8) -> Slot {
+        Slot {
+            place: Place { segment, line: u32::from(line) },
+            size_class: SizeClass::of(100),
+            kind: SlotKind::Put,
+            damaged: false,
+            foreign: false,
+            shadowed: false,
+            expiry: ExpiryHint::new(1_000_000, 0),
+        }
+    }
+
+    /// The disk's bad moment must not outlive a restart. Found by seed 48 of
+    /// `sim store --operations 300`.
+    #[test]
+    fn checkpoint_does_not_tell_what_could_not_be_read() {
+        let (mut catalog, segment) = catalog();
+        for line in 1..=20 {
+            let slot = Slot { damaged: true, ..slot(segment, line) };
+            catalog.put(&key(line), slot, &mut |_| Kin::Other);
+        }
+        let (touched, base) = (key(30), Slot { damaged: true, ..slot(segment, 30) });
+        catalog.put(&touched, base, &mut |_| Kin::Other);
+        let touch = Slot { kind: SlotKind::Touch, damaged: true, ..slot(segment, 31) };
+        catalog.touch(&touched, touch, Some(base), &mut |_| Kin::Other);
+        let (index, bases) = (std::mem::take(&mut catalog.index), catalog.bases.clone());
+        assert_eq!(bases.len(), 1, "a crowded key was touched");
+        let live_bytes = catalog.segments.get(segment).unwrap().live_bytes;
+
+        let (mut adopting, _) = self::catalog();
+        adopting.adopt(index, bases.into_iter().collect());
+        let mut slots = adopting.index.walk(crate::index::Prefix::default());
+        assert!(slots.all(|(_, slot)| !slot.damaged));
+        assert!(adopting.bases.values().all(|slot| !slot.damaged));
+        assert_eq!((adopting.keys(), adopting.bases.len()), (21, 1));
+        assert_eq!(adopting.segments.get(segment).unwrap().live_bytes, live_bytes);
+    }
+
+    #[test]
+    fn sweeps_expire_crowded_keys_by_their_hints() {
+        let (mut catalog, segment) = catalog();
+        for line in 1..=100 {
+            catalog.put(&key(line), slot(segment, line), &mut |_| Kin::Other);
         }
         assert_eq!((catalog.keys(), catalog.expiring()), (100, 100));
         catalog.sweep(Cursor::default(), usize::MAX, 900_000);

@@ -88,7 +88,10 @@ impl Rebuild {
     /// A record that says that the key is gone.
     fn hide(&mut self, record: &ReplayedRecord, place: Place, base: Option<Place>) {
         self.catalog.note_tombstone(place);
-        let slot = Slot { damaged: record.damaged, ..tombstone(place) };
+        // An expired put is longer than a tombstone, and is read back like one to see whose it is.
+        let len = u64::from(record.location.header_len) + u64::from(record.location.value_len);
+        let size_class = SizeClass::of(len);
+        let slot = Slot { damaged: record.damaged, size_class, ..tombstone(place) };
         let keys = &self.keys;
         self.catalog.erase(&record.key, slot, &mut |old| {
             if Some(old.place) == base { Kin::Same } else { kin(keys, &record.key, old) }
@@ -166,4 +169,48 @@ fn torn_ranges(quarantine: &[Quarantine]) -> Vec<(Lsn, Lsn)> {
 
 fn is_in(ranges: &[(Lsn, Lsn)], lsn: Lsn) -> bool {
     ranges.iter().any(|(first, last)| (*first..=*last).contains(&lsn))
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::disk::FileId;
+    use wal::group_commit::OpenSegment;
+    use wal::record::Location;
+
+    use super::*;
+    use crate::segments::{Segment, SegmentState};
+
+    /// Its slot says how much is to be read of it. Found by seed 10100 of `sim store`.
+    #[test]
+    fn expired_put_keeps_its_length_in_place_of_a_tombstone() {
+        let mut catalog = Catalog::default();
+        let open = OpenSegment { id: 1, file: FileId(3), len: 1 << 20 };
+        catalog.segments.add(Segment::new(open, SegmentState::Sealed)).unwrap();
+        let mut rebuild = Rebuild::new(catalog, 1_000, &[]);
+        let (header_len, value_len) = (100, 3_000);
+        for (number, expiry_ms) in [(1, 0), (2, 999)] {
+            let offset = 4_096 * number;
+            let mut key = Key([7; 20]);
+            // Other keys of one prefix: the second's record has something to hide.
+            key.0[19] = u8::try_from(number).unwrap();
+            rebuild.keys.clear();
+            rebuild.take(&ReplayedRecord {
+                kind: RecordKind::Put,
+                namespace: Namespace::PLAIN,
+                key,
+                user_key_crc: 0,
+                version: Version::default(),
+                expiry_ms,
+                first_lsn: Lsn(u64::from(number)),
+                lsn: Lsn(u64::from(number)),
+                location: Location { segment: 1, offset, header_len, value_len },
+                touch: None,
+                damaged: false,
+            });
+        }
+        let slots = rebuild.catalog.candidates(&Key([7; 20]));
+        let found: Vec<_> = slots.map(|slot| (slot.kind, slot.size_class)).collect();
+        let size_class = SizeClass::of(3_100);
+        assert_eq!(found, [(SlotKind::Tombstone, size_class), (SlotKind::Put, size_class)]);
+    }
 }

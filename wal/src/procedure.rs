@@ -76,6 +76,70 @@ impl Future for Ticket {
     }
 }
 
+/// Disk work of several futures that make progress together; their results come in the order they
+/// were added in.
+///
+/// Whoever begins it takes every result: a future that is dropped leaves its requests under way.
+pub struct InOrder<T>(VecDeque<Progress<T>>);
+
+enum Progress<T> {
+    Waiting(Pin<Box<dyn Future<Output = T>>>),
+    Done(T),
+}
+
+impl<T> Default for InOrder<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T> InOrder<T> {
+    /// Adds one, which begins when a result is waited for.
+    pub fn push(&mut self, future: impl Future<Output = T> + 'static) {
+        self.0.push_back(Progress::Waiting(Box::pin(future)));
+    }
+
+    /// Results not taken yet.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether every result was taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Waits for the next result in order; `None` if there is none to come.
+    pub async fn next(&mut self) -> Option<T> {
+        std::future::poll_fn(|context| {
+            for progress in &mut self.0 {
+                if let Progress::Waiting(future) = progress
+                    && let Poll::Ready(output) = future.as_mut().poll(context)
+                {
+                    *progress = Progress::Done(output);
+                }
+            }
+            match self.0.pop_front() {
+                None => Poll::Ready(None),
+                Some(Progress::Done(output)) => Poll::Ready(Some(output)),
+                Some(waiting) => {
+                    self.0.push_front(waiting);
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl<T> std::fmt::Debug for InOrder<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "InOrder({})", self.0.len())
+    }
+}
+
 /// A procedure under way: a future that only ever waits for disk completions.
 pub struct Procedure<T> {
     port: DiskPort,
@@ -174,5 +238,34 @@ mod tests {
         }
         assert_eq!(procedure.take_output(), Some((ids[0], ids[1])));
         assert_eq!(procedure.take_output(), None);
+    }
+
+    #[test]
+    fn work_side_by_side_yields_in_its_own_order() {
+        let mut procedure = Procedure::new(|port| async move {
+            let mut reads = InOrder::default();
+            for name in ["a", "b", "c"] {
+                let port = port.clone();
+                reads.push(async move {
+                    let name = FileName::new(name);
+                    let first = port.start(DiskOperation::SyncDirectory { name: name.clone() });
+                    let first = first.await.id.0;
+                    (first, port.start(DiskOperation::SyncDirectory { name }).await.id.0)
+                });
+            }
+            let mut found = Vec::new();
+            while let Some(ids) = reads.next().await {
+                found.push(ids);
+            }
+            found
+        });
+        let mut end = |id| {
+            let (id, result) = (RequestId(id), Ok(DiskOutput::Done));
+            procedure.handle_disk(DiskCompletion { id, result, buffer: None });
+            std::iter::from_fn(|| procedure.poll_request()).count()
+        };
+        assert_eq!(end(2), 4, "three at once, and the second of the one that has ended");
+        assert_eq!([end(3), end(0), end(1), end(4), end(5)], [0, 1, 1, 0, 0]);
+        assert_eq!(procedure.take_output(), Some(vec![(0, 4), (1, 5), (2, 3)]));
     }
 }

@@ -539,3 +539,83 @@ fn fuzzed_bytes_come_back() {
         prop_assert_eq!(fuzz_checkpoint(&noise), 0);
     });
 }
+
+/// The bytes of a golden file; see `tests/integration/golden.rs` for how it is written.
+fn golden(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if let Some(count) = line.strip_prefix("zeros ") {
+            bytes.resize(bytes.len() + count.parse::<usize>().unwrap(), 0);
+        } else {
+            let words = line.split_whitespace();
+            bytes.extend(words.map(|word| u8::from_str_radix(word, 16).unwrap()));
+        }
+    }
+    bytes
+}
+
+/// Made by an independent program from the tables of docs/FORMAT.md.
+#[test]
+fn checkpoint_has_its_golden_bytes() {
+    let golden = golden(include_str!("../../../tests/data/golden/checkpoint.hex"));
+    let wall_ms = 1_795_238_400_000u64;
+    let mut version = [0; 16];
+    version[..8].copy_from_slice(&((wall_ms << 16) | 7).to_be_bytes());
+    version[8..].copy_from_slice(&std::array::from_fn::<u8, 8, _>(|i| 0x10 + i as u8));
+    let slot = |segment: u16, line: u32, class: u64| Slot {
+        place: Place { segment: SegmentNumber(segment), line },
+        size_class: SizeClass::of(class),
+        kind: SlotKind::Put,
+        damaged: false,
+        foreign: false,
+        shadowed: false,
+        expiry: ExpiryHint::NEVER,
+    };
+    let key = |last: u8| Key(std::array::from_fn(|at| if at == 19 { last } else { 0xAB }));
+    let summary = |number: u16, end: u64, first: u64, last: u64| SegmentSummary {
+        number: SegmentNumber(number),
+        id: if number == 0 { 0x1f } else { 0x20 },
+        end,
+        lsns: Some((Lsn(first), Lsn(last))),
+        tombstone_bytes: if number == 0 { 72 } else { 0 },
+        complete: number == 0,
+        has_clear: number == 2,
+    };
+    let id = CheckpointId {
+        store: std::array::from_fn(|at| 0xA0 + at as u8),
+        shard: 3,
+        shard_count: 4,
+        lsn: Lsn(5),
+    };
+    let facts = CheckpointFacts {
+        id,
+        version_max: Version(version),
+        wall_ms,
+        segments: vec![summary(0, 0x3000, 1, 3), summary(2, 0x5000, 4, 5)],
+        bases: vec![(key(9), slot(0, 0x100, 256))],
+    };
+    let mut index = Index::new();
+    let mut plain = Key([0; 20]);
+    plain.0[..5].copy_from_slice(&[0x12, 0x34, 0x56, 0x78, 0x9A]);
+    index.insert(&plain, slot(0, 0x41, 16));
+    for serial in 1..=8u8 {
+        let mut slot = slot(2, 0x80 + u32::from(serial), 18);
+        slot.shadowed = serial < 7;
+        match serial {
+            7 => slot.kind = SlotKind::Tombstone,
+            8 => slot = Slot::from_word(slot.to_word() | 0x1234 << 44).unwrap(),
+            _ => {}
+        }
+        index.insert(&key(serial), slot);
+    }
+    index.insert(&key(9), Slot { kind: SlotKind::Touch, ..slot(2, 0x200, 24) });
+    let bytes = written(&mut index, facts.clone());
+    let differs = bytes.iter().zip(&golden).position(|(ours, theirs)| ours != theirs);
+    assert_eq!((differs, bytes.len()), (None, golden.len()));
+    let mut file = IoBuffer::with_capacity(golden.len());
+    file.extend_from_slice(&golden);
+    let loaded = load_mapped(file, &id).unwrap();
+    assert_eq!(loaded.facts, facts);
+    assert!(contents(&loaded.index) == contents(&index));
+}

@@ -21,10 +21,9 @@ pub(crate) struct Walk<'a> {
     crowded: Peekable<btree_map::Range<'a, Key, Slot>>,
 }
 
-impl Iterator for Walk<'_> {
-    type Item = (Prefix, Slot);
-
-    fn next(&mut self) -> Option<(Prefix, Slot)> {
+impl Walk<'_> {
+    /// The next slot, with its key if it is kept by that.
+    pub(crate) fn next_with_key(&mut self) -> Option<(Prefix, Option<Key>, Slot)> {
         let paged = loop {
             let Some(at) = self.page else { break None };
             let page = self.index.page(at);
@@ -38,10 +37,18 @@ impl Iterator for Walk<'_> {
         match (paged, crowded) {
             (Some((prefix, page)), crowded) if crowded.is_none_or(|crowded| prefix < crowded) => {
                 self.slot += 1;
-                Some((prefix, page.slot(self.slot - 1)))
+                Some((prefix, None, page.slot(self.slot - 1)))
             }
-            _ => self.crowded.next().map(|(key, slot)| (Prefix::of(key), *slot)),
+            _ => self.crowded.next().map(|(key, slot)| (Prefix::of(key), Some(*key), *slot)),
         }
+    }
+}
+
+impl Iterator for Walk<'_> {
+    type Item = (Prefix, Slot);
+
+    fn next(&mut self) -> Option<(Prefix, Slot)> {
+        self.next_with_key().map(|(prefix, _, slot)| (prefix, slot))
     }
 }
 

@@ -40,6 +40,9 @@ pub(crate) const MANIFEST_FILES: [FileId; 2] = [FileId(0), FileId(1)];
 pub(crate) const CHECKPOINT_FILE: FileId = FileId(2);
 const FIRST_SEGMENT_FILE: u32 = 3;
 
+/// Syncs under way at a time.
+const SYNCS_MAX: usize = 8;
+
 /// A damaged range of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedFile {
@@ -530,13 +533,7 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     let log_ms = loaded.settlement.wall_ms;
     let now_ms = now_ms.max(log_ms);
     while loaded.rebuilt.catalog.expire_next(now_ms) {}
-    for (segment, entry, _) in &loaded.scans {
-        if entry.cut.is_none() {
-            let name = segment::file_name(&directory, segment.id);
-            let sync = DiskOperation::Sync { file: segment.file };
-            port.call(sync).await.map_err(|e| disk_error("syncing", &name, e))?;
-        }
-    }
+    sync_all(&port, &directory, &loaded.scans).await?;
     let report = report(&loaded);
     let settled = Settle { port: &port, directory: &directory, options: &options };
     let (manifest, dropped, first) = settled.run(&loaded).await?;
@@ -560,6 +557,27 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     };
     let store = Store::new(foundation);
     Ok(Opened { store, report, log_ms })
+}
+
+/// Makes durable what was read of segments without a cut: it may still be cached only.
+async fn sync_all(
+    port: &DiskPort,
+    directory: &FileName,
+    scans: &[(OpenSegment, SegmentEntry, SegmentScan)],
+) -> Result<(), OpenError> {
+    let open: Vec<_> = scans.iter().filter(|(_, entry, _)| entry.cut.is_none()).collect();
+    for some in open.chunks(SYNCS_MAX) {
+        let start = |segment: &OpenSegment| port.start(DiskOperation::Sync { file: segment.file });
+        let tickets: Vec<_> = some.iter().map(|(segment, ..)| (segment, start(segment))).collect();
+        let mut result = Ok(());
+        for (segment, ticket) in tickets {
+            let name = segment::file_name(directory, segment.id);
+            let synced = ticket.await.result.map_err(|e| disk_error("syncing", &name, e));
+            result = result.and(synced.map(drop));
+        }
+        result?;
+    }
+    Ok(())
 }
 
 fn report(loaded: &Loaded) -> RecoveryReport {

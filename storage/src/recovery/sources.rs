@@ -7,16 +7,16 @@
 //! * when the checkpoint is damaged, a listed file is missing, a record up to the cut turns up in a
 //!   segment that the checkpoint does not know, or damage is found, everything is scanned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use wal::Lsn;
 use wal::disk::{
     BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation, DiskOutput, FileName, OpenMode,
 };
-use wal::footer;
+use wal::footer::{self, Footer};
 use wal::group_commit::OpenSegment;
 use wal::manifest::{CheckpointEntry, Manifest, Quarantine, SegmentEntry, Verdict};
-use wal::procedure::DiskPort;
+use wal::procedure::{DiskPort, InOrder};
 use wal::record::Version;
 use wal::replay::{self, ReplayedRecord, SegmentScan, SegmentSource, Settlement};
 use wal::segment;
@@ -29,6 +29,9 @@ use crate::error::OpenError;
 use crate::rebuild::Rebuild;
 use crate::segments::{Segment, SegmentState};
 use crate::store::CheckpointLoader;
+
+/// Footers read at a time: at most 1/16 of a segment each, 4 MiB with segments of 64 MiB.
+const FOOTERS_AHEAD_MAX: usize = 8;
 
 /// What recovery may go by instead of scanning frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -255,6 +258,7 @@ impl Replay<'_> {
         let ways = self.opened.iter().map(|(_, entry)| self.way(&start, entry)).collect();
         let Manifest { quarantine, durable_lsn, .. } = self.manifest;
         let mut pass = Pass::new(start, ways, self.now_ms, quarantine);
+        let mut footers = FooterReads::new(self, &pass.ways, 0..self.opened.len());
         for at in 0..self.opened.len() {
             let (open, entry) = &self.opened[at];
             let summary = pass.summaries.get(&open.id).copied();
@@ -263,8 +267,9 @@ impl Replay<'_> {
                     let end = summary.map_or(0, |summary| summary.end);
                     SegmentScan::known(open.id, end, lsns)
                 }
-                (Way::Footer, _) if self.replay_footer(&mut pass, open, entry).await.is_some() => {
-                    continue;
+                (Way::Footer, _) if let Some(footer) = footers.next().await => {
+                    footer.records().for_each(|record| pass.take(&record));
+                    SegmentScan::from_footer(&footer)
                 }
                 _ => {
                     pass.ways[at] = Way::Scan;
@@ -279,20 +284,6 @@ impl Replay<'_> {
         (pass, settlement)
     }
 
-    /// Takes a segment's records from its footer, if it has a sound one.
-    async fn replay_footer(
-        &self,
-        pass: &mut Pass,
-        open: &OpenSegment,
-        entry: &SegmentEntry,
-    ) -> Option<()> {
-        let store = self.manifest.identity.store;
-        let footer = footer::read_footer(self.port, store, &source(open, entry)).await?;
-        footer.records().for_each(|record| pass.take(&record));
-        pass.scans.push(SegmentScan::from_footer(&footer));
-        Some(())
-    }
-
     /// Goes over the segments again, in the order of their records and with what is settled now:
     /// what was salvaged is at its place, what was torn is not there.
     async fn second_pass(&self, start: Start, first: Pass, settlement: &Settlement) -> Pass {
@@ -300,15 +291,14 @@ impl Replay<'_> {
             (0..self.opened.len()).filter(|at| first.scans[*at].lsns().is_some()).collect();
         order.sort_by_key(|at| first.scans[*at].lsns());
         let mut pass = Pass::new(start, first.ways, self.now_ms, &settlement.quarantine);
+        let mut footers = FooterReads::new(self, &pass.ways, order.iter().copied());
         for at in order {
             match pass.ways[at] {
                 Way::Covered => {}
-                Way::Footer => {
-                    let (open, entry) = &self.opened[at];
-                    if self.replay_footer(&mut pass, open, entry).await.is_none() {
-                        self.scan_again(&mut pass, at, settlement).await;
-                    }
-                }
+                Way::Footer => match footers.next().await {
+                    Some(footer) => footer.records().for_each(|record| pass.take(&record)),
+                    None => self.scan_again(&mut pass, at, settlement).await,
+                },
                 Way::Scan => self.scan_again(&mut pass, at, settlement).await,
             }
         }
@@ -385,6 +375,35 @@ impl Replay<'_> {
         let scans = opened.zip(pass.scans).map(|((open, entry), scan)| (open, entry, scan));
         let (scans, rebuilt) = (scans.collect(), pass.rebuild);
         Scanned { scans, settlement, rebuilt, sources, checkpoint, log_bytes }
+    }
+}
+
+/// Footers of segments, read a few ahead of whoever takes their records.
+struct FooterReads {
+    port: DiskPort,
+    store: [u8; 16],
+    todo: VecDeque<SegmentSource>,
+    under_way: InOrder<Option<Footer>>,
+}
+
+impl FooterReads {
+    /// Of the segments `order` whose way it is, in this order.
+    fn new(replay: &Replay<'_>, ways: &[Way], order: impl Iterator<Item = usize>) -> Self {
+        let by_footer = order.filter(|at| ways[*at] == Way::Footer);
+        let todo = by_footer.map(|at| source(&replay.opened[at].0, &replay.opened[at].1)).collect();
+        let (port, store) = (replay.port.clone(), replay.manifest.identity.store);
+        Self { port, store, todo, under_way: InOrder::default() }
+    }
+
+    /// The next segment's footer; `None` if it has no sound one.
+    async fn next(&mut self) -> Option<Footer> {
+        while self.under_way.len() < FOOTERS_AHEAD_MAX
+            && let Some(source) = self.todo.pop_front()
+        {
+            let (port, store) = (self.port.clone(), self.store);
+            self.under_way.push(async move { footer::read_footer(&port, store, &source).await });
+        }
+        self.under_way.next().await.flatten()
     }
 }
 

@@ -9,6 +9,9 @@
 //! The cut holds what every record up to L did and nothing that a later one did; records not yet
 //! durable among them become so before the manifest names the file, so that no checkpoint tells of
 //! a record that a crash has taken.
+//!
+//! On an orderly shutdown the last one is written at full speed, if reading the log since would
+//! take the next start longer.
 
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskError, DiskOperation, RequestId};
@@ -28,6 +31,10 @@ const BYTES_PER_SECOND: u64 = 256 << 20;
 const STEP_BYTES_MAX: u64 = 256 << 10;
 /// It waits until it may copy this much.
 const STEP_BYTES_MIN: u64 = 64 << 10;
+/// On an orderly shutdown, less log than this is not worth a checkpoint…
+const CLOSING_LOG_BYTES_MIN: u64 = 1 << 20;
+/// …nor is less than this part of the index's bytes: both would be read about as fast.
+const CLOSING_INDEX_SHARE: u64 = 4;
 /// After a failure the next one is begun this many nanoseconds later.
 const RETRY_AFTER_NS: u64 = 10_000_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -115,8 +122,8 @@ pub(super) struct Checkpointing {
     retry_at_ns: u64,
     earned: u64,
     earned_at_ns: u64,
-    /// No new work until the next write: the store is being shut down.
-    paused: bool,
+    /// The store is being shut down, until the next write.
+    closing: bool,
     pub(super) counters: CheckpointCounters,
 }
 
@@ -136,7 +143,7 @@ impl Checkpointing {
             retry_at_ns: 0,
             earned: 0,
             earned_at_ns: 0,
-            paused: false,
+            closing: false,
             counters: CheckpointCounters::default(),
         }
     }
@@ -149,15 +156,35 @@ impl Checkpointing {
     /// Notes a new record's version; a copy's is known.
     pub(super) fn note_write(&mut self, version: Version) {
         self.version_max = self.version_max.max(version);
-        self.paused = false;
+        self.closing = false;
     }
 
-    pub(super) fn pause(&mut self) {
-        self.paused = true;
+    /// Nothing is to follow but an orderly end: what is worth it gets a checkpoint, without pacing.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether an orderly end has to wait.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing && !matches!(self.stage, Stage::Idle)
+    }
+
+    /// Log bytes since the last one from which on another is due.
+    fn threshold(&self, index_bytes: u64) -> u64 {
+        let CheckpointOptions { log_bytes_min, index_bytes_factor, .. } = self.options;
+        let due = log_bytes_min.max(index_bytes.saturating_mul(index_bytes_factor));
+        if self.closing && self.options.log_bytes_min < u64::MAX {
+            due.min(CLOSING_LOG_BYTES_MIN.max(index_bytes / CLOSING_INDEX_SHARE))
+        } else {
+            due
+        }
     }
 
     /// Takes what may be copied now; 0 if it is too little to bother.
     fn take_budget(&mut self, now_ns: u64) -> usize {
+        if self.closing {
+            return usize::MAX;
+        }
         let elapsed = u128::from(now_ns.saturating_sub(self.earned_at_ns));
         let earned = elapsed * u128::from(BYTES_PER_SECOND) / u128::from(NS_PER_SECOND);
         if earned > 0 {
@@ -176,7 +203,7 @@ impl Checkpointing {
         let Stage::Writing(writer, _) = &self.stage else { return None };
         let missing = STEP_BYTES_MIN.saturating_sub(self.earned);
         let wait_ns = (missing * NS_PER_SECOND).div_ceil(BYTES_PER_SECOND);
-        (writer.is_copying() && !self.paused).then(|| self.earned_at_ns.saturating_add(wait_ns))
+        writer.is_copying().then(|| self.earned_at_ns.saturating_add(wait_ns))
     }
 
     fn fail(&mut self, now_ns: u64, error: DiskError) {
@@ -202,13 +229,10 @@ impl Store {
 
     fn is_checkpoint_due(&self) -> bool {
         let checkpointing = &self.checkpointing;
-        let CheckpointOptions { log_bytes_min, index_bytes_factor, .. } = checkpointing.options;
-        let index_bytes = self.catalog.index.bytes().saturating_mul(index_bytes_factor);
         let published = checkpointing.published.map_or(Lsn::ZERO, |entry| entry.lsn);
-        checkpointing.log_bytes >= log_bytes_min.max(index_bytes)
+        checkpointing.log_bytes >= checkpointing.threshold(self.catalog.index.bytes())
             && self.log.last_lsn() > published
             && self.log.failure().is_none()
-            && !checkpointing.paused
             && checkpointing.retry_at_ns <= self.now.monotonic_ns
             && self.catalog.bases().len() <= BASES_MAX
     }
@@ -259,9 +283,6 @@ impl Store {
     }
 
     fn step_writer(&mut self, mut writer: Box<CheckpointWriter>, cut: Cut) -> Stage {
-        if self.checkpointing.paused && self.log.failure().is_none() {
-            return Stage::Writing(writer, cut);
-        }
         loop {
             let copying = writer.is_copying();
             let now_ns = self.now.monotonic_ns;

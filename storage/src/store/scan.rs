@@ -21,16 +21,18 @@ const SCAN_READS_MAX: usize = 32;
 /// Whose record a slot stands for, as far as it is known.
 #[derive(Clone, Debug)]
 enum Item {
-    /// Not looked at yet.
-    Slot(Slot),
+    /// Not looked at yet; with its key if the index knows that.
+    Slot(Slot, Option<Key>),
     /// A touch: the user key stands in the put.
     Touch(Slot, Key, Found),
     Reading(Box<Self>),
-    /// The key is deleted, or expired.
+    /// The key is deleted, or expired, or what is newest of it cannot be read.
     Gone(Key),
     Live(ScannedKey),
-    /// Superseded, or nobody can tell whose it is.
+    /// Superseded, or of another namespace.
     Nobody,
+    /// Nobody can tell whose it is: it may supersede any slot of its prefix behind it.
+    Unreadable,
 }
 
 #[derive(Debug)]
@@ -74,19 +76,20 @@ impl Store {
         let count = count.clamp(1, SCANNED_COUNT_MAX);
         let mut items: Vec<(Prefix, Item)> = Vec::new();
         let mut go_on = None;
-        for (prefix, slot) in self.catalog.index.walk(Prefix::of(&from)) {
+        let mut walk = self.catalog.index.walk(Prefix::of(&from));
+        while let Some((prefix, key, slot)) = walk.next_with_key() {
             let begins = items.last().is_none_or(|(last, _)| *last != prefix);
             if begins && items.len() >= count {
                 go_on = Some(prefix.first_key());
                 break;
             }
-            items.push((prefix, Item::Slot(slot)));
+            items.push((prefix, Item::Slot(slot, key)));
         }
         let now_ms = self.now.clock_ms;
         // What memory knows is looked at now: it may be forgotten or changed later.
         for (_, item) in &mut items {
-            if let Item::Slot(slot) = item {
-                *item = self.recall(slot, now_ms);
+            if let Item::Slot(slot, key) = item {
+                *item = self.recall(slot, *key, now_ms);
             }
         }
         self.scans.0.insert(
@@ -97,11 +100,12 @@ impl Store {
         id
     }
 
-    fn recall(&self, slot: &Slot, now_ms: u64) -> Item {
-        let spot = self.catalog.segments.spot_of(slot.place);
-        let Some(spot) = spot.filter(|_| !slot.foreign && !slot.damaged) else {
+    fn recall(&self, slot: &Slot, owner: Option<Key>, now_ms: u64) -> Item {
+        if slot.foreign {
             return Item::Nobody;
-        };
+        }
+        let spot = self.catalog.segments.spot_of(slot.place);
+        let Some(spot) = spot.filter(|_| !slot.damaged) else { return unreadable(owner) };
         if let Some(key) = self.recents.key_at(&spot) {
             let Some(recent) = self.recents.get(key) else { return Item::Nobody };
             let Known::Present(found) = recent.known else { return Item::Gone(*key) };
@@ -121,7 +125,7 @@ impl Store {
                 let key = record.key;
                 if gone { Item::Gone(key) } else { live(key, &record.user_key, &found) }
             }
-            None => Item::Slot(*slot),
+            None => Item::Slot(*slot, owner),
         }
     }
 
@@ -140,7 +144,7 @@ impl Store {
             };
             let (index, key) = (scan.next, prefix.first_key());
             let (slot, base) = match item {
-                Item::Slot(slot) => (*slot, None),
+                Item::Slot(slot, _) => (*slot, None),
                 Item::Touch(slot, _, found) if scan.stage == Stage::Bases => {
                     (*slot, Some(found.base))
                 }
@@ -148,7 +152,8 @@ impl Store {
                 | Item::Reading(_)
                 | Item::Gone(_)
                 | Item::Live(_)
-                | Item::Nobody => {
+                | Item::Nobody
+                | Item::Unreadable => {
                     scan.next += 1;
                     continue;
                 }
@@ -162,7 +167,7 @@ impl Store {
                     .map(|spot| Target::candidate(spot, &slot, false)),
             };
             let Some(target) = target else {
-                *item = Item::Nobody;
+                *item = Item::Unreadable;
                 continue;
             };
             *item = Item::Reading(Box::new(item.clone()));
@@ -200,14 +205,23 @@ fn live(key: Key, user_key: &Bytes, found: &Found) -> Item {
     Item::Live(ScannedKey { key, user_key: user_key.clone(), version, expiry_ms })
 }
 
+/// A damaged record cannot tell its name.
+fn unreadable(owner: Option<Key>) -> Item {
+    owner.map_or(Item::Unreadable, Item::Gone)
+}
+
 fn after_read(before: &Item, result: Result<Rc<Head>, ReadError>, now_ms: u64) -> Item {
-    // A damaged record cannot tell its name.
-    let Ok(head) = result else { return Item::Nobody };
+    let head = match (result, before) {
+        (Ok(head), _) => head,
+        (Err(_), Item::Slot(_, owner)) => return unreadable(*owner),
+        // Its key's older slots are known to be superseded.
+        (Err(_), _) => return Item::Nobody,
+    };
     if head.namespace != Namespace::PLAIN {
         return Item::Nobody;
     }
     match before {
-        Item::Slot(slot) => match (slot.kind, head.kind, head.touch) {
+        Item::Slot(slot, _) => match (slot.kind, head.kind, head.touch) {
             (SlotKind::Tombstone, _, _) => Item::Gone(head.key),
             (SlotKind::Put, RecordKind::Put, _) => {
                 let found = head.found(slot.place);
@@ -219,7 +233,7 @@ fn after_read(before: &Item, result: Result<Rc<Head>, ReadError>, now_ms: u64) -
                 let gone = found.is_expired(now_ms);
                 if gone { Item::Gone(head.key) } else { Item::Touch(*slot, head.key, found) }
             }
-            _ => Item::Nobody,
+            _ => Item::Gone(head.key),
         },
         Item::Touch(_, key, found) if is_base(&head, key, &found.base) => {
             live(*key, &head.user_key, found)
@@ -235,6 +249,7 @@ fn is_base(head: &Head, key: &Key, base: &Location) -> bool {
 impl Scan {
     /// Goes on with user keys when it is known whose every slot is.
     fn begin_bases(&mut self) {
+        self.hide_behind_unreadable();
         let mut seen = BTreeSet::new();
         for (_, item) in &mut self.items {
             let newest = match item {
@@ -248,6 +263,23 @@ impl Scan {
             }
         }
         (self.stage, self.next) = (Stage::Bases, 0);
+    }
+
+    /// Leaves out what may be superseded by a record that cannot be read. A crowded slot stands
+    /// for its own key alone, and is before all others of its prefix.
+    fn hide_behind_unreadable(&mut self) {
+        let mut blind = None;
+        for (prefix, item) in &mut self.items {
+            match item {
+                Item::Unreadable => blind = Some(*prefix),
+                Item::Live(ScannedKey { key, .. }) | Item::Touch(_, key, _)
+                    if blind == Some(*prefix) =>
+                {
+                    *item = Item::Gone(*key);
+                }
+                _ => {}
+            }
+        }
     }
 
     fn finish(self) -> (Vec<ScannedKey>, Option<Key>) {

@@ -13,8 +13,8 @@
 //! inside a frame is salvaged record by record.
 
 use crate::checksum::{self, Place};
-use crate::disk::{BLOCK_SIZE, DiskError, DiskOperation, FileId, IoBuffer};
-use crate::footer::{Footer, Trailer};
+use crate::disk::{BLOCK_SIZE, FileId};
+use crate::footer::Footer;
 use crate::frame::{self, FRAME_HEADER_LEN, FrameHeader};
 use crate::lsn::Lsn;
 use crate::manifest::{Quarantine, Verdict};
@@ -25,12 +25,12 @@ use crate::record::{
 };
 use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader, Space};
 
+mod reader;
 mod settle;
 
 pub use settle::{Settlement, settle};
 
-/// Segments are read in pieces of this many bytes.
-const WINDOW_LEN: usize = 1 << 20;
+use reader::Reader;
 
 /// A record as found in the log, without its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,6 +326,7 @@ impl Scanner {
             };
         }
         self.close_gap(None);
+        self.reader.end().await;
         for (offset, len) in self.reader.unreadable {
             let damage = Damage::Unreadable;
             self.scan.findings.push(Finding { segment: self.scan.id, offset, len, damage });
@@ -354,6 +355,7 @@ impl Scanner {
             return;
         }
         self.limit = self.limit.min(trailer.offset);
+        self.reader.set_limit(self.limit);
         self.scan.durable_lsn = trailer.summary.last_lsn();
         self.scan.wall_ms = trailer.summary.wall_ms;
         let bytes = self.reader.read(trailer.offset, trailer.len).await;
@@ -596,85 +598,6 @@ fn replayed(
         touch,
         damaged: value.is_none(),
     })
-}
-
-/// Reads a segment through a window; what the disk cannot read counts as zeros and is noted.
-struct Reader {
-    port: DiskPort,
-    source: SegmentSource,
-    window: IoBuffer,
-    start: u64,
-    unreadable: Vec<(u64, u64)>,
-}
-
-impl Reader {
-    fn new(port: DiskPort, source: SegmentSource) -> Self {
-        let window = IoBuffer::with_capacity(WINDOW_LEN);
-        Self { port, source, window, start: 0, unreadable: Vec::new() }
-    }
-
-    /// Returns `len` bytes at `offset`, fewer only where the file ends. Both in whole blocks.
-    async fn at(&mut self, offset: u64, len: usize) -> &[u8] {
-        let end = offset + len as u64;
-        if offset < self.start || end > self.start + self.window.len() as u64 {
-            self.fill(offset, len.max(WINDOW_LEN)).await;
-        }
-        let from = usize::try_from(offset - self.start).expect("the window starts here or before");
-        let to = (from + len).min(self.window.len());
-        &self.window.as_slice()[from.min(to)..to]
-    }
-
-    async fn fill(&mut self, offset: u64, len: usize) {
-        let window = std::mem::replace(&mut self.window, IoBuffer::with_capacity(1));
-        let mut window =
-            if window.capacity() < len { IoBuffer::with_capacity(len) } else { window };
-        window.set_len(0);
-        self.start = offset;
-        let available = self.source.len.saturating_sub(offset).next_multiple_of(BLOCK_SIZE as u64);
-        let len = usize::try_from(available).unwrap_or(usize::MAX).min(len);
-        let file = self.source.file;
-        let read = DiskOperation::Read { file, offset, len, buffer: window };
-        match self.port.transfer(read).await {
-            Ok(buffer) => self.window = buffer,
-            Err(_) => self.window = self.read_by_block(offset, len).await,
-        }
-    }
-
-    async fn read_by_block(&mut self, offset: u64, len: usize) -> IoBuffer {
-        let mut whole = IoBuffer::with_capacity(len);
-        for at in (offset..offset + len as u64).step_by(BLOCK_SIZE) {
-            match self.read_block(at).await {
-                Ok(block) => whole.extend_from_slice(block.as_slice()),
-                Err(_) => {
-                    whole.extend_from_slice(&[0; BLOCK_SIZE]);
-                    if self.unreadable.last().is_none_or(|(start, len)| start + len < at + 1) {
-                        self.unreadable.push((at, BLOCK_SIZE as u64));
-                    }
-                }
-            }
-        }
-        whole
-    }
-
-    /// The trailer in the last block, if there is a valid one.
-    async fn trailer(&self, segment: &Place) -> Option<Trailer> {
-        let last = self.source.len.checked_sub(BLOCK_SIZE as u64)?;
-        let whole = last >= SEGMENT_HEADER_LEN && last.is_multiple_of(BLOCK_SIZE as u64);
-        let block = if whole { self.read(last, BLOCK_SIZE).await? } else { return None };
-        Trailer::decode(block.as_slice(), segment, self.source.len).ok()
-    }
-
-    async fn read(&self, offset: u64, len: usize) -> Option<IoBuffer> {
-        let buffer = IoBuffer::with_capacity(len);
-        let read = DiskOperation::Read { file: self.source.file, offset, len, buffer };
-        self.port.transfer(read).await.ok().filter(|buffer| buffer.len() == len)
-    }
-
-    async fn read_block(&self, offset: u64) -> Result<IoBuffer, DiskError> {
-        let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
-        let (file, len) = (self.source.file, BLOCK_SIZE);
-        self.port.transfer(DiskOperation::Read { file, offset, len, buffer }).await
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::tests::{STORE, run_scan};
 use super::*;
+use crate::disk::DiskOperation;
 use crate::group_commit::{GroupCommit, GroupCommitLimits, OpenSegment};
 use crate::record::Record;
 use crate::segment::{Identity, SegmentHeader};

@@ -1,6 +1,6 @@
 //! What the bad ranges of all segments of a shard mean, judged together.
 
-use super::{BadRange, Damage, Finding, Interval, ReplayedRecord, SegmentScan};
+use super::{BadRange, Damage, Finding, Interval, ReplayedRecord, SalvagedFrame, SegmentScan};
 use crate::lsn::Lsn;
 use crate::manifest::{Quarantine, Verdict};
 
@@ -54,7 +54,9 @@ pub fn settle(scans: &[SegmentScan], known: &[Quarantine], durable_lsn: Lsn) -> 
     settle_salvaged(&mut settlement, scans);
     settle_empty_ranges(&mut settlement, scans);
     let findings = scans.iter().flat_map(|scan| &scan.findings).copied();
-    let (uncertain, damage) = findings.partition(|finding| is_uncertain(&settlement, finding));
+    let (uncertain, damage) = findings.partition(|finding| {
+        is_uncertain(&settlement, finding) || is_in_idle_frame(scans, finding)
+    });
     (settlement.uncertain, settlement.findings) = (uncertain, damage);
     settlement
 }
@@ -72,6 +74,17 @@ fn is_uncertain(settlement: &Settlement, finding: &Finding) -> bool {
             Damage::NoFrame | Damage::Stray | Damage::Footer | Damage::Frame { records: 0, .. }
         ),
     }
+}
+
+/// Whether a located byte is of a frame without records: no record confirms the location, and one
+/// torn sector in some thousands has a checksum as if one byte of it were wrong.
+fn is_in_idle_frame(scans: &[SegmentScan], finding: &Finding) -> bool {
+    let frames = scans.iter().filter(|scan| scan.id == finding.segment);
+    let mut idle = frames.flat_map(|scan| &scan.salvaged).filter(|f| f.header.record_count == 0);
+    let holds = |frame: &SalvagedFrame| {
+        (frame.offset..frame.offset + u64::from(frame.header.len)).contains(&finding.offset)
+    };
+    finding.damage == Damage::PaddingByte && idle.any(holds)
 }
 
 fn merged<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Vec<Interval> {

@@ -1,7 +1,7 @@
 //! Tests of replay on segments built in memory.
 
 use super::*;
-use crate::disk::{DiskCompletion, DiskOutput};
+use crate::disk::{DiskCompletion, DiskOperation, DiskOutput, IoBuffer};
 use crate::frame::FrameStamp;
 use crate::procedure::Procedure;
 use crate::record::Record;
@@ -143,7 +143,7 @@ fn clean_log_replays_whole() {
 
 #[test]
 fn every_single_byte_flip_keeps_all_records_known() {
-    let (image, _) = Image::three_frames();
+    let (image, [.., idle]) = Image::three_frames();
     for position in BLOCK_SIZE..image.tail {
         let mut damaged = Image { bytes: image.bytes.clone(), ..image };
         damaged.bytes[position] ^= 0x21;
@@ -153,8 +153,12 @@ fn every_single_byte_flip_keeps_all_records_known() {
         records.extend(&settled.salvaged);
         records.sort_by_key(|record| record.first_lsn);
         assert_eq!(lsns(&records), [1, 2, 3, 4], "flip at {position}");
-        assert_eq!(settled.findings.len(), 1, "flip at {position}");
-        let finding = settled.findings[0];
+        // Nothing confirms that it is a flip, where no records are.
+        let is_confirmed = position < idle + FRAME_HEADER_LEN;
+        assert_eq!(settled.findings.len(), usize::from(is_confirmed), "flip at {position}");
+        let mut findings = settled.findings.iter().chain(&settled.uncertain);
+        let finding = *findings.next().unwrap();
+        assert!(findings.next().is_none(), "flip at {position}");
         assert_eq!((finding.offset, finding.len), (position as u64, 1));
         assert!(!settled.is_suspect());
         let damaged_count = records.iter().filter(|record| record.damaged).count();
@@ -277,6 +281,19 @@ fn one_damaged_byte_above_the_watermark_is_a_torn_tail() {
     assert!(settled.salvaged.is_empty() && settled.findings.is_empty() && !settled.is_suspect());
     assert_eq!(settled.uncertain.len(), 1);
     assert_eq!(settled.tail_uncertain_bytes, BLOCK_SIZE as u64);
+}
+
+/// One torn sector in some thousands has a checksum as if one byte of it were wrong. Found by seed
+/// 236 of `sim store --operations 100`.
+#[test]
+fn idle_frame_that_seems_to_have_one_damaged_byte_may_be_torn() {
+    let (mut image, [.., idle]) = Image::three_frames();
+    image.bytes[idle + FRAME_HEADER_LEN + 100] ^= 1;
+    let (scan, records) = image.scan();
+    assert_eq!(lsns(&records), [1, 2, 3, 4]);
+    let settled = settle(&[scan], &[], Lsn::ZERO);
+    assert!(settled.findings.is_empty() && !settled.is_suspect());
+    assert_eq!(settled.uncertain.len(), 1);
 }
 
 #[test]
