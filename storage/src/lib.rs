@@ -28,6 +28,7 @@ mod index;
 mod knowledge;
 #[doc(hidden)]
 pub mod mutation;
+mod number_table;
 mod rebuild;
 mod recovery;
 mod segments;
