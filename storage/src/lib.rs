@@ -33,6 +33,7 @@ mod rebuild;
 mod recovery;
 mod segments;
 mod store;
+mod value_chunks;
 
 pub use check::{CheckReport, check};
 #[doc(hidden)]

@@ -1,6 +1,5 @@
 //! The writing commands.
 
-use bytes::{Bytes, BytesMut};
 use wal::Lsn;
 use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
@@ -52,12 +51,7 @@ impl Store {
             expiry_ms: put.expiry_ms,
             value: put.value,
         })?;
-        let mut memory_of = BytesMut::with_capacity(user_key.len() + put.value.len());
-        memory_of.extend_from_slice(user_key);
-        memory_of.extend_from_slice(put.value);
-        let footprint = memory_of.len();
-        let mut value: Bytes = memory_of.freeze();
-        let user_key = value.split_to(user_key.len());
+        let (user_key, value, footprint) = self.values.copy(user_key, put.value);
         let record = CachedRecord {
             key: id,
             location: appended.location,
@@ -150,7 +144,11 @@ impl Store {
             value: &record.value,
         })?;
         let Appended { lsn, location } = appended;
-        self.note_put(memory, None, CachedRecord { location, lsn, version, expiry_ms, ..record });
+        let (user_key, value, footprint) = self.values.copy(&record.user_key, &record.value);
+        let key = key.id;
+        let record =
+            CachedRecord { key, location, lsn, version, expiry_ms, user_key, value, footprint };
+        self.note_put(memory, None, record);
         Ok(Effect::Done(Some(lsn)))
     }
 
