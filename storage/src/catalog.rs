@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wal::record::Key;
 
 use crate::index::{
-    Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind,
+    Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind, Vacancy,
 };
 use crate::segments::Segments;
 
@@ -124,9 +124,14 @@ impl Catalog {
         self.tidy(key);
     }
 
-    /// Puts the first slot of a key whose prefix has none: the most frequent case.
-    pub(crate) fn put_first(&mut self, key: &Key, slot: Slot) {
-        self.index.insert(key, slot);
+    /// Where the first slot of a key goes whose prefix has none: the most frequent case.
+    pub(crate) fn vacancy(&self, key: &Key) -> Option<Vacancy> {
+        self.index.vacancy(key)
+    }
+
+    /// Puts a slot there; the index has not changed since.
+    pub(crate) fn put_first(&mut self, vacancy: Vacancy, slot: Slot) {
+        self.index.fill(vacancy, slot);
         self.count_in(&slot);
     }
 

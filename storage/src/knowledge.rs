@@ -9,6 +9,7 @@ use wal::record::{Key, Location, Version};
 
 use crate::cache::{CachedRecord, ReadCache};
 use crate::index::{Place, SegmentNumber, SlotKind};
+use crate::number_table::NumberTable;
 use crate::segments::{Segments, Spot};
 
 /// Answers found by reading that are kept.
@@ -62,41 +63,70 @@ pub(crate) struct Recent {
     pub(crate) cached: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A record that is not acknowledged yet, and the state that it gives its key.
+#[derive(Debug)]
 struct Unsettled {
     lsn: Lsn,
     key: Key,
     /// Where the record stands.
     location: Location,
+    /// `None` once a later record has given the key another state.
+    recent: Option<Recent>,
 }
 
-/// Records of one segment, by rising offset.
-#[derive(Debug)]
+/// Records of one segment, by rising offset: they stand together in the queue.
+#[derive(Clone, Copy, Debug)]
 struct Run {
     segment: u64,
-    records: VecDeque<Unsettled>,
+    /// The number of the first one.
+    first: u64,
 }
 
 /// Newest states that are not acknowledged yet. Bounded by the log's pending bytes.
+///
+/// They come and go in append order, so they stand in a queue, numbered from the first one ever on;
+/// `numbers` finds a key's. Adding and settling walk through memory in order; only the small table
+/// is met at random.
 #[derive(Debug, Default)]
 pub(crate) struct Recents {
-    states: HashMap<Key, Recent, Mixing>,
-    /// Their records, in append order; those of one segment stand together.
+    queue: VecDeque<Unsettled>,
+    /// The number of the queue's first entry.
+    first: u64,
+    numbers: NumberTable,
     runs: VecDeque<Run>,
     cleared: Lsn,
 }
 
 impl Recents {
+    fn find(&self, key: &Key) -> Option<(u64, &Recent)> {
+        let number = self.numbers.find(hash_of(key), self.first, |number| {
+            self.entry(number).is_some_and(|entry| entry.key == *key)
+        })?;
+        Some((number, self.entry(number)?.recent.as_ref()?))
+    }
+
+    fn entry(&self, number: u64) -> Option<&Unsettled> {
+        self.queue.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
     pub(crate) fn get(&self, key: &Key) -> Option<&Recent> {
-        if self.states.is_empty() { None } else { self.states.get(key) }
+        self.find(key).map(|(_, recent)| recent)
     }
 
     /// The key of a record that is not acknowledged yet.
     pub(crate) fn key_at(&self, spot: &Spot) -> Option<&Key> {
-        let line_of = |record: &Unsettled| Spot::of(&record.location).line;
-        self.runs.iter().filter(|run| run.segment == spot.segment).find_map(|run| {
-            let index = run.records.binary_search_by_key(&spot.line, line_of).ok()?;
-            Some(&run.records[index].key)
+        let line_of = |number: u64| self.entry(number).map(|entry| Spot::of(&entry.location).line);
+        let end = self.first + self.queue.len() as u64;
+        let ends = self.runs.iter().skip(1).map(|run| run.first).chain([end]);
+        let mut runs = self.runs.iter().zip(ends).filter(|(run, _)| run.segment == spot.segment);
+        runs.find_map(|(run, end)| {
+            let (mut low, mut high) = (run.first.max(self.first), end);
+            while low < high {
+                let middle = low.midpoint(high);
+                if line_of(middle)? < spot.line { low = middle + 1 } else { high = middle }
+            }
+            let is_it = low < end && line_of(low) == Some(spot.line);
+            if is_it { self.entry(low).map(|entry| &entry.key) } else { None }
         })
     }
 
@@ -107,30 +137,41 @@ impl Recents {
 
     /// Notes a state, given by the record at `location`.
     pub(crate) fn note(&mut self, key: Key, location: Location, recent: Recent) {
-        let record = Unsettled { lsn: recent.lsn, key, location };
-        match self.runs.back_mut() {
-            Some(run) if run.segment == location.segment => run.records.push_back(record),
-            _ => {
-                let (segment, records) = (location.segment, VecDeque::from([record]));
-                self.runs.push_back(Run { segment, records });
-            }
+        let number = self.first + self.queue.len() as u64;
+        if self.runs.back().is_none_or(|run| run.segment != location.segment) {
+            self.runs.push_back(Run { segment: location.segment, first: number });
         }
-        self.states.insert(key, recent);
+        let hash = hash_of(&key);
+        match self.find(&key).map(|(before, _)| before) {
+            Some(before) => {
+                self.numbers.replace(hash, before, number);
+                let position = usize::try_from(before - self.first).expect("a place in the queue");
+                self.queue[position].recent = None;
+            }
+            None => self.numbers.insert(hash, number),
+        }
+        let lsn = recent.lsn;
+        self.queue.push_back(Unsettled { lsn, key, location, recent: Some(recent) });
     }
 
     /// Every key is deleted.
     pub(crate) fn clear(&mut self, lsn: Lsn) {
-        self.states.clear();
+        self.queue.iter_mut().for_each(|entry| entry.recent = None);
+        self.numbers.clear();
         self.cleared = lsn;
     }
 
     /// Takes out the oldest record, if it is not above `lsn_max`.
     fn pop(&mut self, lsn_max: Lsn) -> Option<Unsettled> {
-        // The last run keeps its memory.
-        while self.runs.len() > 1 && self.runs[0].records.is_empty() {
+        let entry = self.queue.pop_front_if(|entry| entry.lsn <= lsn_max)?;
+        if entry.recent.is_some() {
+            self.numbers.remove(hash_of(&entry.key), self.first);
+        }
+        self.first += 1;
+        while self.runs.get(1).is_some_and(|run| run.first <= self.first) {
             self.runs.pop_front();
         }
-        self.runs.front_mut()?.records.pop_front_if(|record| record.lsn <= lsn_max)
+        Some(entry)
     }
 
     /// Forgets what is acknowledged, and therefore written; values that are still current move to
@@ -141,12 +182,11 @@ impl Recents {
         cache: &mut ReadCache,
         segments: &mut Segments,
     ) {
-        while let Some(Unsettled { lsn, key, location }) = self.pop(acknowledged_lsn) {
+        while let Some(Unsettled { location, recent, .. }) = self.pop(acknowledged_lsn) {
             if let Some(segment) = segments.by_id_mut(location.segment) {
                 segment.note_written(&location);
             }
-            if self.states.get(&key).is_some_and(|recent| recent.lsn == lsn)
-                && let Some(recent) = self.states.remove(&key)
+            if let Some(recent) = recent
                 && let Some(record) = recent.record.filter(|_| recent.cached)
             {
                 cache.insert(record);
@@ -156,6 +196,16 @@ impl Recents {
             self.cleared = Lsn::ZERO;
         }
     }
+}
+
+/// What [`NumberTable`] goes by.
+fn hash_of(key: &Key) -> u32 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, rest @ ..] = key.0;
+    let first = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let second = u64::from_le_bytes([i, j, k, l, m, n, o, p]);
+    let folded = first ^ second.rotate_left(29) ^ u64::from(u32::from_le_bytes(rest));
+    // Fibonacci hashing; the upper half is the better one.
+    (folded.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
 
 #[derive(Clone, Debug)]

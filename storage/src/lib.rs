@@ -28,10 +28,12 @@ mod index;
 mod knowledge;
 #[doc(hidden)]
 pub mod mutation;
+mod number_table;
 mod rebuild;
 mod recovery;
 mod segments;
 mod store;
+mod value_chunks;
 
 pub use check::{CheckReport, check};
 #[doc(hidden)]

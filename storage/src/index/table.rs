@@ -47,6 +47,14 @@ enum Found {
     Page { page: PageId, at: Position, index: usize, slot: Slot },
 }
 
+/// Where a slot would go: see [`Index::vacancy`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vacancy {
+    page: PageId,
+    index: usize,
+    prefix: Prefix,
+}
+
 impl Default for Index {
     fn default() -> Self {
         Self::new()
@@ -113,6 +121,31 @@ impl Index {
             found.push(page.word(index));
         }
         found
+    }
+
+    /// Where the first slot of a prefix that has none would go; `None` if there is one, or no room.
+    ///
+    /// Good until the index changes.
+    pub(crate) fn vacancy(&self, key: &Key) -> Option<Vacancy> {
+        let prefix = Prefix::of(key);
+        let at = self.directory.find(prefix);
+        let id = self.directory.page(at);
+        let page = Page(self.arena.page(id));
+        let index = page.lower_bound(prefix, &self.directory.range(at));
+        let count = page.count();
+        let taken = index < count && page.prefix(index) == prefix;
+        (!taken && count < PAGE_SLOTS_MAX && self.crowded.is_empty()).then_some(Vacancy {
+            page: id,
+            index,
+            prefix,
+        })
+    }
+
+    /// Puts a slot where there is none of its prefix.
+    pub(crate) fn fill(&mut self, vacancy: Vacancy, slot: Slot) {
+        let Vacancy { page, index, prefix } = vacancy;
+        PageMut(self.arena.page_mut(page)).insert(index, prefix, slot);
+        self.count_in(&slot);
     }
 
     /// Puts a new newest slot before all others of its prefix. Returns the slot it displaced: a

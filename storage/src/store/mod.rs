@@ -20,6 +20,7 @@ use crate::error::ReadError;
 use crate::index::Cursor;
 use crate::knowledge::{Recents, Resolved};
 use crate::segments::{Segment, SegmentState};
+use crate::value_chunks::ValueChunks;
 
 mod checkpointing;
 mod compaction;
@@ -369,6 +370,7 @@ pub struct Store {
     catalog: Catalog,
     cache: ReadCache,
     recents: Recents,
+    values: ValueChunks,
     resolved: Resolved,
     jobs: Jobs,
     scans: Scans,
@@ -428,6 +430,7 @@ impl Store {
             catalog,
             cache: ReadCache::new(options.cache_bytes),
             recents: Recents::default(),
+            values: ValueChunks::new(options.cache_bytes > 0),
             resolved: Resolved::default(),
             jobs: Jobs::default(),
             scans: Scans::default(),

@@ -1,6 +1,5 @@
 //! The writing commands.
 
-use bytes::{Bytes, BytesMut};
 use wal::Lsn;
 use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
@@ -14,7 +13,7 @@ use super::{Effect, KeyRef, Put, Store};
 use crate::cache::CachedRecord;
 use crate::catalog::Kin;
 use crate::error::{ReadError, WriteError};
-use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
+use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind, Vacancy};
 use crate::knowledge::{Found, Known, Recent};
 
 /// On a full disk, at least this much of the active segment is kept for deletes and the copies of
@@ -32,7 +31,13 @@ impl Store {
     /// [`WriteError`].
     pub fn put(&mut self, put: &Put<'_>) -> Result<Lsn, WriteError> {
         let KeyRef { id, user_key, hashed } = put.key;
-        let memory = self.memory(&id);
+        // Most often nothing is known of the key, and the index has nothing of its prefix.
+        let unknown = self.recents.get(&id).is_none() && self.resolved.get(&id).is_none();
+        let vacancy = if unknown { self.catalog.vacancy(&id) } else { None };
+        let memory = match vacancy {
+            Some(_) => Memory::Known(Known::Absent),
+            None => self.memory(&id),
+        };
         if let Memory::Known(Known::Present(found)) = memory
             && !found.is_expired(self.now.clock_ms)
             && found.user_key_crc != checksum::plain(user_key)
@@ -49,12 +54,7 @@ impl Store {
             expiry_ms: put.expiry_ms,
             value: put.value,
         })?;
-        let mut memory_of = BytesMut::with_capacity(user_key.len() + put.value.len());
-        memory_of.extend_from_slice(user_key);
-        memory_of.extend_from_slice(put.value);
-        let footprint = memory_of.len();
-        let mut value: Bytes = memory_of.freeze();
-        let user_key = value.split_to(user_key.len());
+        let (user_key, value, footprint) = self.values.copy(user_key, put.value);
         let record = CachedRecord {
             key: id,
             location: appended.location,
@@ -65,7 +65,7 @@ impl Store {
             value,
             footprint,
         };
-        self.note_put(memory, record);
+        self.note_put(memory, vacancy, record);
         Ok(appended.lsn)
     }
 
@@ -148,7 +148,11 @@ impl Store {
             value: &record.value,
         })?;
         let Appended { lsn, location } = appended;
-        self.note_put(memory, CachedRecord { location, lsn, version, expiry_ms, ..record });
+        let (user_key, value, footprint) = self.values.copy(&record.user_key, &record.value);
+        let key = key.id;
+        let record =
+            CachedRecord { key, location, lsn, version, expiry_ms, user_key, value, footprint };
+        self.note_put(memory, None, record);
         Ok(Effect::Done(Some(lsn)))
     }
 
@@ -209,15 +213,15 @@ impl Store {
         self.recents.observed(&key.id)
     }
 
-    /// Takes a put that was appended into the index and into memory.
-    fn note_put(&mut self, memory: Memory, record: CachedRecord) {
+    /// Takes a put that was appended into the index, where it has a `vacancy` if nothing is there,
+    /// and into memory.
+    fn note_put(&mut self, memory: Memory, vacancy: Option<Vacancy>, record: CachedRecord) {
         let (key, location, expiry_ms) = (record.key, record.location, record.expiry_ms);
         let place = self.place_of(&location);
         let slot = self.slot(place, SlotKind::Put, parts_len(&location), expiry_ms);
-        if self.catalog.candidates(&key).next().is_none() {
-            self.catalog.put_first(&key, slot);
-        } else {
-            self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+        match vacancy {
+            Some(vacancy) => self.catalog.put_first(vacancy, slot),
+            None => self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin)),
         }
         self.catalog.expect(&key, place, expiry_ms, self.now.clock_ms);
         let known = Known::Present(found_in(&record, place));
