@@ -19,6 +19,7 @@ fn check(driver: Driver, shards: u16, durability: &str) {
         shards,
         durability: durability.to_owned(),
         write_ms_max: 500,
+        node_arguments: Vec::new(),
         directory: directory.path().to_owned(),
     };
     match run(&options, &mut |_| {}) {

@@ -269,13 +269,43 @@ impl std::error::Error for Violation {}
 pub struct KeyLedger {
     author: Author,
     possible: Vec<KeyState>,
+    /// While a cut is being made: every state that was possible since it began.
+    since_cut: Option<Vec<KeyState>>,
 }
 
 impl KeyLedger {
     /// A key that was never written.
     #[must_use]
     pub fn new(author: Author) -> Self {
-        Self { author, possible: vec![KeyState::Absent] }
+        Self { author, possible: vec![KeyState::Absent], since_cut: None }
+    }
+
+    /// A snapshot is ordered, and no command is under way: what is possible now may be in it, and
+    /// what becomes so until [`KeyLedger::end_cut`].
+    pub fn begin_cut(&mut self) {
+        self.since_cut = Some(self.possible.clone());
+    }
+
+    /// The snapshot was answered, and no command is under way: returns what the key may be in it.
+    /// Without a cut, what it may be now.
+    pub fn end_cut(&mut self) -> Self {
+        let since_cut = self.since_cut.take();
+        let possible = since_cut.unwrap_or_else(|| self.possible.clone());
+        Self { author: self.author, possible, since_cut: None }
+    }
+
+    fn note_cut(&mut self) {
+        let Some(seen) = &mut self.since_cut else { return };
+        for state in &self.possible {
+            add(seen, state.clone());
+        }
+    }
+
+    /// Tells whether the key was there, and its time ran out before the window.
+    #[must_use]
+    pub fn has_expired(&self, window: Window) -> bool {
+        !self.possible.contains(&KeyState::Absent)
+            && self.at(window).iter().all(|state| *state == KeyState::Absent)
     }
 
     /// Returns the states the key may be in.
@@ -315,6 +345,7 @@ impl KeyLedger {
             return Err(self.violation(&format!("{operation:?} was answered {reply}"), window));
         }
         self.possible = next;
+        self.note_cut();
         Ok(())
     }
 
@@ -327,6 +358,7 @@ impl KeyLedger {
             add(&mut next, after);
         }
         self.possible = next;
+        self.note_cut();
     }
 
     /// Takes note of commands, in the order sent, whose replies never came.
@@ -345,6 +377,7 @@ impl KeyLedger {
             }
             current = next;
         }
+        self.note_cut();
     }
 
     /// Takes note that everything was flushed, or may have been.
@@ -353,6 +386,7 @@ impl KeyLedger {
             FlushOutcome::Acknowledged => self.possible = vec![KeyState::Absent],
             FlushOutcome::Unknown => add(&mut self.possible, KeyState::Absent),
         }
+        self.note_cut();
     }
 
     /// Compares with what was read; what agrees becomes the new base.

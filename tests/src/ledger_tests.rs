@@ -200,3 +200,29 @@ fn pieces_have_their_length_and_differ() {
         }
     }
 }
+
+#[test]
+fn snapshot_may_hold_what_was_possible_during_its_cut_and_nothing_else() {
+    let mut ledger = written();
+    ledger.acknowledge(&set(2), &KeyReply::Done, at(1_100)).unwrap();
+    ledger.begin_cut();
+    ledger.acknowledge(&set(3), &KeyReply::Done, at(1_200)).unwrap();
+    ledger.abandon(&[(set(4), at(1_300))]);
+    let in_snapshot = ledger.end_cut();
+    ledger.acknowledge(&set(5), &KeyReply::Done, at(1_400)).unwrap();
+    for (version, agrees) in [(1, false), (2, true), (3, true), (4, true), (5, false)] {
+        let seen = seen(&value(version), -1);
+        assert_eq!(in_snapshot.clone().observe(&seen, at(2_000)).is_ok(), agrees, "{version}");
+    }
+    assert!(in_snapshot.clone().observe(&NOTHING, at(2_000)).is_err());
+}
+
+#[test]
+fn key_that_was_there_for_certain_and_is_certainly_past_its_time_has_expired() {
+    let mut ledger = KeyLedger::new(AUTHOR);
+    let brief = set_with(1, Some(500), SetCondition::Always);
+    ledger.acknowledge(&brief, &KeyReply::Done, at(1_000)).unwrap();
+    assert!(!ledger.has_expired(at(1_400)) && ledger.has_expired(at(1_700)));
+    ledger.fail(&KeyOperation::Delete, at(1_100));
+    assert!(!ledger.has_expired(at(1_700)), "it may have been deleted");
+}

@@ -15,7 +15,16 @@ use crate::ledger::{
 use crate::resp_client::Reply;
 
 /// Keys of one connection.
-pub const KEY_COUNT: u32 = 64;
+pub const KEY_COUNT: u32 = HOT_COUNT + COLD_COUNT;
+
+/// Keys written all the time.
+const HOT_COUNT: u32 = 64;
+
+/// Keys written once and then hardly ever: what is live of old segments.
+const COLD_COUNT: u32 = 12;
+
+/// Of the hot keys, those that [`Mix::Overwriting`] overwrites.
+const HOTTEST_COUNT: u32 = 12;
 
 /// Counters that all connections share.
 pub const SHARED_COUNT: usize = 3;
@@ -23,8 +32,14 @@ pub const SHARED_COUNT: usize = 3;
 /// Commands in one pipeline at most.
 pub const PIPELINE_MAX: usize = 32;
 
-/// Longest value written.
+/// Longest value written as a matter of course.
 pub const VALUE_BYTES_MAX: u32 = 1 << 20;
+
+/// Longest value written now and then.
+pub const HUGE_BYTES_MAX: u32 = 16 << 20;
+
+/// One value in so many is a huge one.
+const HUGE_ONE_IN: u32 = 10_000;
 
 /// Longest value read while writing goes on: 32 of them fit in any socket buffer, so that a
 /// pipeline sent before its replies are read cannot block both sides.
@@ -32,6 +47,17 @@ const GET_BYTES_MAX: usize = 4 * 1024;
 
 /// Parts of a value before it is written anew instead of appended to.
 const PIECES_MAX: usize = 8;
+
+/// What a connection mostly does for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    /// A bit of everything.
+    Even,
+    /// The same few keys again and again, with values that fill segments: these die.
+    Overwriting,
+    /// Keys with short lives.
+    Expiring,
+}
 
 /// One command with what it means for the ledger.
 #[derive(Debug, Clone)]
@@ -95,12 +121,13 @@ pub fn key_name(connection: u32, key: u32) -> Vec<u8> {
 }
 
 /// The keys, ledgers and random draws of one connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ConnectionWorkload {
     connection: u32,
     rng: Rng,
     keys: Vec<KeyLedger>,
     version: u64,
+    mix: Mix,
 }
 
 impl ConnectionWorkload {
@@ -113,7 +140,24 @@ impl ConnectionWorkload {
             rng: Rng::with_seed(seed ^ (u64::from(connection) + 1).wrapping_mul(0x9e37_79b9)),
             keys: (0..KEY_COUNT).map(|key| KeyLedger::new(author(key))).collect(),
             version: 0,
+            mix: Mix::Even,
         }
+    }
+
+    /// Changes what is mostly done from now on.
+    pub fn set_mix(&mut self, mix: Mix) {
+        self.mix = mix;
+    }
+
+    /// A snapshot is ordered, and no command is under way.
+    pub fn begin_cut(&mut self) {
+        self.keys.iter_mut().for_each(KeyLedger::begin_cut);
+    }
+
+    /// The snapshot was answered, and no command is under way: returns what may be in it.
+    pub fn end_cut(&mut self) -> Self {
+        let keys = self.keys.iter_mut().map(KeyLedger::end_cut).collect();
+        Self { keys, rng: self.rng.clone(), ..*self }
     }
 
     /// Returns the connection's number.
@@ -138,7 +182,10 @@ impl ConnectionWorkload {
         let mut unread = BTreeSet::new();
         let mut pipeline = Vec::with_capacity(count);
         for _ in 0..count {
-            let request = self.next_request(&unread);
+            let request = match self.missing_cold_key() {
+                Some(key) if !unread.contains(&key) => self.set_cold(key),
+                _ => self.next_request(&unread),
+            };
             if request.effect.is_write() {
                 unread.extend(request.effect.operations().into_iter().map(|(key, _)| key));
             }
@@ -149,7 +196,16 @@ impl ConnectionWorkload {
 
     /// Draws one command; keys in `unread` are not read, as their length is not known.
     fn next_request(&mut self, unread: &BTreeSet<u32>) -> Request {
-        let key = self.rng.u32(0..KEY_COUNT);
+        let key = self.rng.u32(0..HOT_COUNT);
+        match (self.mix, self.rng.u32(0..100)) {
+            (Mix::Overwriting, 0..70) => {
+                let key = self.rng.u32(0..HOTTEST_COUNT);
+                return self.set(key);
+            }
+            (Mix::Expiring, 0..40) => return self.set(key),
+            (Mix::Expiring, 40..60) => return self.expire(key),
+            _ => {}
+        }
         match self.rng.u32(0..100) {
             0..45 => self.set(key),
             45..53 => self.one(key, KeyOperation::Delete, &[b"DEL"], &[]),
@@ -176,10 +232,27 @@ impl ConnectionWorkload {
         Request { command, effect: Effect::Key(key, operation) }
     }
 
+    /// A cold key that may not be there, now and then one that is.
+    fn missing_cold_key(&mut self) -> Option<u32> {
+        let key = self.rng.u32(HOT_COUNT..KEY_COUNT);
+        let missing = self.keys[key as usize].possible().contains(&KeyState::Absent);
+        (missing || self.rng.u32(0..400) == 0).then_some(key)
+    }
+
+    fn set_cold(&mut self, key: u32) -> Request {
+        let len = self.rng.u32(16 << 10..64 << 10);
+        let content = Content::Pieces(vec![Piece { version: self.next_version(), len }]);
+        let bytes = content.bytes(self.keys[key as usize].author());
+        let operation = KeyOperation::Set { content, px: None, condition: SetCondition::Always };
+        self.one(key, operation, &[b"SET"], &[&bytes])
+    }
+
     fn set(&mut self, key: u32) -> Request {
         let content = self.content(key);
         let bytes = content.bytes(self.keys[key as usize].author());
+        let expiring = self.mix == Mix::Expiring && self.rng.bool();
         let px = match self.rng.u32(0..10) {
+            _ if expiring => Some(self.lifetime_ms()),
             0 => Some(self.rng.u64(20..600)),
             1 => Some(self.rng.u64(20_000..2_000_000)),
             _ => None,
@@ -234,9 +307,24 @@ impl ConnectionWorkload {
         self.one(key, KeyOperation::Append(piece), &[b"APPEND"], &[&bytes])
     }
 
+    /// Over while the connection is at work, while the node is down, a few rounds later, or never
+    /// in this run.
+    fn lifetime_ms(&mut self) -> u64 {
+        match self.rng.u32(0..4) {
+            0 => self.rng.u64(20..600),
+            1 => self.rng.u64(300..1_500),
+            2 => self.rng.u64(1_000..10_000),
+            _ => self.rng.u64(20_000..2_000_000),
+        }
+    }
+
     fn expire(&mut self, key: u32) -> Request {
-        let ms =
-            if self.rng.bool() { self.rng.u64(20..600) } else { self.rng.u64(20_000..2_000_000) };
+        let ms = self.lifetime_ms();
+        if self.rng.u32(0..4) == 0 {
+            let seconds = ms.div_ceil(1_000);
+            let operation = KeyOperation::ExpireIn(seconds * 1_000);
+            return self.one(key, operation, &[b"EXPIRE"], &[seconds.to_string().as_bytes()]);
+        }
         let text = ms.to_string();
         self.one(key, KeyOperation::ExpireIn(ms), &[b"PEXPIRE"], &[text.as_bytes()])
     }
@@ -251,7 +339,12 @@ impl ConnectionWorkload {
         if is_number(key) {
             return Content::Integer(self.rng.i64(-1_000_000..1_000_000_000));
         }
+        if self.rng.u32(0..HUGE_ONE_IN) == 0 {
+            let len = self.rng.u32(4 << 20..=HUGE_BYTES_MAX);
+            return Content::Pieces(vec![Piece { version: self.next_version(), len }]);
+        }
         let len_max = match self.rng.u32(0..200) {
+            _ if self.mix == Mix::Overwriting && key < HOTTEST_COUNT => 64 * 1024,
             0..4 => 1,
             4..140 => 200,
             140..180 => 8 * 1024,

@@ -5,10 +5,12 @@
 //! is written full of zeros and synced before it is used, because only overwrites of
 //! already-written blocks are cheap to make durable. Its id is never used again.
 //!
-//! The file of a segment that is no longer needed may become another segment ([`shelve`],
-//! [`recycle`]): it is written through already. Its first block then says that its space is reused:
-//! what follows the last frame is of an earlier life and means nothing. All checksums of frames,
-//! records and footers are seeded with the segment's id, so nothing old validates.
+//! A file that is written through but part of no log is *shelved*, under a name of its own: one made
+//! for the purpose ([`prepare_shelved`]) or that of a segment that is no longer needed ([`shelve`]).
+//! It becomes a segment without taking space ([`recycle`]). Its first block says whether its space
+//! is reused: what follows the last frame is then of an earlier life and means nothing. All
+//! checksums of frames, records and footers are seeded with the segment's id, so nothing old
+//! validates.
 //!
 //! First block (little-endian):
 //!
@@ -46,6 +48,7 @@ const MAGIC: [u8; 8] = *b"KADRSEG\0";
 const FIELDS_LEN: usize = SegmentHeader::LEN;
 const SUFFIX: &str = ".segment";
 const TEMPORARY_SUFFIX: &str = ".segment.tmp";
+const SHELVED_SUFFIX: &str = ".segment.shelved";
 /// Zeros are written in pieces of this size, two at a time.
 const ZERO_PIECE_LEN: usize = 1 << 20;
 
@@ -199,6 +202,13 @@ pub fn parse_file_name(name: &str) -> Option<u64> {
     canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
 }
 
+/// Reads from its file name within the directory the id under which a file was shelved.
+#[must_use]
+pub fn parse_shelved_name(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(SHELVED_SUFFIX)?;
+    parse_file_name(&format!("{digits}{SUFFIX}"))
+}
+
 /// Whether a file is a segment that was never finished.
 #[must_use]
 pub fn is_unfinished(name: &str) -> bool {
@@ -231,7 +241,31 @@ pub async fn prepare(
     file: FileId,
 ) -> Result<(), DiskError> {
     let name = file_name(&directory, header.id);
-    let temporary = shelved_name(&directory, header.id);
+    make(port, directory, header, file, name).await
+}
+
+/// As [`prepare`], but shelves the file: it is no segment yet, and is listed nowhere.
+///
+/// # Errors
+/// The disk's; what was made so far is removed where that is possible.
+pub async fn prepare_shelved(
+    port: DiskPort,
+    directory: FileName,
+    header: SegmentHeader,
+    file: FileId,
+) -> Result<(), DiskError> {
+    let name = shelved_name(&directory, header.id);
+    make(port, directory, header, file, name).await
+}
+
+async fn make(
+    port: DiskPort,
+    directory: FileName,
+    header: SegmentHeader,
+    file: FileId,
+    name: FileName,
+) -> Result<(), DiskError> {
+    let temporary = directory.join(&format!("{:016x}{TEMPORARY_SUFFIX}", header.id));
     let opened =
         port.call(DiskOperation::Open { file, name: temporary.clone(), mode: OpenMode::Create });
     opened.await?;
@@ -289,14 +323,13 @@ fn write(port: &DiskPort, file: FileId, offset: u64, buffer: IoBuffer) -> crate:
     port.start(DiskOperation::Write { file, offset, buffer, durability })
 }
 
-/// Names the file of a segment that is put aside.
+/// Names a shelved file.
 #[must_use]
 pub fn shelved_name(directory: &FileName, id: u64) -> FileName {
-    directory.join(&format!("{id:016x}{TEMPORARY_SUFFIX}"))
+    directory.join(&format!("{id:016x}{SHELVED_SUFFIX}"))
 }
 
-/// Puts the file of a segment aside, durably: what it holds does not come back, and recovery
-/// removes it. It may stay open.
+/// Shelves the file of a segment, durably: what it holds does not come back. It may stay open.
 ///
 /// Nothing may refer to the segment any more: no manifest, checkpoint, snapshot (hard link) or
 /// reader, and that it does not must be durable.
@@ -310,24 +343,26 @@ pub async fn shelve(port: DiskPort, directory: FileName, id: u64) -> Result<(), 
     Ok(())
 }
 
-/// Makes a new segment of the file of segment `from`, which was put aside ([`shelve`]): it gets its
-/// new first block, made durable, then its new name. `file` stays open throughout. The caller then
-/// lists it in the manifest. `header.len` is the length of the file.
+/// Makes a new segment of the file that was shelved as `from`: it gets its new first block, made
+/// durable, then its new name. `file` stays open throughout. The caller then lists it in the
+/// manifest. `header.len` is the length of the file.
 ///
 /// # Errors
-/// The disk's; the file is closed and removed where that is possible. Otherwise recovery removes
-/// it, by its temporary name or as no manifest lists it.
+/// The disk's; the file is closed and removed where that is possible. Otherwise recovery finds it
+/// shelved, or blank and listed by no manifest.
 pub async fn recycle(
     port: DiskPort,
     directory: FileName,
     from: u64,
-    header: SegmentHeader,
+    (header, space): (SegmentHeader, Space),
     file: FileId,
 ) -> Result<(), DiskError> {
-    let temporary = shelved_name(&directory, from);
-    if let Err(error) = rename_over(&port, &directory, &temporary, header, file).await {
+    let shelved = shelved_name(&directory, from);
+    let first_block = header.encode_over(space);
+    let to = file_name(&directory, header.id);
+    if let Err(error) = rename_over(&port, &shelved, to, first_block, file).await {
         let _ = port.call(DiskOperation::Close { file }).await;
-        let _ = port.call(DiskOperation::Remove { name: temporary }).await;
+        let _ = port.call(DiskOperation::Remove { name: shelved }).await;
         return Err(error);
     }
     port.call(DiskOperation::SyncDirectory { name: directory }).await?;
@@ -336,16 +371,14 @@ pub async fn recycle(
 
 async fn rename_over(
     port: &DiskPort,
-    directory: &FileName,
-    temporary: &FileName,
-    header: SegmentHeader,
+    shelved: &FileName,
+    to: FileName,
+    buffer: IoBuffer,
     file: FileId,
 ) -> Result<(), DiskError> {
-    let buffer = header.encode_over(Space::Reused);
     let durability = Durability::Durable;
     port.transfer(DiskOperation::Write { file, offset: 0, buffer, durability }).await?;
-    let to = file_name(directory, header.id);
-    port.call(DiskOperation::Rename { from: temporary.clone(), to }).await?;
+    port.call(DiskOperation::Rename { from: shelved.clone(), to }).await?;
     Ok(())
 }
 
@@ -381,6 +414,11 @@ mod tests {
             assert_eq!(parse_file_name(other), None);
         }
         assert!(is_unfinished("000000000000001f.segment.tmp"));
+        let shelved = shelved_name(&directory, 0x1F);
+        assert_eq!(shelved.as_str(), "shard-00/000000000000001f.segment.shelved");
+        assert_eq!(parse_shelved_name("000000000000001f.segment.shelved"), Some(0x1F));
+        assert_eq!(parse_file_name("000000000000001f.segment.shelved"), None);
+        assert!(!is_unfinished("000000000000001f.segment.shelved"));
     }
 
     #[test]
@@ -398,7 +436,7 @@ mod tests {
         let directory = FileName::new("shard-00");
         let mut procedure = Procedure::new(|port| async move {
             shelve(port.clone(), directory.clone(), 0x1E).await?;
-            recycle(port, directory, 0x1E, header(), FileId(2)).await
+            recycle(port, directory, 0x1E, (header(), Space::Reused), FileId(2)).await
         });
         let mut asked = Vec::new();
         loop {
@@ -433,17 +471,17 @@ mod tests {
         let new = "shard-00/000000000000001f.segment";
         let (asked, result) = recycle_failing_at(None);
         let expected = [
-            format!("rename {old} {old}.tmp"),
+            format!("rename {old} {old}.shelved"),
             "sync shard-00".to_owned(),
             "write".to_owned(),
-            format!("rename {old}.tmp {new}"),
+            format!("rename {old}.shelved {new}"),
             "sync shard-00".to_owned(),
         ];
         assert_eq!((asked, result), (expected.to_vec(), Ok(())));
         for failing in 2..4 {
             let (asked, result) = recycle_failing_at(Some(failing));
             assert!(result.is_err());
-            assert_eq!(asked[failing + 1..], ["close".to_owned(), format!("remove {old}.tmp")]);
+            assert_eq!(asked[failing + 1..], ["close".to_owned(), format!("remove {old}.shelved")]);
         }
         for failing in [0, 1, 4] {
             let (asked, result) = recycle_failing_at(Some(failing));

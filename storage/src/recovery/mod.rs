@@ -20,18 +20,21 @@ use wal::group_commit::OpenSegment;
 use wal::manifest::{self, Manifest, ManifestError, Quarantine, SegmentEntry, Verdict};
 use wal::procedure::{DiskPort, Procedure};
 use wal::replay::{Finding, SegmentScan, Settlement};
-use wal::segment::{self, Identity, SEGMENT_BYTES_MIN, SegmentHeader};
+use wal::segment::{self, Identity, SegmentHeader};
 
 use crate::checkpoint;
 use crate::error::OpenError;
 use crate::index::Prefix;
 use crate::rebuild::Rebuild;
+use crate::store::pool::Shelved;
 use crate::store::{Foundation, Store, StoreOptions};
 
+mod reserve;
 pub(crate) mod sources;
 
 pub use sources::RecoverySources;
 
+use reserve::Reserve;
 use sources::{Replay, Scanned, Shortcuts};
 
 /// File ids of the two manifest copies; segments get the ones after.
@@ -170,6 +173,8 @@ struct Directory {
     /// Segment files: id, length.
     segments: BTreeMap<u64, u64>,
     unfinished: Vec<FileName>,
+    /// Shelved files: id, length.
+    shelved: Vec<(u64, u64)>,
     /// Checkpoint files.
     checkpoints: Vec<Lsn>,
     damage: Vec<DamagedFile>,
@@ -214,6 +219,10 @@ async fn read_directory(
         rebuilt: None,
         segments,
         unfinished,
+        shelved: files
+            .iter()
+            .filter_map(|(name, len)| segment::parse_shelved_name(name).map(|id| (id, *len)))
+            .collect(),
         checkpoints: files
             .iter()
             .filter_map(|(name, _)| checkpoint::parse_file_name(name))
@@ -327,6 +336,7 @@ pub(crate) struct Loaded {
     pub(crate) settlement: Settlement,
     pub(crate) rebuilt: Rebuild,
     pub(crate) unfinished: Vec<FileName>,
+    shelved: Vec<(u64, u64)>,
     /// Checkpoint files that are of no use.
     obsolete: Vec<FileName>,
     pub(crate) sources: RecoverySources,
@@ -376,7 +386,8 @@ pub(crate) async fn load(
         return Err(OpenError::WrongIdentity { file });
     }
     let mut manifest = found.manifest.unwrap_or_else(|| empty_manifest(identity));
-    let highest = found.segments.keys().next_back().map_or(0, |id| id + 1);
+    let shelved = found.shelved.iter().map(|(id, _)| *id);
+    let highest = found.segments.keys().copied().chain(shelved).max().map_or(0, |id| id + 1);
     manifest.next_segment = manifest.next_segment.max(highest);
     let mut damage = found.damage;
     if rebuilt {
@@ -415,6 +426,7 @@ pub(crate) async fn load(
         settlement,
         rebuilt: content,
         unfinished: found.unfinished,
+        shelved: found.shelved,
         obsolete,
         sources,
         log_bytes,
@@ -536,7 +548,7 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     sync_all(&port, &directory, &loaded.scans).await?;
     let report = report(&loaded);
     let settled = Settle { port: &port, directory: &directory, options: &options };
-    let (manifest, dropped, first) = settled.run(&loaded).await?;
+    let Settled { manifest, dropped, first, shelved, next_file } = settled.run(&loaded).await?;
     let Rebuild { mut catalog, version_max, .. } = loaded.rebuilt;
     for id in dropped {
         if let Some(number) = catalog.segments.number_of(id) {
@@ -548,7 +560,8 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
         manifest,
         catalog,
         first,
-        next_file: FileId(loaded.next_file + 1),
+        shelved,
+        next_file: FileId(next_file),
         durable_lsn: loaded.settlement.last_lsn,
         log_ms,
         version_max,
@@ -597,6 +610,17 @@ fn report(loaded: &Loaded) -> RecoveryReport {
     }
 }
 
+/// What is left when all is written.
+struct Settled {
+    manifest: Manifest,
+    /// Segments that were blank.
+    dropped: Vec<u64>,
+    /// The first segment; `None` if the disk is full.
+    first: Option<OpenSegment>,
+    shelved: Vec<Shelved>,
+    next_file: u32,
+}
+
 /// The writing half of recovery.
 struct Settle<'a> {
     port: &'a DiskPort,
@@ -605,13 +629,9 @@ struct Settle<'a> {
 }
 
 impl Settle<'_> {
-    /// Prepares the first segment, then makes the manifest say what was found, then removes what
-    /// it no longer lists. Returns the manifest, the segments that were blank and the first segment
-    /// (`None` if the disk is full).
-    async fn run(
-        &self,
-        loaded: &Loaded,
-    ) -> Result<(Manifest, Vec<u64>, Option<OpenSegment>), OpenError> {
+    /// Shelves blank segments and prepares the first one, then makes the manifest say what was
+    /// found, then removes what it no longer lists.
+    async fn run(&self, loaded: &Loaded) -> Result<Settled, OpenError> {
         for name in &loaded.unfinished {
             let remove = DiskOperation::Remove { name: name.clone() };
             self.port.call(remove).await.map_err(|e| disk_error("removing", name, e))?;
@@ -645,7 +665,7 @@ impl Settle<'_> {
                 let cut = entry.cut.or_else(|| is_read.then_some(scan.end));
                 manifest.segments.push(SegmentEntry { cut, ..*entry });
             } else {
-                dropped.push(*segment);
+                dropped.push((*segment, scan.frame_count > 0));
             }
         }
         if loaded.created {
@@ -653,20 +673,31 @@ impl Settle<'_> {
             self.save(loaded, &manifest).await?;
             manifest.sequence += 1;
         }
-        let first = self.first_segment(&mut manifest, FileId(loaded.next_file)).await?;
+        let mut reserve = Reserve::open(self.port, self.directory, self.options, loaded).await?;
+        let mut removed = Vec::new();
+        let gone = dropped.iter().map(|(segment, _)| segment.id).collect();
+        let blank = reserve.choose(dropped, &mut removed);
+        if !blank.is_empty() {
+            // Only what no manifest lists may get another name.
+            self.save(loaded, &manifest).await?;
+            manifest.sequence += 1;
+            reserve.shelve(&blank).await?;
+        }
+        let first = self.first_segment(&mut manifest, &mut reserve).await?;
         self.save(loaded, &manifest).await?;
         for name in &loaded.obsolete {
             let remove = DiskOperation::Remove { name: name.clone() };
             self.port.call(remove).await.map_err(|e| disk_error("removing", name, e))?;
         }
-        for segment in &dropped {
+        for segment in &removed {
             let name = segment::file_name(self.directory, segment.id);
             let close = DiskOperation::Close { file: segment.file };
             self.port.call(close).await.map_err(|e| disk_error("closing", &name, e))?;
             let remove = DiskOperation::Remove { name: name.clone() };
             self.port.call(remove).await.map_err(|e| disk_error("removing", &name, e))?;
         }
-        Ok((manifest, dropped.iter().map(|segment| segment.id).collect(), first))
+        let Reserve { shelved, next_file, .. } = reserve;
+        Ok(Settled { manifest, dropped: gone, first, shelved, next_file })
     }
 
     async fn save(&self, loaded: &Loaded, manifest: &Manifest) -> Result<(), OpenError> {
@@ -693,20 +724,19 @@ impl Settle<'_> {
         Ok(())
     }
 
+    /// From the shelved files, if there are more than the reserve; else new.
     async fn first_segment(
         &self,
         manifest: &mut Manifest,
-        file: FileId,
+        reserve: &mut Reserve<'_>,
     ) -> Result<Option<OpenSegment>, OpenError> {
-        let (id, len) = (manifest.next_segment, SEGMENT_BYTES_MIN.min(self.options.segment_bytes));
-        let header = SegmentHeader { identity: manifest.identity, id, len };
-        let prepared =
-            segment::prepare(self.port.clone(), self.directory.clone(), header, file).await;
-        match prepared {
-            Ok(()) => {
+        let id = manifest.next_segment;
+        let made = reserve.first_segment(manifest.identity, id).await;
+        match made {
+            Ok(segment) => {
                 manifest.next_segment += 1;
-                manifest.segments.push(SegmentEntry { id, len, cut: None });
-                Ok(Some(OpenSegment { id, file, len }))
+                manifest.segments.push(SegmentEntry { id, len: segment.len, cut: None });
+                Ok(Some(segment))
             }
             Err(error) if error.kind == DiskErrorKind::NoSpace => Ok(None),
             Err(source) => {

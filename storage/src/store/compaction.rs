@@ -27,7 +27,7 @@ use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, To
 use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::disk_read::{Head, Target, Waiter};
-use super::write::{FULL_DISK_RESERVE, bare, parts_len, tombstone};
+use super::write::{bare, parts_len, tombstone};
 use super::{Source, Store};
 use crate::cache::CachedRecord;
 use crate::catalog::Kin;
@@ -269,7 +269,8 @@ impl Store {
         }
         // Many tombstones wait for the oldest records to go: those first, then.
         let by_age = tombstones * 4 > len;
-        let room = self.log.room().saturating_sub(FULL_DISK_RESERVE / 8);
+        let full = self.supply.is_disk_full();
+        let room = self.room_for_copies();
         let last_lsn = self.log.last_lsn();
         let oldest = self.oldest();
         let mut best: Option<(u128, SegmentNumber)> = None;
@@ -280,8 +281,11 @@ impl Store {
             let asked_for = segment.lsns.is_none_or(|(_, last)| Some(last) <= requested_lsn);
             let blocked = !at_any_rate && !asked_for
                 || segment.has_clear && !oldest
-                || self.supply.is_disk_full() && kept + segment.live_bytes / 8 > room;
-            let worth = if wasteful || asked_for { segment.len / 8 } else { segment.len / 4 };
+                || full && kept + segment.len / FULL_DISK_WORTH > room;
+            let worth = match full {
+                true => segment.len / FULL_DISK_WORTH,
+                false => segment.len / 8,
+            };
             if blocked || dead < worth && !(by_age && oldest) {
                 continue;
             }
@@ -749,10 +753,6 @@ impl Store {
     }
 
     fn append_copy(&mut self, record: &Record<'_>, first_lsn: Lsn) -> Option<Appended> {
-        let len_max = record.encoded_len_max() as u64;
-        if self.supply.is_disk_full() && self.log.room() < len_max + FULL_DISK_RESERVE / 8 {
-            return None;
-        }
         match self.log.append_copy(record, first_lsn) {
             Ok(appended) => {
                 self.idle_since_ns = None;
@@ -761,7 +761,9 @@ impl Store {
                 Some(appended)
             }
             Err(AppendError::NoSegment { frame_len }) => {
-                if self.supply.failure().is_none() {
+                if self.supply.is_disk_full() {
+                    self.supply.want_reserve(frame_len, 0);
+                } else if self.supply.failure().is_none() {
                     self.supply.want(frame_len);
                 }
                 None
@@ -787,6 +789,9 @@ impl Store {
     }
 }
 
+/// On a full disk, a segment is compacted when this part of it is dead: more than what the frames
+/// of its copies waste, so that each one freed gives more than it took (ADR 0014).
+const FULL_DISK_WORTH: u64 = 16;
 /// Fewer sealed segments than this are left alone.
 const SEALED_COUNT_MIN: u64 = 4;
 

@@ -29,7 +29,7 @@ mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
 mod pace;
-mod pool;
+pub(crate) mod pool;
 mod read;
 mod retire;
 mod scan;
@@ -56,7 +56,7 @@ use retire::Retirement;
 use scan::Scans;
 use scrub::Scrub;
 use snapshot::Snapshots;
-use supply::SegmentSupply;
+use supply::{SegmentSupply, SupplyBasis};
 pub(crate) use write::{REWRITTEN_LEN_MAX, parts_len, tombstone};
 
 /// An idle log says that everything is durable after this many nanoseconds (DESIGN 3.4).
@@ -295,7 +295,7 @@ pub struct StoreStatus {
     pub live_bytes: u64,
     /// Bytes of sealed segments that hold nothing of use.
     pub dead_bytes: u64,
-    /// Bytes of files of freed segments that are kept to become new ones.
+    /// Bytes of shelved files that become segments: the reserve, and freed segments.
     pub pooled_bytes: u64,
     /// Bytes of the index in memory.
     pub index_bytes: u64,
@@ -335,6 +335,7 @@ pub(crate) struct Foundation {
     pub(crate) manifest: Manifest,
     pub(crate) catalog: Catalog,
     pub(crate) first: Option<OpenSegment>,
+    pub(crate) shelved: Vec<pool::Shelved>,
     pub(crate) next_file: FileId,
     pub(crate) durable_lsn: Lsn,
     pub(crate) log_ms: u64,
@@ -413,12 +414,19 @@ impl Store {
             foundation.log_bytes,
             foundation.version_max,
         );
+        let regular = manifest.segments.iter().map(|segment| segment.len);
+        let regular = regular.filter(|len| *len <= options.segment_bytes);
+        let basis = SupplyBasis {
+            next_file,
+            last_len: first.map_or(0, |segment| segment.len),
+            longest_len: regular.max().unwrap_or(0),
+            shelved: foundation.shelved,
+        };
         let supply = SegmentSupply::new(
             options.directory.clone(),
             options.segment_bytes,
             options.limits.disk_bytes_max,
-            next_file,
-            first.map_or(0, |segment| segment.len),
+            basis,
         );
         Self {
             directory: options.directory,

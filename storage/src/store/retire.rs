@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! retired -> what replaced it is durable, its last readers are done -> manifest without it
-//!         -> put aside, directory synced, kept to become a new segment -> gone: its number is free
+//!         -> shelved, directory synced, kept to become a new segment -> gone: its number is free
 //!         -> or closed, removed, directory synced --------------------------^
 //! ```
 
@@ -37,7 +37,7 @@ enum Step {
         since_ns: u64,
     },
     Editing(EditId),
-    /// The file is put aside, to become another segment.
+    /// The file is shelved, to become another segment.
     Shelving(Procedure<Result<(), DiskError>>),
     Removing(Procedure<Result<(), DiskError>>),
     /// The file could not be removed; the next start does it.
@@ -124,13 +124,13 @@ impl Store {
     /// Whether the file of a segment that the durable manifest does not list may be written again:
     /// no snapshot ever linked it, and nobody reads it.
     fn may_recycle(&self, segment: &Segment) -> bool {
-        segment.len == self.segment_bytes
+        segment.len <= self.segment_bytes
             && !self.snapshots.may_be_linked(segment.id)
             && !self.reads.is_reading(segment.id)
             && !self.scrub.is_reading(segment.id)
     }
 
-    /// Hands a segment that was put aside to the supply. False if it is of no use there: then it is
+    /// Hands a segment that was shelved to the supply. False if it is of no use there: then it is
     /// to be removed.
     fn recycle(&mut self, number: SegmentNumber) -> bool {
         let Some(segment) = self.catalog.segments.get(number) else { return true };

@@ -1,17 +1,22 @@
-//! Segments prepared ahead: one spare, made and listed in the manifest before the log needs it.
+//! Segments prepared ahead: one spare, made and listed in the manifest before the log needs it, and
+//! the reserve.
 //!
-//! A spare is the file of a freed segment if there is one ([`SegmentPool`]); else it is written
-//! full of zeros, paced ([`Pace`]) unless a writer waits for it.
+//! ```text
+//! zeros, freed segments, what recovery found -> shelved ([`SegmentPool`]) -> listed -> spare
+//! ```
+//!
+//! Zeros are written paced ([`Pace`]) unless a writer waits. The reserve is made first, and no
+//! spare is made of it, except on a full disk for deletes and compaction (ADR 0014).
 
 use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskRequest, FileId, FileName};
 use wal::group_commit::OpenSegment;
 use wal::manifest::SegmentEntry;
 use wal::procedure::Procedure;
-use wal::segment::{self, SEGMENT_BYTES_MIN, SegmentHeader};
+use wal::segment::{self, SEGMENT_BYTES_MIN, SegmentHeader, Space};
 
 use super::manifest_keeper::{EditId, ManifestKeeper};
 use super::pace::Pace;
-use super::pool::SegmentPool;
+use super::pool::{RESERVED_COUNT, SegmentPool, Shelved};
 use crate::clock::Now;
 
 /// After a full disk or another error, preparing is tried again this many nanoseconds later.
@@ -29,10 +34,14 @@ pub(super) struct SegmentSupply {
     at_limit: bool,
     next_file: FileId,
     last_len: u64,
+    /// Bytes of the longest regular segment there was.
+    longest_len: u64,
     /// Where space is short: no segment longer than this, unless a frame needs it.
     len_max: u64,
     /// A frame of this size waits for a segment; 0 if none does.
     wanted_frame_len: u64,
+    /// The reserve may be used, but for so many files of it: a delete or compaction waits.
+    reserve_kept: Option<usize>,
     stage: Stage,
     /// A request that waits for its turn.
     held: Option<DiskRequest>,
@@ -44,7 +53,10 @@ pub(super) struct SegmentSupply {
 
 enum Stage {
     Idle,
-    Preparing(OpenSegment, Procedure<Result<(), DiskError>>),
+    /// A file full of zeros is being made.
+    Filling(OpenSegment, Procedure<Result<(), DiskError>>),
+    /// A shelved file is becoming a segment.
+    Recycling(OpenSegment, Procedure<Result<(), DiskError>>),
     Listing(OpenSegment, EditId),
     Prepared(OpenSegment),
 }
@@ -55,27 +67,37 @@ struct Failure {
     retry_at_ns: u64,
 }
 
+/// What recovery leaves to the supply.
+pub(super) struct SupplyBasis {
+    pub(super) next_file: FileId,
+    /// Bytes of the newest segment, and of the longest of regular length.
+    pub(super) last_len: u64,
+    pub(super) longest_len: u64,
+    pub(super) shelved: Vec<Shelved>,
+}
+
 impl SegmentSupply {
     pub(super) fn new(
         directory: FileName,
         segment_bytes: u64,
         disk_bytes_max: Option<u64>,
-        next_file: FileId,
-        last_len: u64,
+        basis: SupplyBasis,
     ) -> Self {
         Self {
             directory,
             segment_bytes,
             disk_bytes_max: disk_bytes_max.unwrap_or(u64::MAX),
             at_limit: false,
-            next_file,
-            last_len,
+            next_file: basis.next_file,
+            last_len: basis.last_len,
+            longest_len: basis.longest_len,
             len_max: segment_bytes,
             wanted_frame_len: 0,
+            reserve_kept: None,
             stage: Stage::Idle,
             held: None,
             pace: Pace::default(),
-            pool: SegmentPool::default(),
+            pool: SegmentPool::new(basis.shelved),
             failure: None,
             refusal: false,
         }
@@ -88,9 +110,14 @@ impl SegmentSupply {
             || self.failure.is_some_and(|failure| failure.error.kind == DiskErrorKind::NoSpace)
     }
 
-    /// Bytes of the newest segment.
-    pub(super) fn last_len(&self) -> u64 {
-        self.last_len
+    /// Whether nothing of the reserve is in use: on a full disk, new values wait for that.
+    pub(super) fn is_reserve_complete(&self) -> bool {
+        self.pool.is_reserve_complete()
+    }
+
+    /// Bytes of the longest regular segment there was: what compaction may need to copy one.
+    pub(super) fn longest_len(&self) -> u64 {
+        self.longest_len
     }
 
     /// Why no segment can be had at the moment, if so.
@@ -101,6 +128,19 @@ impl SegmentSupply {
     /// Notes that a frame of `frame_len` bytes finds no room.
     pub(super) fn want(&mut self, frame_len: u64) {
         self.wanted_frame_len = self.wanted_frame_len.max(frame_len);
+    }
+
+    /// Notes that on a full disk a frame of `frame_len` bytes finds no room that may take of the
+    /// reserve all but `kept` files. False if that is no help.
+    pub(super) fn want_reserve(&mut self, frame_len: u64, kept: usize) -> bool {
+        let helps = self.pool.has(frame_len, kept)
+            || matches!(self.stage, Stage::Recycling(..) | Stage::Listing(..));
+        if helps {
+            self.want(frame_len);
+            let before = self.reserve_kept.unwrap_or(kept);
+            self.reserve_kept = Some(before.min(kept));
+        }
+        helps
     }
 
     /// Tries again at once what failed for want of space: some was given back.
@@ -114,7 +154,7 @@ impl SegmentSupply {
     pub(super) fn retry_at_ns(&self) -> Option<u64> {
         match &self.stage {
             Stage::Idle => self.failure.map(|failure| failure.retry_at_ns),
-            Stage::Preparing(..) => {
+            Stage::Filling(..) | Stage::Recycling(..) => {
                 self.held.as_ref().map(|request| self.pace.ready_at_ns(request))
             }
             Stage::Listing(..) | Stage::Prepared(_) => None,
@@ -127,13 +167,13 @@ impl SegmentSupply {
         self.pace.set_room(room);
     }
 
-    /// Takes a freed segment, put aside ([`segment::shelve`]), to make a new one of it. Returns it
-    /// if it is of no use.
+    /// Takes a freed segment, shelved ([`segment::shelve`]), to make a new one of it. Returns it if
+    /// it is of no use.
     pub(super) fn offer(&mut self, freed: OpenSegment) -> Option<OpenSegment> {
         self.pool.offer(freed, self.segment_bytes)
     }
 
-    /// Bytes of freed files kept to become new segments.
+    /// Bytes of files kept to become segments.
     pub(super) fn pooled_bytes(&self) -> u64 {
         self.pool.bytes()
     }
@@ -155,7 +195,7 @@ impl SegmentSupply {
 
     pub(super) fn poll_request(&mut self) -> Option<DiskRequest> {
         if self.held.is_none()
-            && let Stage::Preparing(_, preparing) = &mut self.stage
+            && let Stage::Filling(_, preparing) | Stage::Recycling(_, preparing) = &mut self.stage
         {
             self.held = preparing.poll_request();
         }
@@ -164,38 +204,48 @@ impl SegmentSupply {
     }
 
     pub(super) fn handle_disk(&mut self, completion: DiskCompletion) {
-        let Stage::Preparing(_, preparing) = &mut self.stage else {
+        let (Stage::Filling(_, preparing) | Stage::Recycling(_, preparing)) = &mut self.stage
+        else {
             panic!("a completion belongs to the procedure under way")
         };
         preparing.handle_disk(completion);
     }
 
-    /// Starts preparing when the log has no spare (`wanted`) or a large frame waits, and goes on
-    /// with what is under way.
+    /// Starts preparing when the reserve is not complete, the log has no spare (`wanted`) or a
+    /// large frame waits, and goes on with what is under way.
     pub(super) fn advance(&mut self, now: Now, wanted: bool, keeper: &mut ManifestKeeper) {
-        let prepared = match &mut self.stage {
-            Stage::Preparing(segment, preparing) => {
-                preparing.take_output().map(|result| (*segment, result))
+        let (done, is_filled) = match &mut self.stage {
+            Stage::Filling(segment, filling) => {
+                (filling.take_output().map(|result| result.map(|()| *segment)), true)
             }
-            _ => None,
+            Stage::Recycling(segment, recycling) => {
+                (recycling.take_output().map(|result| result.map(|()| *segment)), false)
+            }
+            _ => (None, false),
         };
-        match prepared {
-            Some((segment, Ok(()))) => {
+        match done {
+            Some(Ok(segment)) if is_filled => {
+                self.pool.add(Shelved { segment, space: Space::Zeroed });
+                self.len_max = self.segment_bytes.min(self.len_max.saturating_mul(2));
+                self.stage = Stage::Idle;
+            }
+            Some(Ok(segment)) => {
                 let OpenSegment { id, len, .. } = segment;
                 let entry = SegmentEntry { id, len, cut: None };
                 let edit = keeper.edit(move |manifest| manifest.segments.push(entry));
                 self.stage = Stage::Listing(segment, edit);
             }
-            Some((_, Err(error))) => self.fail(now, error),
+            Some(Err(error)) => self.fail(now, error),
             None => {}
         }
-        self.at_limit = self.disk_bytes_max < u64::MAX && self.next_len(keeper).is_none();
+        self.at_limit = self.disk_bytes_max < u64::MAX
+            && !self.pool.has_surplus()
+            && self.next_len(keeper).is_none();
         self.pace.set_now(now.monotonic_ns);
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
-        // A failure is also got rid of by trying again, whatever it was that was wanted.
-        let wanted = wanted || self.wanted_frame_len > 0 || self.failure.is_some();
-        if wanted && due && matches!(self.stage, Stage::Idle) {
-            self.start(now, keeper);
+        if matches!(self.stage, Stage::Idle) {
+            let wanted = wanted || self.wanted_frame_len > 0;
+            self.start(now, wanted, due, keeper);
         }
     }
 
@@ -211,8 +261,13 @@ impl SegmentSupply {
                     self.wanted_frame_len = 0;
                 }
                 self.last_len = segment.len;
-                self.failure = None;
-                self.len_max = self.segment_bytes.min(self.len_max.saturating_mul(2));
+                if segment.len <= self.segment_bytes {
+                    self.longest_len = self.longest_len.max(segment.len);
+                }
+                // What came out of the reserve does not show that there is space.
+                if self.reserve_kept.take().is_none() {
+                    self.failure = None;
+                }
                 self.stage = Stage::Prepared(segment);
             }
             Err(error) => self.fail(now, error),
@@ -220,7 +275,7 @@ impl SegmentSupply {
     }
 
     fn fail(&mut self, now: Now, error: DiskError) {
-        if let Stage::Preparing(OpenSegment { len, .. }, _) = self.stage
+        if let Stage::Filling(OpenSegment { len, .. }, _) = self.stage
             && error.kind == DiskErrorKind::NoSpace
         {
             // There may be room for a shorter one.
@@ -235,6 +290,7 @@ impl SegmentSupply {
         self.failure = Some(Failure { error, retry_at_ns });
         self.refusal = true;
         self.wanted_frame_len = 0;
+        self.reserve_kept = None;
         self.stage = Stage::Idle;
     }
 
@@ -247,10 +303,13 @@ impl SegmentSupply {
     /// Length of the next new segment; `None` if the limit allows none.
     fn next_len(&self, keeper: &ManifestKeeper) -> Option<u64> {
         let left = self.disk_bytes_max.saturating_sub(self.disk_bytes(keeper));
-        let wanted = self.wanted_frame_len;
+        let reserved = !self.pool.is_reserve_complete();
+        let wanted = if reserved { 0 } else { self.wanted_frame_len };
+        // The reserve is for copies of any segment there is; segments double only as they are used.
+        let last_len = if reserved { self.longest_len / 2 } else { self.last_len };
         let mut bytes_max = self.len_max;
         loop {
-            let len = segment::next_len(self.last_len, bytes_max, wanted);
+            let len = segment::next_len(last_len, bytes_max, wanted);
             if len <= left {
                 return Some(len);
             }
@@ -262,27 +321,46 @@ impl SegmentSupply {
         }
     }
 
-    fn start(&mut self, now: Now, keeper: &mut ManifestKeeper) {
-        let freed = self.pool.take(self.wanted_frame_len);
-        let (file, len) = match freed {
-            Some(freed) => (freed.file, freed.len),
-            None => {
-                let Some(len) = self.next_len(keeper) else { return self.fail(now, LIMIT_REACHED) };
-                let file = self.next_file;
-                self.next_file = FileId(file.0 + 1);
-                (file, len)
+    /// Makes a segment of a shelved file, if it is `wanted`; else, or if there is no file for it, a
+    /// file. After a failure only if that is `due`.
+    fn start(&mut self, now: Now, wanted: bool, due: bool, keeper: &mut ManifestKeeper) {
+        let kept = self.reserve_kept.unwrap_or(RESERVED_COUNT);
+        if wanted && let Some(shelved) = self.pool.take(self.wanted_frame_len, kept) {
+            return self.recycle(shelved, keeper);
+        }
+        self.reserve_kept = None;
+        if !wanted && self.pool.is_reserve_complete() {
+            // Whatever could not be made is there now, or nobody asks for it.
+            if due {
+                self.failure = None;
             }
-        };
+        } else if due {
+            self.fill(now, keeper);
+        }
+    }
+
+    fn recycle(&mut self, shelved: Shelved, keeper: &mut ManifestKeeper) {
+        let Shelved { segment: OpenSegment { id: from, file, len }, space } = shelved;
         let id = keeper.take_segment_id();
         let header = SegmentHeader { identity: keeper.manifest().identity, id, len };
         let directory = self.directory.clone();
-        let preparing = Procedure::new(move |port| async move {
-            match freed {
-                Some(freed) => segment::recycle(port, directory, freed.id, header, file).await,
-                None => segment::prepare(port, directory, header, file).await,
-            }
+        let recycling = Procedure::new(move |port| async move {
+            segment::recycle(port, directory, from, (header, space), file).await
         });
-        self.stage = Stage::Preparing(OpenSegment { id, file, len }, preparing);
+        self.stage = Stage::Recycling(OpenSegment { id, file, len }, recycling);
+    }
+
+    fn fill(&mut self, now: Now, keeper: &mut ManifestKeeper) {
+        let Some(len) = self.next_len(keeper) else { return self.fail(now, LIMIT_REACHED) };
+        let file = self.next_file;
+        self.next_file = FileId(file.0 + 1);
+        let id = keeper.take_segment_id();
+        let header = SegmentHeader { identity: keeper.manifest().identity, id, len };
+        let directory = self.directory.clone();
+        let filling = Procedure::new(move |port| async move {
+            segment::prepare_shelved(port, directory, header, file).await
+        });
+        self.stage = Stage::Filling(OpenSegment { id, file, len }, filling);
     }
 }
 
@@ -308,8 +386,20 @@ mod tests {
             quarantine: Vec::new(),
             checkpoint: None,
         };
-        let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, None, FileId(9), LEN);
+        let (last_len, longest_len, shelved) = (LEN, LEN, Vec::new());
+        let basis = SupplyBasis { next_file: FileId(9), last_len, longest_len, shelved };
+        let supply = SegmentSupply::new(FileName::new("shard-00"), LEN, None, basis);
         (supply, ManifestKeeper::new(manifest))
+    }
+
+    /// As after a while: the reserve is there.
+    fn with_reserve() -> (SegmentSupply, ManifestKeeper) {
+        let (mut supply, keeper) = supply();
+        for id in [3, 4] {
+            let segment = OpenSegment { id: id.into(), file: FileId(id), len: LEN };
+            supply.pool.add(Shelved { segment, space: Space::Zeroed });
+        }
+        (supply, keeper)
     }
 
     /// Carries out what the two ask for now; returns the bytes written.
@@ -342,7 +432,7 @@ mod tests {
 
     #[test]
     fn zeros_are_paced_until_a_writer_waits() {
-        let (mut supply, mut keeper) = supply();
+        let (mut supply, mut keeper) = with_reserve();
         let mut now = Now::default();
         assert_eq!(carry_out(&mut supply, &mut keeper, now), 0, "nothing is earned at the start");
         now.monotonic_ns = supply.retry_at_ns().expect("it says when to go on");
@@ -354,9 +444,20 @@ mod tests {
     }
 
     #[test]
-    fn limit_is_a_full_disk_until_something_is_given_back() {
+    fn reserve_is_made_before_the_first_spare() {
         let (mut supply, mut keeper) = supply();
-        supply.disk_bytes_max = 3 * LEN;
+        supply.set_room(LEN);
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        supply.want(100);
+        assert!(carry_out(&mut supply, &mut keeper, now) > 3 * LEN);
+        assert_eq!(supply.take_segment().map(|segment| segment.len), Some(LEN));
+        assert_eq!((supply.pooled_bytes(), supply.is_reserve_complete()), (2 * LEN, true));
+    }
+
+    #[test]
+    fn limit_is_a_full_disk_until_something_is_given_back() {
+        let (mut supply, mut keeper) = with_reserve();
+        supply.disk_bytes_max = 5 * LEN;
         supply.set_room(LEN);
         let mut now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
         let mut lens = Vec::new();
@@ -366,7 +467,7 @@ mod tests {
             lens.extend(supply.take_segment().map(|segment| segment.len));
         }
         assert_eq!(lens, [LEN, LEN, LEN]);
-        assert!(supply.take_refusal() && supply.is_disk_full());
+        assert!(supply.take_refusal() && supply.is_disk_full() && supply.is_reserve_complete());
         // As when a segment is freed.
         keeper.edit(|manifest| manifest.segments.truncate(2));
         now.monotonic_ns += 1;
@@ -386,9 +487,39 @@ mod tests {
     }
 
     #[test]
+    fn reserve_is_for_deletes_and_compaction_alone_and_no_sign_of_space() {
+        let (mut supply, mut keeper) = with_reserve();
+        supply.disk_bytes_max = 2 * LEN;
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        supply.want(100);
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.failure().is_some() && supply.take_segment().is_none());
+        // A delete may take one, compaction the other.
+        assert!(supply.want_reserve(100, 1));
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.take_segment().is_some() && supply.is_disk_full());
+        assert!(!supply.is_reserve_complete() && !supply.want_reserve(100, 1));
+        assert!(supply.want_reserve(100, 0));
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.take_segment().is_some() && supply.failure().is_some());
+        assert!(!supply.want_reserve(100, 0));
+        // What is freed completes the reserve before anything else is made of it.
+        for id in [5, 6, 7] {
+            let freed = OpenSegment { id: id.into(), file: FileId(id), len: LEN };
+            assert_eq!(supply.offer(freed), None);
+            keeper.edit(|manifest| manifest.segments.truncate(1));
+            supply.retry_now();
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            assert_eq!(supply.take_segment().is_some(), id == 7);
+        }
+        assert!(supply.failure().is_none() && supply.is_reserve_complete());
+    }
+
+    #[test]
     fn where_no_long_segment_fits_a_short_one_is_made() {
-        let (mut supply, mut keeper) = supply();
-        supply.disk_bytes_max = LEN + LEN / 2;
+        let (mut supply, mut keeper) = with_reserve();
+        supply.disk_bytes_max = 3 * LEN + LEN / 2;
         supply.set_room(LEN);
         let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
         for len in [LEN, LEN / 2] {
@@ -403,14 +534,14 @@ mod tests {
 
     #[test]
     fn freed_segment_becomes_the_next_one_without_zeros() {
-        let (mut supply, mut keeper) = supply();
-        let freed = OpenSegment { id: 3, file: FileId(4), len: LEN };
+        let (mut supply, mut keeper) = with_reserve();
+        let freed = OpenSegment { id: 5, file: FileId(5), len: LEN };
         assert_eq!(supply.offer(freed), None);
         supply.set_room(LEN);
         let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
         // The new header, and the manifest twice.
         assert_eq!(carry_out(&mut supply, &mut keeper, now), 3 * 4096);
-        let expected = OpenSegment { id: 7, file: FileId(4), len: LEN };
+        let expected = OpenSegment { id: 7, file: FileId(3), len: LEN };
         assert_eq!(supply.take_segment(), Some(expected));
         assert_eq!(keeper.manifest().segments[0].id, 7);
     }

@@ -64,6 +64,7 @@ pub(super) fn played_within(
         manifest,
         catalog: Catalog::default(),
         first: Some(SEGMENT),
+        shelved: Vec::new(),
         next_file: FileId(3),
         durable_lsn: Lsn::ZERO,
         log_ms: 0,

@@ -16,10 +16,6 @@ use crate::error::{ReadError, WriteError};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind, Vacancy};
 use crate::knowledge::{Found, Known, Recent};
 
-/// On a full disk, at least this much of the active segment is kept for deletes and the copies of
-/// compaction, in bytes; half of a segment, if that is more: a delete that comes alone takes a
-/// block, and a segment that is copied to free its space needs room for what is live of it.
-pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
 /// A touch rewrites values up to this many bytes; larger ones stay where they are, and their records
 /// tell the LSN that a touch record names.
 pub(crate) const REWRITTEN_LEN_MAX: usize = UNNUMBERED_VALUE_LEN_MAX;
@@ -303,10 +299,9 @@ impl Store {
     }
 
     fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
-        if record.kind == RecordKind::Put
-            && self.supply.is_disk_full()
-            && self.log.room() < record.encoded_len_max() as u64 + self.full_disk_reserve()
-        {
+        let len = record.encoded_len_max() as u64;
+        let is_value = record.kind == RecordKind::Put;
+        if self.supply.is_disk_full() && !self.may_append_on_full_disk(is_value, len) {
             return Err(WriteError::DiskFull);
         }
         match self.log.append(record) {
@@ -322,22 +317,32 @@ impl Store {
                 self.starved = true;
                 Err(WriteError::Busy)
             }
-            Err(AppendError::NoSegment { frame_len }) => match self.supply.failure() {
-                Some(_) if self.supply.is_disk_full() => Err(WriteError::DiskFull),
-                Some(error) => Err(WriteError::ReadOnly(error)),
-                None => {
-                    self.supply.want(frame_len);
-                    self.starved = true;
-                    Err(WriteError::Busy)
+            Err(AppendError::NoSegment { frame_len }) => {
+                let full = self.supply.is_disk_full();
+                match self.supply.failure() {
+                    _ if full && !is_value && self.supply.want_reserve(frame_len, 1) => {}
+                    Some(_) if full => return Err(WriteError::DiskFull),
+                    Some(error) => return Err(WriteError::ReadOnly(error)),
+                    None => self.supply.want(frame_len),
                 }
-            },
+                self.starved = true;
+                Err(WriteError::Busy)
+            }
         }
     }
 
-    /// Room that is not for new values on a full disk: spares, if any, are not either.
-    fn full_disk_reserve(&self) -> u64 {
-        let last_len = self.supply.last_len();
-        FULL_DISK_RESERVE.max(last_len / 2) + self.log.spare_count() as u64 * last_len
+    /// On a full disk, new values get what is left of the segment in use while the reserve is
+    /// whole; deletes also that, but for what compaction needs to copy any one segment.
+    fn may_append_on_full_disk(&self, is_value: bool, len: u64) -> bool {
+        if is_value {
+            return self.supply.is_reserve_complete();
+        }
+        self.room_for_copies() >= self.supply.longest_len() + len
+    }
+
+    /// Bytes that compaction may fill: the log's own and the reserve.
+    pub(super) fn room_for_copies(&self) -> u64 {
+        self.log.room() + self.supply.pooled_bytes()
     }
 
     pub(super) fn note_append(&mut self, appended: &Appended) {

@@ -37,6 +37,9 @@ struct Arguments {
     /// Longest time between readiness and kill, in ms.
     #[arg(long, default_value_t = 500)]
     write_ms_max: u64,
+    /// A further argument of the node, for example --node=--cache-bytes=1MiB; may be repeated.
+    #[arg(long = "node", value_name = "ARGUMENT")]
+    node_arguments: Vec<String>,
     /// Where the data directory goes; beside the program when not given.
     #[arg(long)]
     directory: Option<PathBuf>,
@@ -46,12 +49,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
     println!(
-        "crash --seed {seed} --kills {} --io {} --connections {} --shards {} --write-ms-max {}",
+        "crash --seed {seed} --kills {} --io {} --connections {} --shards {} --write-ms-max {} \
+         --durability {}{}",
         arguments.kills,
         arguments.io,
         arguments.connections,
         arguments.shards,
-        arguments.write_ms_max
+        arguments.write_ms_max,
+        arguments.durability,
+        arguments.node_arguments.iter().map(|word| format!(" --node={word}")).collect::<String>()
     );
     match crash(&arguments, seed) {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,6 +83,7 @@ fn crash(arguments: &Arguments, seed: u64) -> Result<(), Box<dyn std::error::Err
         shards: arguments.shards,
         durability: arguments.durability.clone(),
         write_ms_max: arguments.write_ms_max,
+        node_arguments: arguments.node_arguments.clone(),
         directory: directory.path().to_owned(),
     };
     match run(&options, &mut |line| println!("{line}")) {

@@ -197,7 +197,8 @@ impl Door {
                 format!("shard{index}"),
                 format!(
                     "keys={},segments={},segment_bytes={},last_lsn={},durable_lsn={},frames={},\
-                 frame_bytes={},damaged_reads={},suspect={},disk_full={},read_only={}",
+                 frame_bytes={},damaged_reads={},segments_freed={},bytes_copied={},checkpoints={},\
+                 suspect={},disk_full={},read_only={}",
                     status.keys,
                     status.segments,
                     status.segment_bytes,
@@ -206,6 +207,9 @@ impl Door {
                     status.log.frames,
                     status.log.frame_bytes,
                     status.damaged_reads,
+                    status.compaction.segments_freed,
+                    status.compaction.bytes_copied,
+                    status.checkpoints.published,
                     u8::from(status.suspect),
                     u8::from(status.disk_full),
                     u8::from(store.failure().is_some()),
