@@ -23,6 +23,7 @@ use crate::segments::{Segment, SegmentState};
 
 mod checkpointing;
 mod compaction;
+mod compaction_counters;
 mod disk_read;
 mod manifest_keeper;
 #[cfg(test)]
@@ -42,7 +43,7 @@ mod tests;
 mod write;
 
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
-pub use compaction::CompactionCounters;
+pub use compaction_counters::CompactionCounters;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::SnapshotFile;
 

@@ -124,8 +124,9 @@ impl Store {
     /// Whether the file of a segment that the durable manifest does not list may be written again:
     /// no snapshot ever linked it, and nobody reads it.
     fn may_recycle(&self, segment: &Segment) -> bool {
+        let linked = self.snapshots.may_be_linked(segment.id);
         segment.len == self.segment_bytes
-            && !self.snapshots.may_be_linked(segment.id)
+            && (!linked || is_planted(Mutation::LinkedFileRecycled))
             && !self.reads.is_reading(segment.id)
             && !self.scrub.is_reading(segment.id)
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wal::disk::{DiskErrorKind, FileName};
 
 use super::crash::Choices;
+use crate::tally::Occurrence;
 
 /// A file, whatever its names; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +30,15 @@ impl Change {
             | Self::Rename(name, ..)
             | Self::Remove(name, _)
             | Self::RemoveDirectory(name) => name.parent(),
+        }
+    }
+
+    /// What it is called when it is lost.
+    fn loss(&self) -> Occurrence {
+        match self {
+            Self::MakeDirectory(_) | Self::Create(..) => Occurrence::LostEntry,
+            Self::Rename(..) => Occurrence::LostRename,
+            Self::Remove(..) | Self::RemoveDirectory(_) => Occurrence::LostRemoval,
         }
     }
 
@@ -265,6 +275,7 @@ impl Names {
             if !cut && tree.admits(change) && choices.keeps_name() {
                 tree.apply(change);
             } else {
+                choices.note(change.loss());
                 broken.insert(change.directory());
             }
         }
