@@ -58,14 +58,13 @@ occurrences! {
     ClockBack = "clock steps back",
     ClockForward = "clock steps forward",
     Put = "puts",
-    PutRefused = "writes refused",
+    PutRefused = "writes refused as busy",
     Removal = "removals",
     Touch = "touches",
     Expiry = "keys seen expired",
     Clear = "clears",
     Scan = "scans",
     DiskRead = "reads from disk",
-    Roll = "segments sealed",
     SegmentFreed = "segments freed",
     SegmentRecycled = "segments recycled",
     SegmentUnfit = "segments given up",
@@ -77,7 +76,7 @@ occurrences! {
     SnapshotTaken = "snapshots taken",
     SnapshotFailed = "snapshots failed",
     SnapshotOpened = "snapshots opened and compared",
-    LimitReached = "turns at the limit of disk_bytes_max",
+    LimitReached = "writes refused at disk_bytes_max",
 }
 
 impl Occurrence {

@@ -215,6 +215,12 @@ impl SimulatedDisk {
         self.capacity = bytes;
     }
 
+    /// The limit of all file lengths, if there is one.
+    #[must_use]
+    pub fn capacity(&self) -> Option<u64> {
+        self.capacity
+    }
+
     /// Lets reads of the blocks that hold these bytes fail until they are written again.
     ///
     /// # Panics

@@ -523,15 +523,23 @@ impl SimulatedDisk {
         self.inodes.retain(|inode, _| reachable.contains(inode));
     }
 
+    /// Bytes of all files that have a name or are open, each counted once.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.lens().values().sum()
+    }
+
+    fn lens(&self) -> BTreeMap<InodeId, u64> {
+        let named = self.names.files().map(|(_, inode)| inode);
+        let inodes = named.chain(self.open.values().map(|open| open.inode));
+        inodes.map(|inode| (inode, self.inodes[&inode].len())).collect()
+    }
+
     fn has_room_for(&self, inode: Option<InodeId>, operation: &DiskOperation) -> bool {
         let Some(capacity) = self.capacity else {
             return true;
         };
-        let mut lens = BTreeMap::new();
-        let named = self.names.files().map(|(_, inode)| inode);
-        for inode in named.chain(self.open.values().map(|open| open.inode)) {
-            lens.insert(inode, self.inodes[&inode].len());
-        }
+        let mut lens = self.lens();
         let begun = self.in_flight.iter().filter(|request| !request.changes_nothing());
         for request in begun {
             if let (Some(inode), Some(end)) = (request.inode, end_of_write(&request.operation)) {
