@@ -31,9 +31,17 @@ impl SegmentPool {
 
     /// Takes out a segment that holds a frame of `frame_len` bytes.
     pub(super) fn take(&mut self, frame_len: u64) -> Option<OpenSegment> {
-        let fits = |freed: &OpenSegment| SEGMENT_HEADER_LEN + frame_len <= freed.len;
-        let index = self.freed.iter().position(fits)?;
+        let index = self.position(frame_len)?;
         Some(self.freed.remove(index))
+    }
+
+    /// Whether there is a segment that holds a frame of `frame_len` bytes.
+    pub(super) fn has(&self, frame_len: u64) -> bool {
+        self.position(frame_len).is_some()
+    }
+
+    fn position(&self, frame_len: u64) -> Option<usize> {
+        self.freed.iter().position(|freed| SEGMENT_HEADER_LEN + frame_len <= freed.len)
     }
 
     /// Bytes of the files kept.

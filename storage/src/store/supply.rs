@@ -189,7 +189,10 @@ impl SegmentSupply {
             Some((_, Err(error))) => self.fail(now, error),
             None => {}
         }
-        self.at_limit = self.disk_bytes_max < u64::MAX && self.next_len(keeper).is_none();
+        // A file that is kept counts, and is the next segment.
+        self.at_limit = self.disk_bytes_max < u64::MAX
+            && !self.pool.has(self.wanted_frame_len)
+            && self.next_len(keeper).is_none();
         self.pace.set_now(now.monotonic_ns);
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
         // A failure is also got rid of by trying again, whatever it was that was wanted.
@@ -383,6 +386,32 @@ mod tests {
         supply.want(100);
         carry_out(&mut supply, &mut keeper, now);
         assert!(supply.take_segment().is_some() && !supply.is_disk_full());
+    }
+
+    /// Two in use, two kept: the limit of four leaves room for no new file, and none is needed.
+    #[test]
+    fn file_that_is_kept_is_room_at_the_limit() {
+        let (mut supply, mut keeper) = supply();
+        supply.disk_bytes_max = 4 * LEN;
+        supply.set_room(LEN);
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        for _ in 0..2 {
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            assert!(supply.take_segment().is_some());
+        }
+        for id in [50, 51] {
+            assert_eq!(supply.offer(OpenSegment { id, file: FileId(id as u32), len: LEN }), None);
+        }
+        supply.advance(now, false, &mut keeper);
+        assert!(!supply.is_disk_full(), "the kept files can be written");
+        for _ in 0..2 {
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            assert!(supply.take_segment().is_some());
+        }
+        supply.advance(now, false, &mut keeper);
+        assert!(supply.is_disk_full());
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl StoreWorld {
                 let expiry_ms = self.mix.expiry_ms(&mut self.rng, self.time.now.clock_ms);
                 self.touch(key, expiry_ms)
             }
-            Command::Clear => self.clear(),
+            Command::Clear => self.clear().map(drop),
             Command::Get => self.get(key),
             Command::Lookup => self.lookup(key),
             Command::Scan => self.scan(key),
@@ -205,15 +205,17 @@ impl StoreWorld {
         }
     }
 
-    pub(super) fn clear(&mut self) -> Result<(), String> {
+    /// Deletes everything; tells whether the store took it.
+    pub(super) fn clear(&mut self) -> Result<bool, String> {
         let version = self.draw_version();
         let result = self.store_mut().clear(version);
-        if let Some(lsn) = self.accept(result)? {
+        let accepted = self.accept(result)?;
+        if let Some(lsn) = accepted {
             self.log_floor.written.push_back((lsn, self.time.now.clock_ms));
             self.note(Occurrence::Clear);
             self.model.clear(lsn);
         }
-        Ok(())
+        Ok(accepted.is_some())
     }
 
     /// An answer about a key must wait for the record that it rests on.

@@ -72,7 +72,10 @@ impl StoreWorld {
         self.wire.disk.clear_faults();
         // A store that could get no segment tries again a second later.
         self.advance_clock(1_100);
-        let turns = if self.is_limited() { self.make_room()? } else { 8 };
+        let turns = if self.is_limited() { LIMITED_TURNS_MAX } else { 8 };
+        if self.is_limited() {
+            self.make_room()?;
+        }
         let key = self.rng.usize(..self.mix.keys);
         let mut answer = String::new();
         for _ in 0..turns {
@@ -85,16 +88,20 @@ impl StoreWorld {
             }
             self.advance_clock(600);
         }
-        Err(format!("writing does not resume: {answer}"))
+        Err(format!("writing does not resume: {answer}: {:?}", self.store().status()))
     }
 
-    /// Deletes everything, so that a store at its own limit can give space back; returns how many
-    /// turns it may take.
-    fn make_room(&mut self) -> Result<u32, String> {
-        self.turn()?;
-        while self.complete_one()? {}
-        self.clear()?;
-        Ok(LIMITED_TURNS_MAX)
+    /// Deletes everything, so that a store at its own limit can give space back.
+    fn make_room(&mut self) -> Result<(), String> {
+        for _ in 0..LIMITED_TURNS_MAX {
+            self.turn()?;
+            while self.complete_one()? {}
+            if self.clear()? || self.store().failure().is_some() {
+                return Ok(());
+            }
+            self.advance_clock(600);
+        }
+        Err("nothing can be deleted".to_owned())
     }
 
     /// Lets a write become durable, or the store fail, in a few turns.

@@ -65,3 +65,19 @@ fn directory_is_removed_when_empty_and_what_was_pending_in_it_does_not_come_back
         assert_eq!(names(&image), "");
     }
 }
+
+/// The removal of one directory and the creation of another wait for one sync; the other's files
+/// are durable before it is.
+#[test]
+fn removed_directory_takes_no_files_of_another_that_is_not_durable_yet() {
+    let mut core = Core::new(22);
+    core.done(DiskOperation::CreateDirectory { name: FileName::new("old") });
+    core.done(sync_directory(""));
+    core.done(DiskOperation::RemoveDirectory { name: FileName::new("old") });
+    core.done(DiskOperation::CreateDirectory { name: FileName::new("new") });
+    core.open("new/file", FileId(7), OpenMode::Create);
+    core.done(sync_directory("new"));
+    core.done(sync_directory(""));
+    let disk = core.disk.crash(&mut Rng::with_seed(1));
+    assert_eq!(names(&disk), "new/file");
+}
