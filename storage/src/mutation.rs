@@ -8,6 +8,8 @@ pub enum Mutation {
     TombstoneDroppedEarly,
     /// A segment goes before what replaces it is durable.
     SegmentFreedEarly,
+    /// The file of a freed segment becomes another one although a snapshot has a link to it.
+    LinkedFileRecycled,
 }
 
 #[cfg(all(feature = "mutations", debug_assertions))]

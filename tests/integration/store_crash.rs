@@ -2,6 +2,7 @@
 //! More of them: `cargo run --release -p kadring-tests --bin sim -- store --seeds 1000`.
 
 use kadring_tests::store_world::{Crashes, PlantedBug, Trial, errors, run};
+use kadring_tests::tally::Occurrence;
 
 const SEEDS: u64 = 40;
 
@@ -70,8 +71,8 @@ fn traces_of_overwrites_are_compacted_between_crashes() {
     let (mut freed, mut copied) = (0, 0);
     for seed in 4_000..4_012 {
         let summary = run(seed, Trial::of(300)).unwrap_or_else(|error| panic!("{error}"));
-        freed += summary.freed;
-        copied += summary.copied;
+        freed += summary.tally.of(Occurrence::SegmentFreed);
+        copied += summary.tally.of(Occurrence::BytesCopied);
     }
     assert!(freed >= 10 && copied > 10_000, "{freed} freed, {copied} bytes copied");
 }

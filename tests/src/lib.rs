@@ -10,4 +10,5 @@ pub mod node_process;
 pub mod resp_client;
 pub mod simulated_io;
 pub mod store_world;
+pub mod tally;
 pub mod workload;

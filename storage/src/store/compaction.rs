@@ -26,6 +26,7 @@ use wal::manifest::Verdict;
 use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody};
 use wal::segment::SEGMENT_HEADER_LEN;
 
+use super::compaction_counters::CompactionCounters;
 use super::disk_read::{Head, Target, Waiter};
 use super::write::{bare, parts_len, tombstone};
 use super::{Source, Store};
@@ -50,21 +51,6 @@ const PENDING_BYTES_MAX: usize = 4 << 20;
 const HEADS_AHEAD_MAX: usize = 32;
 /// Headers kept between frames.
 const HEADS_KEPT_MAX: usize = 1024;
-
-/// What compaction has done since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CompactionCounters {
-    /// Segments given back.
-    pub segments_freed: u64,
-    /// Of these, those whose files were kept to become new segments.
-    pub segments_recycled: u64,
-    /// Bytes of their files.
-    pub bytes_freed: u64,
-    /// Bytes of records appended again.
-    pub bytes_copied: u64,
-    /// Segments that could not be compacted because something of them could not be made out.
-    pub segments_unfit: u64,
-}
 
 /// A segment being compacted.
 #[derive(Debug)]
@@ -373,6 +359,8 @@ impl Store {
             }
             Decision::Unfit => return Step::Unfit,
             Decision::Drop => {
+                let is_tombstone = original.header.kind == RecordKind::Tombstone;
+                self.compaction.counters.tombstones_dropped += u64::from(is_tombstone);
                 self.catalog.discard(&original.header.key, original.place);
                 true
             }

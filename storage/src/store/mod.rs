@@ -24,6 +24,7 @@ use crate::value_chunks::ValueChunks;
 
 mod checkpointing;
 mod compaction;
+mod compaction_counters;
 mod disk_read;
 mod manifest_keeper;
 #[cfg(test)]
@@ -43,7 +44,7 @@ mod tests;
 mod write;
 
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
-pub use compaction::CompactionCounters;
+pub use compaction_counters::CompactionCounters;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::SnapshotFile;
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use fastrand::Rng;
 use wal::disk::{DiskErrorKind, DiskOutput, HeapBuffers, OpenMode};
+use wal::group_commit::CommitDurability;
 use wal::procedure::Procedure;
 
 use super::*;
@@ -500,4 +501,34 @@ fn compaction_keeps_space_near_what_is_live() {
     assert!(status.compaction.segments_freed > 50, "{status:?}");
     assert!(status.segment_bytes < 1_200_000, "300 kB are live: {status:?}");
     assert_eq!(status.compaction.segments_unfit, 0);
+}
+
+/// A log that leaves syncing to the operating system must sync when freed segments wait for it: at
+/// the limit no write comes that would end its segment.
+#[test]
+fn space_is_given_back_at_the_limit_whatever_the_durability() {
+    for durability in [CommitDurability::Always, CommitDurability::Os] {
+        let mut world = World::new(2);
+        world.options.limits.disk_bytes_max = Some(9 * world.options.segment_bytes);
+        world.options.log.durability = durability;
+        world.restart();
+        let put = |world: &mut World, n: u8| {
+            let id = Key([n; 20]);
+            let key = KeyRef { id, user_key: &id.0 };
+            let version = world.next_version();
+            world.store.put(&Put { key, version, expiry_ms: 0, value: &[n; 5_000] })
+        };
+        for n in 0..u8::MAX {
+            while put(&mut world, n) == Err(WriteError::Busy) {
+                world.settle();
+            }
+        }
+        assert_eq!(put(&mut world, 1), Err(WriteError::DiskFull), "1.2 MB in 576 KiB");
+        let version = world.next_version();
+        world.store.clear(version).unwrap();
+        for _ in 0..10 {
+            world.settle();
+        }
+        assert!(put(&mut world, 1).is_ok(), "{durability:?}: {:?}", world.store.status());
+    }
 }

@@ -67,6 +67,7 @@ impl Store {
             && !self.compaction.is_reading_heads()
             && !self.snapshots.holds_segments();
         let now_ns = self.now.monotonic_ns;
+        self.hasten_retirements();
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };
             let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
@@ -83,6 +84,18 @@ impl Store {
             retirement.step = Step::Editing(edit);
         }
         self.pump_keeper();
+    }
+
+    /// Where space is short, does not wait until a log that seldom syncs gets to it.
+    fn hasten_retirements(&mut self) {
+        let durable_lsn = self.log.durable_lsn();
+        let mut retirements = self.retirements.iter();
+        let waits = retirements.any(|retirement| {
+            matches!(retirement.step, Step::Waiting { .. }) && retirement.replaced_lsn > durable_lsn
+        });
+        if waits && self.supply.is_disk_full() {
+            self.log.request_sync();
+        }
     }
 
     /// Whether a segment with a durable frame will stay: the log's numbers and times go on there.
@@ -124,8 +137,9 @@ impl Store {
     /// Whether the file of a segment that the durable manifest does not list may be written again:
     /// no snapshot ever linked it, and nobody reads it.
     fn may_recycle(&self, segment: &Segment) -> bool {
+        let linked = self.snapshots.may_be_linked(segment.id);
         segment.len <= self.segment_bytes
-            && !self.snapshots.may_be_linked(segment.id)
+            && (!linked || is_planted(Mutation::LinkedFileRecycled))
             && !self.reads.is_reading(segment.id)
             && !self.scrub.is_reading(segment.id)
     }

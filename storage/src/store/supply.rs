@@ -486,6 +486,33 @@ mod tests {
         assert!(supply.take_segment().is_some() && !supply.is_disk_full());
     }
 
+    /// Two in use, two kept beside the reserve: the limit leaves room for no new file, and none is
+    /// needed.
+    #[test]
+    fn file_that_is_kept_is_room_at_the_limit() {
+        let (mut supply, mut keeper) = with_reserve();
+        supply.disk_bytes_max = (4 + RESERVED_COUNT as u64) * LEN;
+        supply.set_room(LEN);
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        for _ in 0..2 {
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            assert!(supply.take_segment().is_some());
+        }
+        for id in [50, 51] {
+            assert_eq!(supply.offer(OpenSegment { id, file: FileId(id as u32), len: LEN }), None);
+        }
+        supply.advance(now, false, &mut keeper);
+        assert!(!supply.is_disk_full(), "the kept files can be written");
+        for _ in 0..2 {
+            supply.want(100);
+            carry_out(&mut supply, &mut keeper, now);
+            assert!(supply.take_segment().is_some());
+        }
+        supply.advance(now, false, &mut keeper);
+        assert!(supply.is_disk_full());
+    }
+
     #[test]
     fn reserve_is_for_deletes_and_compaction_alone_and_no_sign_of_space() {
         let (mut supply, mut keeper) = with_reserve();

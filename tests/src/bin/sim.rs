@@ -19,6 +19,7 @@ use std::thread;
 
 use clap::{Args, Parser, Subcommand};
 use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
+use kadring_tests::tally::Tally;
 
 /// Most images in one seed of an exhaustive run, unless told otherwise.
 const IMAGES_MAX: u64 = 4_096;
@@ -69,7 +70,7 @@ enum What {
         #[arg(long, default_value_t = IMAGES_MAX)]
         images: u64,
         /// Plants a defect in the store, which the oracle must notice: tombstones or segments are
-        /// given up early. Not in release builds.
+        /// given up early, or files recycled that snapshots share. Not in release builds.
         #[arg(long, value_parser = planted)]
         bug: Option<PlantedBug>,
     },
@@ -127,7 +128,8 @@ fn planted(name: &str) -> Result<PlantedBug, String> {
     match name {
         "tombstones" => Ok(PlantedBug::DropsTombstonesEarly),
         "segments" => Ok(PlantedBug::FreesSegmentsEarly),
-        _ => Err("one of tombstones, segments".to_owned()),
+        "links" => Ok(PlantedBug::RecyclesLinkedFiles),
+        _ => Err("one of tombstones, segments, links".to_owned()),
     }
 }
 
@@ -143,22 +145,22 @@ fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
         "{} commands, {} disk requests, {} starts, {} crash images, {} damaged stores",
         total.operations, total.requests, total.generations, total.crashes, total.damaged
     );
-    println!(
-        "compaction: {} segments freed, {} bytes copied, {} segments unfit",
-        total.freed, total.copied, total.unfit
-    );
+    println!("{}", total.tally);
     finish(seeds, failed)
 }
 
 fn run_errors(seeds: &Seeds, operations: u32, only: Option<NthFailure>) -> ExitCode {
     let (requests, runs) = (AtomicU64::new(0), AtomicU64::new(0));
+    let tally = Mutex::new(Tally::default());
     let failed = run_all(seeds, |seed| {
         let summary = errors::run(seed, operations, only)?;
         requests.fetch_add(summary.requests, Ordering::Relaxed);
         runs.fetch_add(summary.runs, Ordering::Relaxed);
+        tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner).merge(&summary.tally);
         Ok(())
     });
     println!("{} disk requests, {} runs", requests.into_inner(), runs.into_inner());
+    println!("{}", tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
     finish(seeds, failed)
 }
 
@@ -199,7 +201,5 @@ fn add(total: &mut Summary, summary: &Summary) {
     total.crashes += summary.crashes;
     total.generations += summary.generations;
     total.damaged += summary.damaged;
-    total.freed += summary.freed;
-    total.copied += summary.copied;
-    total.unfit += summary.unfit;
+    total.tally.merge(&summary.tally);
 }

@@ -10,6 +10,7 @@ use fastrand::Rng;
 
 use super::file::{Block, SECTOR_SIZE, SECTORS_PER_BLOCK};
 use super::{Faults, InFlight, SimulatedDisk};
+use crate::tally::{Occurrence, Tally};
 use wal::disk::{BLOCK_SIZE, DiskOperation};
 
 /// Most questions that are answered in every possible way: 4,096 images.
@@ -159,11 +160,79 @@ pub(super) struct Choices<'a> {
     write_kept: bool,
     /// How many more sectors of the write at hand are kept, where a prefix is.
     prefix: usize,
+    /// What was lost.
+    tally: Tally,
+    oldest_lost: Option<u64>,
+    newest_kept: Option<u64>,
+}
+
+/// What becomes of one write, counted by blocks of which something was still open.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WriteFate {
+    kept: usize,
+    lost: usize,
+    torn: usize,
+    garbled: usize,
+}
+
+impl WriteFate {
+    /// Notes a block with the sectors `open`.
+    pub(super) fn note(&mut self, open: u8, fate: &BlockFate) {
+        match fate.kept & open {
+            _ if open == 0 => return,
+            0 => self.lost += 1,
+            kept if kept == open => self.kept += 1,
+            _ => self.torn += 1,
+        }
+        self.garbled += usize::from(fate.noise.is_some());
+    }
 }
 
 impl<'a> Choices<'a> {
     fn new(source: Source<'a>, sector: SectorSize) -> Self {
-        Self { source, sector, write_kept: false, prefix: 0 }
+        Self {
+            source,
+            sector,
+            write_kept: false,
+            prefix: 0,
+            tally: Tally::default(),
+            oldest_lost: None,
+            newest_kept: None,
+        }
+    }
+
+    /// Counts a loss.
+    pub(super) fn note(&mut self, what: Occurrence) {
+        self.tally.note(what);
+    }
+
+    /// Counts what became of the write of that completion number.
+    pub(super) fn note_write(&mut self, number: u64, fate: WriteFate) {
+        let WriteFate { kept, lost, torn, garbled } = fate;
+        if kept + torn > 0 {
+            self.newest_kept = self.newest_kept.max(Some(number));
+        }
+        if lost + torn > 0 {
+            self.oldest_lost = Some(self.oldest_lost.map_or(number, |oldest| oldest.min(number)));
+        }
+        if lost > 0 && kept + torn == 0 {
+            self.note(Occurrence::LostWrite);
+        }
+        if lost > 0 && kept > 0 {
+            self.note(Occurrence::TornAt4096);
+        }
+        if torn > 0 {
+            self.note(Occurrence::TornAt512);
+        }
+        self.tally.add(Occurrence::GarbledSector, garbled as u64);
+    }
+
+    /// What was lost, all told.
+    fn into_tally(mut self) -> Tally {
+        if self.oldest_lost.zip(self.newest_kept).is_some_and(|(lost, kept)| lost < kept) {
+            self.note(Occurrence::ReorderedWrite);
+        }
+        self.tally
     }
 
     /// Whether a change of a name survives.
@@ -318,7 +387,7 @@ impl SimulatedDisk {
             _ => plan,
         };
         let source = Source::Drawn { rng, plan, stale };
-        let mut disk = pending.resolve(&mut Choices::new(source, self.sector));
+        let mut disk = pending.resolve(Choices::new(source, self.sector));
         disk.rng = Rng::with_seed(seed);
         disk
     }
@@ -371,6 +440,7 @@ impl SimulatedDisk {
             }
         }
         disk.rng = Rng::with_seed(rng.u64(..));
+        disk.tally.note(Occurrence::ProcessKill);
         disk.drop_unreachable();
         disk
     }
@@ -388,6 +458,7 @@ impl SimulatedDisk {
             in_flight: Vec::new(),
             faults: Faults::default(),
             past_writes: VecDeque::new(),
+            tally: Tally::default(),
             sector: self.sector,
             capacity: self.capacity,
             statistics: self.statistics,
@@ -424,13 +495,15 @@ impl SimulatedDisk {
         }
     }
 
-    fn resolve(&self, choices: &mut Choices<'_>) -> Self {
-        let names = self.names.after_power_loss(choices);
+    fn resolve(&self, mut choices: Choices<'_>) -> Self {
+        choices.note(Occurrence::PowerLoss);
+        let names = self.names.after_power_loss(&mut choices);
         let mut disk = Self { names, ..self.without_requests() };
         disk.drop_unreachable();
         for inode in disk.inodes.values_mut() {
-            *inode = Arc::new(inode.after_power_loss(choices));
+            *inode = Arc::new(inode.after_power_loss(&mut choices));
         }
+        disk.tally = choices.into_tally();
         disk
     }
 }
@@ -463,7 +536,8 @@ impl Iterator for CrashImages {
         };
         let unit = *unit;
         let source = Source::Listed { path, unit };
-        let image = self.disk.resolve(&mut Choices::new(source, self.disk.sector));
+        let mut image = self.disk.resolve(Choices::new(source, self.disk.sector));
+        image.tally.note(Occurrence::ListedImage);
         if !path.advance() {
             self.listing = None;
             if unit == CrashUnit::Sector || self.disk.sector == SectorSize::Bytes4096 {

@@ -8,6 +8,7 @@ use wal::disk::{BLOCK_SIZE, DiskError, DiskErrorKind, DiskOperation};
 use super::file::{Block, SECTOR_SIZE};
 use super::names::InodeId;
 use super::{SimulatedDisk, code_of};
+use crate::tally::{Occurrence, Tally};
 
 /// Which requests a planned failure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,6 +119,18 @@ struct PlannedFailure {
     until: u64,
     error: DiskError,
     sticky: bool,
+    has_struck: bool,
+}
+
+fn occurrence_of(error: DiskError) -> Occurrence {
+    match error.kind {
+        DiskErrorKind::NoSpace if error.code == code_of(DiskErrorKind::NoSpace) => {
+            Occurrence::NoSpaceError
+        }
+        DiskErrorKind::NoSpace => Occurrence::QuotaError,
+        DiskErrorKind::ShortWrite => Occurrence::ShortWrite,
+        _ => Occurrence::InputOutputError,
+    }
 }
 
 /// What is planned to go wrong.
@@ -129,7 +142,7 @@ pub(super) struct Faults {
 
 impl Faults {
     /// Counts a request and says what goes wrong with it.
-    pub(super) fn strike(&mut self, kind: OperationKind) -> Option<Fault> {
+    pub(super) fn strike(&mut self, kind: OperationKind, tally: &mut Tally) -> Option<Fault> {
         let mut struck = None;
         self.failures.retain_mut(|failure| {
             if failure.kind != kind && failure.kind != OperationKind::Any {
@@ -139,6 +152,10 @@ impl Faults {
             let strikes = failure.until == 0;
             if strikes && kind.can_end_with(failure.error.kind) {
                 struck = struck.or(Some(Fault::Fail(failure.error)));
+                tally.note(occurrence_of(failure.error));
+                if std::mem::replace(&mut failure.has_struck, true) {
+                    tally.note(Occurrence::StickyError);
+                }
             }
             !strikes || failure.sticky
         });
@@ -170,7 +187,8 @@ impl SimulatedDisk {
     /// If `n` is 0.
     pub fn fail_nth_with(&mut self, n: u64, kind: OperationKind, error: DiskError, sticky: bool) {
         assert!(n > 0, "the first request is number 1");
-        self.faults.failures.push(PlannedFailure { kind, until: n, error, sticky });
+        let failure = PlannedFailure { kind, until: n, error, sticky, has_struck: false };
+        self.faults.failures.push(failure);
     }
 
     /// Takes back everything that was planned to go wrong.
@@ -197,11 +215,18 @@ impl SimulatedDisk {
         self.capacity = bytes;
     }
 
+    /// The limit of all file lengths, if there is one.
+    #[must_use]
+    pub fn capacity(&self) -> Option<u64> {
+        self.capacity
+    }
+
     /// Lets reads of the blocks that hold these bytes fail until they are written again.
     ///
     /// # Panics
     /// If there is no such file.
     pub fn fail_reads(&mut self, name: &str, offset: u64, len: u64) {
+        self.tally.note(Occurrence::UnreadableBlock);
         Arc::make_mut(self.inode_named(name)).spoil(offset, len);
     }
 
@@ -233,6 +258,10 @@ impl SimulatedDisk {
         let old = self.past_writes[written.index].old.clone();
         let old: Vec<u8> = old.iter().flat_map(|block| *block.as_slice()).collect();
         self.overwrite_at_rest(&written.name, written.offset, &old);
+        self.tally.note(match victim {
+            Some(_) => Occurrence::MisdirectedWrite,
+            None => Occurrence::VanishedWrite,
+        });
         if let Some((name, offset)) = victim {
             let room = self.inode_named(name).len().saturating_sub(offset);
             let len = bytes.len().min(usize::try_from(room).expect("it fits in memory"));
@@ -245,6 +274,7 @@ impl SimulatedDisk {
     /// # Panics
     /// If there is no such byte.
     pub fn flip_byte(&mut self, name: &str, offset: u64, xor: u8) {
+        self.tally.note(Occurrence::FlippedBit);
         Arc::make_mut(self.inode_named(name)).alter(offset, 1, |_, bytes| bytes[0] ^= xor);
     }
 
@@ -254,6 +284,7 @@ impl SimulatedDisk {
     /// If there is no such byte.
     pub fn zero_sector(&mut self, name: &str, offset: u64) {
         let start = offset - offset % SECTOR_SIZE as u64;
+        self.tally.note(Occurrence::ZeroedSector);
         let inode = Arc::make_mut(self.inode_named(name));
         assert!(offset < inode.len(), "offset {offset} is past the end of {name}");
         let len = (inode.len() - start).min(SECTOR_SIZE as u64);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use wal::disk::BLOCK_SIZE;
 
-use super::crash::Choices;
+use super::crash::{Choices, WriteFate};
+use crate::tally::Occurrence;
 
 /// Sectors tear as a whole: the unit in which a disk writes atomically.
 pub const SECTOR_SIZE: usize = 512;
@@ -339,9 +340,13 @@ impl Inode {
         if let Some(before) = &self.before
             && !choices.keeps_name()
         {
+            choices.note(Occurrence::LostTruncation);
             return before.after_power_loss(choices);
         }
         let len = self.surviving_len(choices);
+        if len < self.running_len {
+            choices.note(Occurrence::LostLength);
+        }
         let end = len.div_ceil(BLOCK_BYTES);
         let mut blocks = self.durable.clone();
         let mut decided = BTreeMap::<u64, u8>::new();
@@ -349,9 +354,11 @@ impl Inode {
             let sectors = write.iter().map(|piece| piece.used.len()).sum::<usize>();
             choices.begin_write(sectors * SECTORS_PER_BLOCK);
             let pending = write.iter().flat_map(PendingWrite::pending_blocks);
+            let mut whole = WriteFate::default();
             for (index, block) in pending.filter(|(index, _)| *index < end) {
                 let done = decided.entry(index).or_default();
                 let fate = choices.fate_of_block(!*done);
+                whole.note(!*done, &fate);
                 let mut content = blocks.block(index);
                 content.merge(block, fate.kept);
                 if let Some((mask, noise)) = &fate.noise {
@@ -361,11 +368,13 @@ impl Inode {
                 *done |= fate.kept;
                 blocks.set(index, content);
             }
+            choices.note_write(write.first().map_or(0, |piece| piece.number), whole);
         }
         for index in self.durable_len.div_ceil(BLOCK_BYTES)..end {
             if decided.get(&index).is_none_or(|mask| *mask == 0)
                 && let Some(stale) = choices.exposed_block()
             {
+                choices.note(Occurrence::StaleBlock);
                 blocks.set(index, stale);
             }
         }

@@ -56,6 +56,8 @@ use faults::{Fault, Faults, PAST_WRITES_MAX, PastWrite};
 use file::{Inode, Landing, blocks_of};
 use names::{InodeId, Names};
 
+use crate::tally::{Occurrence, Tally};
+
 /// What has been asked of the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Statistics {
@@ -120,6 +122,8 @@ pub struct SimulatedDisk {
     faults: Faults,
     /// The newest durable writes, for damage at rest.
     past_writes: VecDeque<PastWrite>,
+    /// What has gone wrong since it was last asked; of a disk after a crash, also in that.
+    tally: Tally,
     sector: SectorSize,
     capacity: Option<u64>,
     statistics: Statistics,
@@ -139,6 +143,7 @@ impl SimulatedDisk {
             in_flight: Vec::new(),
             faults: Faults::default(),
             past_writes: VecDeque::new(),
+            tally: Tally::default(),
             sector: SectorSize::default(),
             capacity: None,
             statistics: Statistics::default(),
@@ -162,10 +167,11 @@ impl SimulatedDisk {
         let inode = self.admit(owner, id, &operation);
         self.count(inode, &operation);
         let kind = OperationKind::of(&operation);
-        let mut fault = self.faults.strike(kind);
+        let mut fault = self.faults.strike(kind, &mut self.tally);
         if fault.is_none() && !self.has_room_for(inode, &operation) {
             let error = DiskErrorKind::NoSpace;
             fault = Some(Fault::Fail(DiskError { kind: error, code: code_of(error) }));
+            self.tally.note(Occurrence::FullDisk);
         }
         let covers = self.completed;
         self.in_flight.push(InFlight { owner, id, operation, inode, covers, fault });
@@ -239,6 +245,11 @@ impl SimulatedDisk {
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.statistics
+    }
+
+    /// Hands out what has gone wrong since this was last asked; a clone begins at nothing.
+    pub fn take_tally(&mut self) -> Tally {
+        self.tally.take()
     }
 
     /// Hashes the whole state, so that two runs from one seed can be compared.
@@ -315,6 +326,9 @@ impl SimulatedDisk {
                 failure?;
                 let inode = &self.inodes[&request.inode.expect("a read has an open file")];
                 let read = inode.read(*offset, &mut buffer.spare_mut()[..*len]);
+                if read.is_none() {
+                    self.tally.note(Occurrence::LatentReadError);
+                }
                 buffer.set_len(read.ok_or(DiskErrorKind::Io)?);
             }
             DiskOperation::Write { .. } => self.write(number, request)?,
@@ -509,15 +523,23 @@ impl SimulatedDisk {
         self.inodes.retain(|inode, _| reachable.contains(inode));
     }
 
+    /// Bytes of all files that have a name or are open, each counted once.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.lens().values().sum()
+    }
+
+    fn lens(&self) -> BTreeMap<InodeId, u64> {
+        let named = self.names.files().map(|(_, inode)| inode);
+        let inodes = named.chain(self.open.values().map(|open| open.inode));
+        inodes.map(|inode| (inode, self.inodes[&inode].len())).collect()
+    }
+
     fn has_room_for(&self, inode: Option<InodeId>, operation: &DiskOperation) -> bool {
         let Some(capacity) = self.capacity else {
             return true;
         };
-        let mut lens = BTreeMap::new();
-        let named = self.names.files().map(|(_, inode)| inode);
-        for inode in named.chain(self.open.values().map(|open| open.inode)) {
-            lens.insert(inode, self.inodes[&inode].len());
-        }
+        let mut lens = self.lens();
         let begun = self.in_flight.iter().filter(|request| !request.changes_nothing());
         for request in begun {
             if let (Some(inode), Some(end)) = (request.inode, end_of_write(&request.operation)) {
@@ -551,6 +573,7 @@ impl Clone for SimulatedDisk {
             in_flight: in_flight.collect(),
             faults: self.faults.clone(),
             past_writes: self.past_writes.clone(),
+            tally: Tally::default(),
             sector: self.sector,
             capacity: self.capacity,
             statistics: self.statistics,

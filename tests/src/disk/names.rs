@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wal::disk::{DiskErrorKind, FileName};
 
 use super::crash::Choices;
+use crate::tally::Occurrence;
 
 /// A file, whatever its names; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +30,15 @@ impl Change {
             | Self::Rename(name, ..)
             | Self::Remove(name, _)
             | Self::RemoveDirectory(name) => name.parent(),
+        }
+    }
+
+    /// What it is called when it is lost.
+    fn loss(&self) -> Occurrence {
+        match self {
+            Self::MakeDirectory(_) | Self::Create(..) => Occurrence::LostEntry,
+            Self::Rename(..) => Occurrence::LostRename,
+            Self::Remove(..) | Self::RemoveDirectory(_) => Occurrence::LostRemoval,
         }
     }
 
@@ -76,9 +86,10 @@ impl Tree {
                 self.files.remove(name);
             }
             Change::RemoveDirectory(name) => {
-                // What was removed from it before, and not synced, goes with it.
-                self.directories.remove(name);
-                self.prune();
+                // What was removed from it before, and not synced, goes with it. Files of other
+                // directories stay, also of those that are not durable themselves yet.
+                self.directories.retain(|other| !is_below(other, name));
+                self.files.retain(|file, _| !is_below(&file.parent(), name));
             }
         }
     }
@@ -99,6 +110,15 @@ impl Tree {
         self.directories.retain(|name| whole.has_directory(name));
         self.files.retain(|name, _| whole.has_directory(&name.parent()));
     }
+}
+
+/// Whether a directory is another one or lies in it.
+fn is_below(directory: &FileName, above: &FileName) -> bool {
+    let mut at = directory.clone();
+    while !at.as_str().is_empty() && at != *above {
+        at = at.parent();
+    }
+    at == *above
 }
 
 /// Every name on the disk.
@@ -227,13 +247,7 @@ impl Names {
         });
         // A directory made later under that name does not inherit what was pending in it.
         self.pending.retain(|(number, change)| {
-            let inside = |directory: &FileName| {
-                let mut above = change.directory();
-                while !above.as_str().is_empty() && above != *directory {
-                    above = above.parent();
-                }
-                above == *directory
-            };
+            let inside = |directory: &FileName| is_below(&change.directory(), directory);
             !removed.iter().any(|(directory, end)| number < end && inside(directory))
         });
         Ok(())
@@ -265,6 +279,7 @@ impl Names {
             if !cut && tree.admits(change) && choices.keeps_name() {
                 tree.apply(change);
             } else {
+                choices.note(change.loss());
                 broken.insert(change.directory());
             }
         }

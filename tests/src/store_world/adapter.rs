@@ -3,11 +3,11 @@
 use bytes::Bytes;
 pub(super) use storage::{Effect, Lookup, ScannedKey};
 use storage::{
-    Event, Get, LogClock, Now, Opened, Put, ReadError, ReadId, RecoveryReport, Store, StoreOptions,
-    StoreStatus, Value, WriteError,
+    Event, Get, LogClock, Now, Opened, Put, ReadError, ReadId, RecoveryReport, SnapshotFile, Store,
+    StoreOptions, StoreStatus, Value, WriteError,
 };
 use wal::Lsn;
-use wal::disk::{DiskCompletion, DiskError, DiskRequest};
+use wal::disk::{DiskCompletion, DiskError, DiskRequest, FileName};
 use wal::procedure::Procedure;
 use wal::record::{Key, Version};
 
@@ -20,6 +20,7 @@ pub(super) enum Told {
     Read { id: ReadId, result: Result<Option<(Bytes, Value)>, ReadError> },
     Resolved { id: ReadId },
     Scanned { id: ReadId, keys: Vec<ScannedKey>, next: Option<Key> },
+    Snapshotted(Result<Vec<SnapshotFile>, DiskError>),
     Writable,
     Failed(DiskError),
     Damaged,
@@ -94,6 +95,11 @@ impl StoreUnderTest {
         self.store.compact();
     }
 
+    /// Takes a snapshot into a new directory; [`Told::Snapshotted`] has its files.
+    pub(super) fn snapshot(&mut self, into: FileName) {
+        self.store.snapshot(into);
+    }
+
     pub(super) fn observed(&self, key: &ModelKey) -> Lsn {
         self.store.observed(&key.borrowed())
     }
@@ -111,7 +117,7 @@ impl StoreUnderTest {
             Event::Resolved { id } => Told::Resolved { id },
             Event::Scanned { id, keys, next } => Told::Scanned { id, keys, next },
             Event::Writable => Told::Writable,
-            Event::Snapshotted { .. } => unreachable!("no snapshot is taken"),
+            Event::Snapshotted { result } => Told::Snapshotted(result),
             Event::Failed(error) => Told::Failed(error),
             Event::Damaged { .. } | Event::Flaw { .. } => Told::Damaged,
         })
@@ -151,6 +157,10 @@ impl StoreUnderTest {
 
     pub(super) fn failure(&self) -> Option<DiskError> {
         self.store.failure()
+    }
+
+    pub(super) fn last_lsn(&self) -> Lsn {
+        self.store.last_lsn()
     }
 
     pub(super) fn durable_lsn(&self) -> Lsn {

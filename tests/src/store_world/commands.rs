@@ -11,6 +11,7 @@ use super::model::KeyState;
 use super::recovery::state_of;
 use super::swarm::Command;
 use super::{Condition, ReadIds, StoreWorld};
+use crate::tally::Occurrence;
 
 /// What the store still owes, and the numbers of what comes next.
 #[derive(Debug, Default)]
@@ -77,14 +78,20 @@ impl StoreWorld {
                 let expiry_ms = self.mix.expiry_ms(&mut self.rng, self.time.now.clock_ms);
                 self.touch(key, expiry_ms)
             }
-            Command::Clear => self.clear(),
+            Command::Clear => self.clear().map(drop),
             Command::Get => self.get(key),
             Command::Lookup => self.lookup(key),
             Command::Scan => self.scan(key),
             Command::Compact => {
+                self.note(Occurrence::CompactionAsked);
                 self.store_mut().compact();
                 Ok(())
             }
+            Command::Snapshot => {
+                self.snapshot();
+                Ok(())
+            }
+            Command::FillDisk => self.toggle_disk_full(),
         }
     }
 
@@ -126,6 +133,11 @@ impl StoreWorld {
             Ok(outcome) => Ok(Some(outcome)),
             Err(WriteError::Busy) => {
                 self.waiting.writer = true;
+                self.note(Occurrence::PutRefused);
+                Ok(None)
+            }
+            Err(WriteError::DiskFull) if self.is_limited() => {
+                self.note(Occurrence::LimitReached);
                 Ok(None)
             }
             Err(WriteError::KeyConflict) => Err("keys are said to have one id".to_owned()),
@@ -134,7 +146,7 @@ impl StoreWorld {
         }
     }
 
-    fn note(&mut self, key: usize, lsn: Lsn, state: KeyState) {
+    fn push(&mut self, key: usize, lsn: Lsn, state: KeyState) {
         self.log_floor.written.push_back((lsn, self.time.now.clock_ms));
         self.model.push(key, lsn, state);
     }
@@ -147,7 +159,8 @@ impl StoreWorld {
         let store = self.store.as_mut().expect("a generation has a store");
         let result = store.put(&self.model.keys()[key], version, expiry_ms, &value);
         if let Some(lsn) = self.accept(result)? {
-            self.note(key, lsn, KeyState::Present { value, version, expiry_ms });
+            self.note(Occurrence::Put);
+            self.push(key, lsn, KeyState::Present { value, version, expiry_ms });
         }
         Ok(result)
     }
@@ -162,7 +175,8 @@ impl StoreWorld {
                 Err(format!("key {key} was removed and was not there"))
             }
             Some(Effect::Done(Some(lsn))) => {
-                self.note(key, lsn, KeyState::Absent);
+                self.note(Occurrence::Removal);
+                self.push(key, lsn, KeyState::Absent);
                 Ok(())
             }
             Some(Effect::Done(None)) if state != KeyState::Absent => {
@@ -184,7 +198,8 @@ impl StoreWorld {
         match (self.accept(result)?, state) {
             (None, _) | (Some(Effect::Done(None)), KeyState::Absent) => self.check_observed(key),
             (Some(Effect::Done(Some(lsn))), KeyState::Present { value, .. }) => {
-                self.note(key, lsn, KeyState::Present { value, version, expiry_ms });
+                self.note(Occurrence::Touch);
+                self.push(key, lsn, KeyState::Present { value, version, expiry_ms });
                 Ok(())
             }
             (Some(Effect::Pending(id)), _) => {
@@ -197,14 +212,17 @@ impl StoreWorld {
         }
     }
 
-    fn clear(&mut self) -> Result<(), String> {
+    /// Deletes everything; tells whether the store took it.
+    pub(super) fn clear(&mut self) -> Result<bool, String> {
         let version = self.draw_version();
         let result = self.store_mut().clear(version);
-        if let Some(lsn) = self.accept(result)? {
+        let accepted = self.accept(result)?;
+        if let Some(lsn) = accepted {
             self.log_floor.written.push_back((lsn, self.time.now.clock_ms));
+            self.note(Occurrence::Clear);
             self.model.clear(lsn);
         }
-        Ok(())
+        Ok(accepted.is_some())
     }
 
     /// An answer about a key must wait for the record that it rests on.
@@ -297,6 +315,7 @@ impl StoreWorld {
         next: Option<Key>,
     ) -> Result<(), String> {
         let scan = self.waiting.scans.remove(&id).ok_or("a scan that nobody began")?;
+        self.note(Occurrence::Scan);
         let in_range = |key: Key| key >= scan.from && next.is_none_or(|next| key < next);
         let ascending = keys.is_sorted_by(|a, b| a.key < b.key);
         if !ascending || keys.iter().any(|found| !in_range(found.key)) {

@@ -16,6 +16,7 @@ use super::model::{CrashKind, Moment};
 use super::recovery::{Depth, recover};
 use super::{Condition, PlantedBug, StoreWorld};
 use crate::disk::{SimulatedDisk, WrittenRange};
+use crate::tally::Occurrence;
 
 /// Rounds of damage after each rest.
 const ROUNDS: usize = 4;
@@ -30,10 +31,11 @@ impl StoreWorld {
         let plan = self.mix.power_loss(&mut rng);
         // Nothing is pending that matters: this only closes the files.
         let rested = self.wire.disk.clone();
-        let writes = rested.past_writes();
+        let writes = self.past_writes();
         for round in 0..ROUNDS {
             let mut copy = rested.clone();
-            let what = damage(&mut copy, &writes, &mut rng);
+            let what = damage(&mut copy, &writes, self.options.directory.as_str(), &mut rng);
+            self.absorb(&mut copy);
             let mut copy = copy.crash_with(&mut rng, plan);
             self.look_over_copy(&mut copy, &mut rng)
                 .map_err(|error| format!("damage round {round}, {what}: {error}"))?;
@@ -42,11 +44,18 @@ impl StoreWorld {
             .map_err(|error| format!("stale content: {error}"))
     }
 
+    /// The newest durable writes into files of the store; what only snapshots still have is not.
+    fn past_writes(&self) -> Vec<WrittenRange> {
+        let mut writes = self.wire.disk.past_writes();
+        writes.retain(|write| is_inside(&write.name, self.options.directory.as_str()));
+        writes
+    }
+
     /// Whether the newest durable write is a frame without records: then the disk says itself that
     /// everything before is durable, and the loss of any one thing can be seen.
     fn ends_with_idle_frame(&self) -> bool {
         let store = self.options.identity.store;
-        let writes = self.wire.disk.past_writes();
+        let writes = self.past_writes();
         let newest = writes.last();
         newest
             .and_then(|write| frame_at(&self.wire.disk, write, store))
@@ -56,7 +65,7 @@ impl StoreWorld {
     /// Damages the disk under the running store.
     pub(super) fn damage_live(&mut self) {
         self.condition = Condition::Damaged;
-        let writes = self.wire.disk.past_writes();
+        let writes = self.past_writes();
         let mut rng = self.crash_rng.fork();
         if let Some(write) = rng.choice(&writes) {
             damage_range(&mut self.wire.disk, write, &mut rng);
@@ -85,6 +94,7 @@ impl StoreWorld {
             self.model
                 .check_damaged(&found.found, moment, found.report.suspect)
                 .map_err(|error| format!("start {start}: {error}\n{:#?}", found.report))?;
+            self.absorb(disk);
             let plan = self.mix.power_loss(rng);
             *disk = disk.crash_with(rng, plan);
         }
@@ -106,7 +116,8 @@ impl StoreWorld {
         let name = segment::file_name(directory, place.segment);
         let start = usize::try_from(place.offset).expect("a small file");
         let bytes = &rested.read_file(name.as_str())[start..start + header.len as usize];
-        for (name, _) in rested.files() {
+        let own = |(name, _): &(String, u64)| is_inside(name, directory.as_str());
+        for (name, _) in rested.files().into_iter().filter(own) {
             let Some(id) = name.rsplit('/').next().and_then(segment::parse_file_name) else {
                 continue;
             };
@@ -123,6 +134,7 @@ impl StoreWorld {
                 _ => bytes.to_vec(),
             };
             copy.overwrite_at_rest(&name, place.offset, &stale);
+            self.note(Occurrence::StaleFrame);
             self.compare_with_stale(rested, copy, rng)?;
         }
         Ok(())
@@ -201,9 +213,19 @@ fn sealed_for(segment: u64, place: &Place, header: &FrameHeader, bytes: &[u8]) -
     buffer.as_slice().to_vec()
 }
 
-/// Damages one thing somewhere; says what.
-fn damage(disk: &mut SimulatedDisk, writes: &[WrittenRange], rng: &mut Rng) -> String {
-    let files = disk.files();
+fn is_inside(name: &str, directory: &str) -> bool {
+    name.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Damages one thing somewhere in a directory; says what.
+fn damage(
+    disk: &mut SimulatedDisk,
+    writes: &[WrittenRange],
+    directory: &str,
+    rng: &mut Rng,
+) -> String {
+    let mut files = disk.files();
+    files.retain(|(name, _)| is_inside(name, directory));
     let frame = rng.choice(writes).cloned();
     match (rng.u8(..5), frame) {
         (0, _) | (_, None) => {

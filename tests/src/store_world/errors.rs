@@ -5,6 +5,7 @@ use wal::disk::{DiskError, DiskErrorKind};
 
 use super::{Crashes, NthFailure, StoreWorld, Trial};
 use crate::disk::OperationKind;
+use crate::tally::Tally;
 
 const IO: DiskError = DiskError { kind: DiskErrorKind::Io, code: 5 };
 const NO_SPACE: DiskError = DiskError { kind: DiskErrorKind::NoSpace, code: 28 };
@@ -20,6 +21,7 @@ pub(super) fn suitable(kind: OperationKind) -> &'static [DiskError] {
         | OperationKind::SyncDirectory
         | OperationKind::CreateDirectory
         | OperationKind::Rename
+        | OperationKind::Link
         | OperationKind::Open => &[IO, NO_SPACE, QUOTA],
         _ => &[IO],
     }
@@ -32,6 +34,8 @@ pub struct ErrorsSummary {
     pub requests: u64,
     /// Runs, each with one failure planned.
     pub runs: u64,
+    /// What has gone wrong and what has been done in these.
+    pub tally: Tally,
 }
 
 /// Runs the trace of a seed once for each request and each way in which that can fail.
@@ -49,7 +53,7 @@ pub fn run(
     world.wire.kinds = Some(Vec::new());
     world.live().map_err(|error| vec![format!("without a failure: {error}\nSEED={seed}")])?;
     let kinds = world.wire.kinds.take().unwrap_or_default();
-    let mut summary = ErrorsSummary { requests: kinds.len() as u64, runs: 0 };
+    let mut summary = ErrorsSummary { requests: kinds.len() as u64, ..ErrorsSummary::default() };
     let mut complaints = Vec::new();
     for (nth, kind) in (1..).zip(kinds) {
         for error in suitable(kind) {
@@ -60,7 +64,9 @@ pub fn run(
                 }
                 summary.runs += 1;
                 let mut world = StoreWorld::new(seed, Trial { failure: Some(failure), ..trial });
-                if let Err(complaint) = world.live() {
+                let outcome = world.live();
+                summary.tally.merge(&world.summary.tally);
+                if let Err(complaint) = outcome {
                     let sticky = if sticky { " --sticky" } else { "" };
                     complaints.push(format!(
                         "{kind:?} fails: {complaint}\nSEED={seed}\n\

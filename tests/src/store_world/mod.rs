@@ -12,12 +12,13 @@
 //! answer rests on is named by `Store::observed`. Once faults heal, writing resumes or the store
 //! says that it only reads.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use fastrand::Rng;
 use storage::mutation::{self, Mutation};
-use storage::{Now, Opened, ReadId, StoreOptions, WriteError};
+use storage::{Now, Opened, ReadId, StoreOptions};
 use wal::Lsn;
 use wal::disk::{DiskError, DiskOperation, DiskRequest};
 use wal::group_commit::CommitDurability;
@@ -25,18 +26,22 @@ use wal::group_commit::CommitDurability;
 mod adapter;
 mod commands;
 mod damage;
+mod episodes;
 pub mod errors;
 pub mod model;
 pub mod recovery;
+mod snapshots;
 mod swarm;
 mod timeline;
 mod wire;
 
 use crate::disk::{OperationKind, SimulatedDisk};
+use crate::tally::{Occurrence, Tally};
 use adapter::{StoreUnderTest, Told};
 use commands::Waiting;
 use model::{CrashKind, KeyState, Model};
 use recovery::{Again, Crash, Depth, Recovered, inspect};
+use snapshots::Snapshots;
 use swarm::Mix;
 use timeline::Timeline;
 use wire::Wire;
@@ -64,6 +69,8 @@ pub enum PlantedBug {
     DropsTombstonesEarly,
     /// A segment goes before the copies of what was live in it are durable.
     FreesSegmentsEarly,
+    /// The file of a freed segment becomes another one although a snapshot has a link to it.
+    RecyclesLinkedFiles,
 }
 
 impl PlantedBug {
@@ -72,6 +79,7 @@ impl PlantedBug {
         match self {
             Self::DropsTombstonesEarly => Some(Mutation::TombstoneDroppedEarly),
             Self::FreesSegmentsEarly => Some(Mutation::SegmentFreedEarly),
+            Self::RecyclesLinkedFiles => Some(Mutation::LinkedFileRecycled),
             _ => None,
         }
     }
@@ -157,12 +165,8 @@ pub struct Summary {
     pub generations: u64,
     /// Stores with damage at rest that were looked over.
     pub damaged: u64,
-    /// Segments that compaction gave back.
-    pub freed: u64,
-    /// Bytes of records that compaction appended again.
-    pub copied: u64,
-    /// Segments that compaction gave up.
-    pub unfit: u64,
+    /// What has gone wrong and what has been done.
+    pub tally: Tally,
     /// Hash of everything that was done and of the disk at the end.
     pub trace: u64,
 }
@@ -219,6 +223,8 @@ struct StoreWorld {
     window: SyncWindow,
     condition: Condition,
     crash_credit: u64,
+    snapshots: Snapshots,
+    tally: RefCell<Tally>,
     trace: DefaultHasher,
     summary: Summary,
 }
@@ -270,6 +276,7 @@ impl StoreWorld {
         if trial.bug != PlantedBug::Nothing {
             // The bugs are of a log that promises to lose nothing.
             mix.options.log.durability = CommitDurability::Always;
+            mix.options.limits.disk_bytes_max = None;
         }
         let mut disk = SimulatedDisk::new(rng.u64(..));
         disk.set_sector_size(mix.sector);
@@ -289,6 +296,8 @@ impl StoreWorld {
             window: SyncWindow::default(),
             condition: if trial.failure.is_some() { Condition::Faulty } else { Condition::Sound },
             crash_credit: 0,
+            snapshots: Snapshots::default(),
+            tally: RefCell::default(),
             trace: DefaultHasher::new(),
             summary: Summary::default(),
             mix,
@@ -309,7 +318,10 @@ impl StoreWorld {
             {
                 return Err("a frame was written where nothing was before".to_owned());
             }
-            self.count_compaction();
+            self.count_deeds();
+            let mut rng = self.rng.fork();
+            self.check_snapshots(&mut rng)
+                .map_err(|error| format!("generation {generation}, end: {error}"))?;
             if self.condition == Condition::Damaged {
                 self.look_over().map_err(|error| format!("after live damage: {error}"))?;
                 return Ok(self.finish());
@@ -322,23 +334,50 @@ impl StoreWorld {
 
     fn finish(&mut self) -> Summary {
         (self.wire.disk.hash(), self.time.now.clock_ms).hash(&mut self.trace);
+        self.absorb_live_disk();
+        self.tally.get_mut().merge(&self.time.tally);
+        self.summary.tally = *self.tally.get_mut();
         self.summary.trace = self.trace.finish();
         self.summary.requests = self.wire.disk.request_count();
         self.summary
     }
 
-    fn count_compaction(&mut self) {
-        let counters = self.store().status().compaction;
-        self.summary.freed += counters.segments_freed;
-        self.summary.copied += counters.bytes_copied;
-        self.summary.unfit += counters.segments_unfit;
+    fn count_deeds(&mut self) {
+        let status = self.store().status();
+        let counters = status.compaction;
+        let deeds = [
+            (Occurrence::SegmentFreed, counters.segments_freed),
+            (Occurrence::SegmentRecycled, counters.segments_recycled),
+            (Occurrence::SegmentUnfit, counters.segments_unfit),
+            (Occurrence::BytesCopied, counters.bytes_copied),
+            (Occurrence::TombstoneDropped, counters.tombstones_dropped),
+            (Occurrence::CheckpointPublished, status.checkpoints.published),
+            (Occurrence::ScrubPass, status.scrub.passes),
+            (Occurrence::DiskRead, status.disk_reads),
+        ];
+        deeds.into_iter().for_each(|(what, count)| self.tally.get_mut().add(what, count));
+    }
+
+    /// Counts something that happened.
+    fn note(&self, what: Occurrence) {
+        self.tally.borrow_mut().note(what);
+    }
+
+    /// Counts what has gone wrong with a disk.
+    fn absorb(&self, disk: &mut SimulatedDisk) {
+        self.tally.borrow_mut().merge(&disk.take_tally());
+    }
+
+    fn absorb_live_disk(&mut self) {
+        self.tally.get_mut().merge(&self.wire.disk.take_tally());
     }
 
     fn generation(&mut self, count: u32, last: bool) -> Result<(), String> {
         let heals = self.plan_faults();
         let before = self.rng.u32(..=count);
         self.work(before)?;
-        if heals || self.trial.failure.is_some() {
+        let limited = self.is_limited() && self.rng.bool();
+        if heals || limited || self.trial.failure.is_some() {
             self.heal().map_err(|error| format!("after healing: {error}"))?;
         }
         if last && self.wants_damage() && self.rng.u8(..4) == 0 {
@@ -363,6 +402,9 @@ impl StoreWorld {
     fn crash_for_good(&mut self) {
         self.store = None;
         self.waiting = Waiting::default();
+        self.snapshots.abandon();
+        self.model.pin(None);
+        self.absorb_live_disk();
         let mut rng = self.rng.fork();
         let mut disk = if rng.u8(..3) == 0 && self.condition == Condition::Sound {
             self.wire.disk.process_kill(&mut rng)
@@ -375,41 +417,6 @@ impl StoreWorld {
         self.wire.restart(disk);
         self.condition = Condition::Sound;
         self.time.pause(&mut self.rng);
-    }
-
-    /// Lets requests of this generation fail, in some; tells whether they heal within it.
-    fn plan_faults(&mut self) -> bool {
-        if self.trial.bug != PlantedBug::Nothing || self.trial.failure.is_some() {
-            return false;
-        }
-        let (errors, full_disk) = (self.mix.faults.errors, self.mix.faults.full_disk);
-        if full_disk && self.rng.bool() {
-            let used: u64 = self.wire.disk.files().iter().map(|(_, len)| len).sum();
-            let room = self.rng.u64(..3 * self.options.segment_bytes);
-            self.wire.disk.set_capacity(Some(used + room));
-        } else if errors && self.rng.bool() {
-            self.plan_failure();
-        } else {
-            return false;
-        }
-        self.condition = Condition::Faulty;
-        self.rng.bool()
-    }
-
-    fn plan_failure(&mut self) {
-        let kinds = [
-            OperationKind::Write,
-            OperationKind::Sync,
-            OperationKind::SyncDirectory,
-            OperationKind::Rename,
-            OperationKind::Open,
-            OperationKind::Read,
-        ];
-        let kind = kinds[self.rng.usize(..kinds.len())];
-        let errors = errors::suitable(kind);
-        let error = errors[self.rng.usize(..errors.len())];
-        let nth = self.rng.u64(1..=if self.trial.operations > 500 { 300 } else { 12 });
-        self.wire.disk.fail_nth_with(nth, kind, error, self.rng.u8(..3) == 0);
     }
 
     fn open(&mut self) -> Result<(), String> {
@@ -475,40 +482,6 @@ impl StoreWorld {
         Ok(())
     }
 
-    /// Takes all planned faults back: writing must resume, or the store must say that it reads
-    /// only, if it had cause to.
-    fn heal(&mut self) -> Result<(), String> {
-        self.wire.disk.set_capacity(None);
-        self.wire.disk.clear_faults();
-        // A store that could get no segment tries again a second later.
-        self.advance_clock(1_100);
-        let key = self.rng.usize(..self.mix.keys);
-        let mut answer = String::new();
-        for _ in 0..8 {
-            self.turn()?;
-            while self.complete_one()? {}
-            match self.put(key)? {
-                Ok(lsn) => return self.await_durable(lsn),
-                Err(WriteError::ReadOnly(_)) if self.store().failure().is_some() => return Ok(()),
-                Err(error) => answer = error.to_string(),
-            }
-            self.advance_clock(600);
-        }
-        Err(format!("writing does not resume: {answer}"))
-    }
-
-    /// Lets a write become durable, or the store fail, in a few turns.
-    fn await_durable(&mut self, lsn: Lsn) -> Result<(), String> {
-        for _ in 0..4 {
-            self.turn()?;
-            while self.complete_one()? {}
-            if self.model.acknowledged_lsn() >= lsn || self.store().failure().is_some() {
-                return Ok(());
-            }
-        }
-        Err(format!("LSN {lsn} is never acknowledged"))
-    }
-
     /// Lets everything end and the idle frame be written: then nothing but the newest states and
     /// no doubt may be left.
     fn seal(&mut self) -> Result<(), String> {
@@ -533,6 +506,9 @@ impl StoreWorld {
             return Err(format!("does not come to rest: {status:?}"));
         }
         self.waiting.complaint().map_or(Ok(()), Err)?;
+        if self.snapshots.is_under_way() {
+            return Err("a snapshot never ended".to_owned());
+        }
         self.acknowledge(status.durable_lsn);
         if self.condition == Condition::Damaged { Ok(()) } else { self.try_crash() }
     }
@@ -616,6 +592,7 @@ impl StoreWorld {
                 Told::Read { id, result } => self.check_read(id, result)?,
                 Told::Resolved { id } => self.redo(id)?,
                 Told::Scanned { id, keys, next } => self.check_scan(id, &keys, next)?,
+                Told::Snapshotted(result) => self.end_snapshot(result)?,
                 Told::Writable => self.waiting.writer = false,
                 Told::Damaged if self.condition != Condition::Sound => {}
                 Told::Failed(_) if self.condition == Condition::Faulty => {}
@@ -635,6 +612,7 @@ impl StoreWorld {
             wall_ms: self.time.wall_ms,
             seen_max_ms: self.time.seen_max_ms,
             log_floor_ms: self.log_floor.ms,
+            tally: &self.tally,
         }
     }
 
@@ -680,7 +658,10 @@ impl StoreWorld {
             self.wire.disk.crash_with(&mut rng, plan)
         };
         image.set_capacity(None);
+        self.absorb(&mut image);
         let request = self.wire.disk.request_count();
+        self.sample_snapshot(&image, &mut rng)
+            .map_err(|error| format!("at request {request}, killed: {killed}: {error}"))?;
         let (again, kind) = if killed {
             (Again::Sound, CrashKind::ProcessKill)
         } else {
@@ -703,6 +684,10 @@ impl StoreWorld {
         let mut tried = 0;
         for (number, mut image) in images.take(limit).enumerate() {
             image.set_capacity(None);
+            self.absorb(&mut image);
+            if number == 0 {
+                self.sample_snapshot(&image, &mut rng)?;
+            }
             let crash = self.crash_point(CrashKind::PowerLoss);
             let result = if number == 0 {
                 crash.check_every_second_crash(&image, &mut rng)
@@ -719,6 +704,9 @@ impl StoreWorld {
     /// What a key holds now, and the record that says so.
     fn newest(&self, key: usize) -> (Lsn, KeyState) {
         let (lsn, state) = self.model.newest(key);
+        if *state != KeyState::Absent && state.is_gone(self.time.now.clock_ms) {
+            self.note(Occurrence::Expiry);
+        }
         (lsn, state.seen_at(self.time.now.clock_ms))
     }
 }

@@ -157,6 +157,43 @@ pub struct Model {
     acknowledged_lsn: Lsn,
     /// Everything up to here must survive a power loss as well; never above the former.
     durable_lsn: Lsn,
+    /// From here on nothing is forgotten: a snapshot is being taken.
+    pinned: Option<Lsn>,
+}
+
+/// What each key may hold in a snapshot: the state at the cut, or one of several equally good.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    lsn: Lsn,
+    allowed: Vec<Vec<KeyState>>,
+}
+
+impl Cut {
+    /// Checks what a snapshot holds.
+    ///
+    /// # Errors
+    /// Which key holds something else.
+    pub fn check(&self, found: &[KeyState], moment: Moment) -> Result<(), String> {
+        for (index, (found, allowed)) in found.iter().zip(&self.allowed).enumerate() {
+            if !allowed.iter().any(|state| is_seen_as(state, found, moment)) {
+                let allowed: Vec<_> = allowed.iter().map(KeyState::brief).collect();
+                return Err(format!(
+                    "key {index} holds {}, at LSN {} it was {allowed:?}",
+                    found.brief(),
+                    self.lsn
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a store may answer `found` of a key in this state.
+fn is_seen_as(state: &KeyState, found: &KeyState, moment: Moment) -> bool {
+    match found {
+        KeyState::Absent => state.is_gone(moment.now_ms.max(moment.seen_max_ms)),
+        found => !state.is_gone(moment.now_ms) && state == found,
+    }
 }
 
 impl Model {
@@ -170,6 +207,7 @@ impl Model {
             ever: vec![BTreeSet::new(); count],
             acknowledged_lsn: Lsn::ZERO,
             durable_lsn: Lsn::ZERO,
+            pinned: None,
         }
     }
 
@@ -209,6 +247,23 @@ impl Model {
         self.acknowledged_lsn = self.durable_lsn;
     }
 
+    /// Forgets nothing from `lsn` on, until told otherwise.
+    pub fn pin(&mut self, lsn: Option<Lsn>) {
+        self.pinned = lsn;
+    }
+
+    /// What every key held when record `lsn` was the newest; not before the pin.
+    #[must_use]
+    pub fn cut(&self, lsn: Lsn) -> Cut {
+        let at_cut = |index: usize| {
+            let history = &self.histories[index];
+            let first = self.first_allowed(index, lsn);
+            let end = history.partition_point(|step| step.lsn <= lsn).max(first + 1);
+            history[first..end].iter().map(|step| step.state.clone()).collect()
+        };
+        Cut { lsn, allowed: (0..self.keys.len()).map(at_cut).collect() }
+    }
+
     /// The newest state of a key, and the record that gave it.
     #[must_use]
     pub fn newest(&self, key: usize) -> (Lsn, &KeyState) {
@@ -219,7 +274,8 @@ impl Model {
     /// Notes that record `lsn` gave a key this state.
     pub fn push(&mut self, key: usize, lsn: Lsn, state: KeyState) {
         if self.histories[key].len() >= STEPS_KEPT {
-            let first = self.first_allowed(key, self.durable_lsn);
+            let floor = self.pinned.map_or(self.durable_lsn, |lsn| lsn.min(self.durable_lsn));
+            let first = self.first_allowed(key, floor);
             self.histories[key].drain(..first);
         }
         self.ever[key].insert(state.fingerprint());
@@ -302,11 +358,7 @@ impl Model {
     }
 
     fn allows(&self, index: usize, found: &KeyState, moment: Moment, floor: Lsn) -> bool {
-        let may_be_gone = |state: &KeyState| state.is_gone(moment.now_ms.max(moment.seen_max_ms));
-        self.allowed(index, floor).iter().any(|step| match found {
-            KeyState::Absent => may_be_gone(&step.state),
-            found => !step.state.is_gone(moment.now_ms) && step.state == *found,
-        })
+        self.allowed(index, floor).iter().any(|step| is_seen_as(&step.state, found, moment))
     }
 
     fn allowed(&self, index: usize, floor: Lsn) -> &[Step] {

@@ -1,5 +1,6 @@
 //! Opening a store from a disk image, reading all of it, and the oracle for what was found.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
@@ -10,6 +11,7 @@ use super::adapter::{self, Lookup, ScannedKey, StoreUnderTest, Told};
 use super::model::{CrashKind, Found, KeyState, Model, ModelKey, Moment};
 use super::swarm::Mix;
 use crate::disk::{SimulatedDisk, run_procedure, run_procedure_until};
+use crate::tally::{Occurrence, Tally};
 
 /// The core that owns the store's requests.
 pub(super) const OWNER: u16 = 0;
@@ -266,6 +268,8 @@ pub(super) struct Crash<'a> {
     pub(super) seen_max_ms: u64,
     /// The newest time in the log is at least this.
     pub(super) log_floor_ms: u64,
+    /// Counts what second crashes leave.
+    pub(super) tally: &'a RefCell<Tally>,
 }
 
 /// Whether a second crash, in the middle of the recovery, must lead to the same result.
@@ -331,9 +335,15 @@ impl Crash<'_> {
         completions_max: u64,
     ) -> Result<(), String> {
         let mut opening = adapter::open(self.options, self.wall_ms);
-        drop(run_procedure_until(&mut disk, OWNER, &mut opening, completions_max));
+        let ended = run_procedure_until(&mut disk, OWNER, &mut opening, completions_max);
+        let is_midway = ended.is_none();
+        drop(ended);
         let plan = self.mix.power_loss(rng);
         let mut disk = disk.crash_with(rng, plan);
+        let mut tally = self.tally.borrow_mut();
+        tally.add(Occurrence::DoubleCrash, u64::from(is_midway));
+        tally.merge(&disk.take_tally());
+        drop(tally);
         let lost = Crash { kind: CrashKind::PowerLoss, ..*self };
         let second = lost.recover(&mut disk, Depth::Keys).map_err(|error| {
             format!("crash, then another after {completions_max} requests of recovery: {error}")

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use fastrand::Rng;
-use storage::{CheckpointLoader, CheckpointOptions, StoreOptions};
+use storage::{CheckpointLoader, CheckpointOptions, StoreLimits, StoreOptions};
 use wal::disk::{BufferSource, FileName, IoBuffer};
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
@@ -53,7 +53,13 @@ pub(super) enum Command {
     Lookup,
     Scan,
     Compact,
+    /// Takes a snapshot, or removes one.
+    Snapshot,
+    /// Lets the disk run full, or gives it room again.
+    FillDisk,
 }
+
+const COMMANDS: usize = 10;
 
 /// What may go wrong besides crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +78,7 @@ pub(super) struct Mix {
     pub(super) options: StoreOptions,
     pub(super) keys: usize,
     pub(super) pattern: KeyPattern,
-    weights: [(Command, u32); 8],
+    weights: [(Command, u32); COMMANDS],
     pub(super) values: ValueSizes,
     pub(super) expiries: Expiries,
     pub(super) wall: WallClock,
@@ -107,7 +113,7 @@ impl Mix {
         };
         let lost = [LostSector::Old, LostSector::SometimesZeros, LostSector::SometimesGarbage];
         Self {
-            options: draw_options(rng),
+            options: draw_options(rng, is_long),
             keys,
             pattern: pick(
                 rng,
@@ -118,7 +124,7 @@ impl Mix {
                     KeyPattern::Prefix60,
                 ],
             ),
-            weights: draw_weights(rng),
+            weights: draw_weights(rng, faults),
             values,
             expiries: pick(rng, &[Expiries::Never, Expiries::Sometimes, Expiries::Mostly]),
             wall: pick(rng, &[WallClock::Steady, WallClock::Steps, WallClock::Leaps]),
@@ -185,9 +191,11 @@ impl Mix {
     }
 }
 
-fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
+fn draw_weights(rng: &mut Rng, faults: FaultMix) -> [(Command, u32); COMMANDS] {
+    let fill = u32::from(faults.full_disk);
+    let snapshot = pick(rng, &[0, 1, 1, 3]);
     if rng.u8(..3) == 0 {
-        return draw_churn(rng);
+        return draw_churn(rng, snapshot, fill);
     }
     let usual = [
         (Command::Put, 45),
@@ -198,9 +206,11 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
         (Command::Lookup, 6),
         (Command::Scan, 4),
         (Command::Compact, 1),
+        (Command::Snapshot, snapshot),
+        (Command::FillDisk, fill),
     ];
     usual.map(|(command, weight)| match (command, rng.u8(..6)) {
-        (Command::Put, _) => (command, weight),
+        (Command::Put | Command::Snapshot | Command::FillDisk, _) => (command, weight),
         (_, 0) => (command, 0),
         (Command::Clear, 1..4) => (command, 0),
         (Command::Clear, _) => (command, 1),
@@ -211,7 +221,7 @@ fn draw_weights(rng: &mut Rng) -> [(Command, u32); 8] {
 
 /// Mostly writes, and compaction by hand, so that most of what is written is dead soon: overwrites,
 /// tombstones or new expiries prevail.
-fn draw_churn(rng: &mut Rng) -> [(Command, u32); 8] {
+fn draw_churn(rng: &mut Rng, snapshot: u32, fill: u32) -> [(Command, u32); COMMANDS] {
     let (puts, removals, touches) = pick(rng, &[(80, 5, 5), (45, 45, 0), (40, 10, 40)]);
     [
         (Command::Put, puts),
@@ -222,6 +232,8 @@ fn draw_churn(rng: &mut Rng) -> [(Command, u32); 8] {
         (Command::Lookup, 2),
         (Command::Scan, 2),
         (Command::Compact, pick(rng, &[1, 4, 12])),
+        (Command::Snapshot, snapshot),
+        (Command::FillDisk, fill),
     ]
 }
 
@@ -248,17 +260,20 @@ fn draw_durability(rng: &Rng) -> CommitDurability {
 }
 
 /// Small segments, frames and caches, so that a short trace meets every limit.
-fn draw_options(rng: &mut Rng) -> StoreOptions {
+fn draw_options(rng: &mut Rng, is_long: bool) -> StoreOptions {
     // Of their own, so that the other choices of a seed stay as they were.
     let mut checkpoint_rng = rng.clone();
     checkpoint_rng.seed(rng.get_seed() ^ 0x636B_7074);
+    // Long traces shall fill dozens of segments, short ones a few.
+    let lens: &[u64] = if is_long { &[32, 32, 64, 64, 128] } else { &[32, 64, 64, 128, 256] };
+    let segment_bytes = pick(rng, lens) << 10;
     StoreOptions {
         directory: FileName::new("shard-00"),
         identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
         must_exist: false,
-        segment_bytes: pick(rng, &[32 << 10, 64 << 10, 64 << 10, 128 << 10, 256 << 10]),
+        segment_bytes,
         cache_bytes: pick(rng, &[0, 4 << 10, 64 << 10, 16 << 20]),
-        limits: storage::StoreLimits::default(),
+        limits: draw_limits(rng, segment_bytes),
         log: GroupCommitLimits {
             frame_bytes_max: pick(rng, &[8 << 10, 32 << 10, 1 << 20]),
             frames_in_flight_max: rng.usize(1..=4),
@@ -269,6 +284,16 @@ fn draw_options(rng: &mut Rng) -> StoreOptions {
         buffers: Rc::new(UsedBuffers),
         checkpoints: draw_checkpoints(&mut checkpoint_rng),
         footers: checkpoint_rng.u8(..4) > 0,
+    }
+}
+
+/// A quarter of the stores has a limit of its own, half of them are scrubbed.
+fn draw_limits(rng: &mut Rng, segment_bytes: u64) -> StoreLimits {
+    let segments_min = StoreLimits::DISK_SEGMENTS_MIN;
+    let segments = rng.u64(segments_min..6 * segments_min);
+    StoreLimits {
+        disk_bytes_max: (rng.u8(..4) == 0).then_some(segments * segment_bytes),
+        scrub_bytes_per_second: pick(rng, &[0, 0, 64 << 10, 16 << 20]),
     }
 }
 

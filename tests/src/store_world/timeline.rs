@@ -5,6 +5,7 @@ use storage::{LogClock, Now};
 
 use super::adapter::StoreUnderTest;
 use super::swarm::WallClock;
+use crate::tally::{Occurrence, Tally};
 
 const START_MS: u64 = 1_700_000_000_000;
 const MS: u64 = 1_000_000;
@@ -20,6 +21,8 @@ pub(super) struct Timeline {
     pub(super) now: Now,
     /// The latest moment that any store was told: what had expired by then may stay so.
     pub(super) seen_max_ms: u64,
+    /// How often the clock was set.
+    pub(super) tally: Tally,
 }
 
 impl Timeline {
@@ -31,6 +34,7 @@ impl Timeline {
             log_clock: StoreUnderTest::clock(0, START_MS, 0),
             now: Now { monotonic_ns: 0, clock_ms: START_MS },
             seen_max_ms: START_MS,
+            tally: Tally::default(),
         }
     }
 
@@ -74,8 +78,14 @@ impl Timeline {
             WallClock::Leaps => 30 * HOUR_MS,
         };
         match rng.u8(..rarity) {
-            0 => self.wall_ms = self.wall_ms.saturating_sub(rng.u64(..range_ms)),
-            1 => self.wall_ms += rng.u64(..range_ms),
+            0 => {
+                self.tally.note(Occurrence::ClockBack);
+                self.wall_ms = self.wall_ms.saturating_sub(rng.u64(..range_ms));
+            }
+            1 => {
+                self.tally.note(Occurrence::ClockForward);
+                self.wall_ms += rng.u64(..range_ms);
+            }
             _ => {}
         }
     }

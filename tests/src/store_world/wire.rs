@@ -70,11 +70,16 @@ impl Wire {
             }
             _ => {}
         }
-        if let Some(kinds) = &mut self.kinds {
-            kinds.push(OperationKind::of(&request.operation));
-        }
+        self.note_kind(&request.operation);
         if self.plant(&mut request) {
             self.disk.submit(OWNER, request);
+        }
+    }
+
+    /// Notes what was asked for.
+    pub(super) fn note_kind(&mut self, operation: &DiskOperation) {
+        if let Some(kinds) = &mut self.kinds {
+            kinds.push(OperationKind::of(operation));
         }
     }
 
