@@ -514,7 +514,7 @@ fn space_is_given_back_at_the_limit_whatever_the_durability() {
         world.restart();
         let put = |world: &mut World, n: u8| {
             let id = Key([n; 20]);
-            let key = KeyRef { id, user_key: &id.0 };
+            let key = KeyRef::given(id, &id.0);
             let version = world.next_version();
             world.store.put(&Put { key, version, expiry_ms: 0, value: &[n; 5_000] })
         };
