@@ -7,8 +7,8 @@
 //! counts; on a fresh store the zeros that go ahead double that.
 //!
 //! Then every key is overwritten twice in the same order, with time for compaction between pieces.
-//! The segments that the second of these loads fills are files of segments freed before: no zeros go
-//! ahead, and what it writes per byte of keys and values, copies of compaction and manifests
+//! The segments that the second of these loads fills are files of segments freed before: no zeros
+//! go ahead, and what it writes per byte of keys and values, copies of compaction and manifests
 //! included, is what a store that recycles costs (at most 1.1 is wanted). It has no checkpoints.
 //!
 //! The keys are new and in random order of their ids. One thread puts them as fast as the store

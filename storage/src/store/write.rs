@@ -21,8 +21,8 @@ use crate::knowledge::{Found, Known, Recent};
 /// compaction, in bytes; half of a segment, if that is more: a delete that comes alone takes a
 /// block, and a segment that is copied to free its space needs room for what is live of it.
 pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
-/// A touch rewrites values up to this many bytes; larger ones stay where they are, and their records
-/// tell the LSN that a touch record names.
+/// A touch rewrites values up to this many bytes; larger ones stay where they are, and their
+/// records tell the LSN that a touch record names.
 pub(crate) const REWRITTEN_LEN_MAX: usize = UNNUMBERED_VALUE_LEN_MAX;
 
 impl Store {
