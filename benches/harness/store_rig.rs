@@ -306,6 +306,19 @@ impl StoreRig {
         }
     }
 
+    /// Turns until nothing is under way and nothing is due: compaction, too, has done what it wants
+    /// to.
+    pub fn tidy(&mut self) {
+        loop {
+            self.rest();
+            let now = self.io.now().0;
+            if self.store.deadline_ns().is_none_or(|deadline| deadline > now.0) {
+                return;
+            }
+            self.turn(Wait::Completion);
+        }
+    }
+
     /// Ends in order, as a node does that is told to stop.
     pub fn close(mut self) {
         self.settle();

@@ -16,8 +16,8 @@ use crate::error::{ReadError, WriteError};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind, Vacancy};
 use crate::knowledge::{Found, Known, Recent};
 
-/// A touch rewrites values up to this many bytes; larger ones stay where they are, and their records
-/// tell the LSN that a touch record names.
+/// A touch rewrites values up to this many bytes; larger ones stay where they are, and their
+/// records tell the LSN that a touch record names.
 pub(crate) const REWRITTEN_LEN_MAX: usize = UNNUMBERED_VALUE_LEN_MAX;
 
 impl Store {

@@ -171,7 +171,10 @@ impl StoreWorld {
         let store = self.store.as_mut().expect("a generation has a store");
         let result = store.remove(&self.model.keys()[key], version);
         match self.accept(result)? {
-            Some(Effect::Done(Some(_))) if state == KeyState::Absent => {
+            // Of what cannot be read, anything that it may be is deleted.
+            Some(Effect::Done(Some(_)))
+                if state == KeyState::Absent && self.condition == Condition::Sound =>
+            {
                 Err(format!("key {key} was removed and was not there"))
             }
             Some(Effect::Done(Some(lsn))) => {
