@@ -308,3 +308,63 @@ impl BuildHasher for Mixing {
         *self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u8) -> Key {
+        Key([number; 20])
+    }
+
+    fn note(recents: &mut Recents, lsn: u64, number: u8, segment: u64, offset: u32) {
+        let lsn = Lsn(lsn);
+        let location = Location { segment, offset, header_len: 72, value_len: 0 };
+        let recent =
+            Recent { lsn, observed: lsn, known: Known::Absent, record: None, cached: false };
+        recents.note(key(number), location, recent);
+    }
+
+    fn settle(recents: &mut Recents, lsn: u64) {
+        recents.settle(Lsn(lsn), &mut ReadCache::new(0), &mut Segments::default());
+    }
+
+    #[test]
+    fn places_are_known_by_segment_and_line_until_they_are_settled() {
+        let mut recents = Recents::default();
+        let places = [(4, 0), (4, 128), (9, 0), (9, 512), (4, 192), (4, 256)];
+        for (number, (segment, offset)) in (1..).zip(places) {
+            note(&mut recents, u64::from(number), number, segment, offset);
+        }
+        for settled in 0..=places.len() {
+            settle(&mut recents, settled as u64);
+            for (number, (segment, offset)) in (1..).zip(places) {
+                let spot = Spot { segment, line: offset / 64 };
+                let wanted = key(number);
+                let known = usize::from(number) > settled;
+                assert_eq!(recents.key_at(&spot), known.then_some(&wanted), "{settled}");
+            }
+            assert_eq!(recents.key_at(&Spot { segment: 9, line: 1 }), None);
+            assert_eq!(recents.key_at(&Spot { segment: 5, line: 0 }), None);
+        }
+    }
+
+    #[test]
+    fn newest_state_stays_until_its_own_record_is_settled() {
+        let mut recents = Recents::default();
+        note(&mut recents, 1, 7, 1, 0);
+        note(&mut recents, 2, 8, 1, 128);
+        note(&mut recents, 3, 7, 1, 256);
+        settle(&mut recents, 2);
+        assert_eq!(recents.get(&key(7)).map(|recent| recent.lsn), Some(Lsn(3)));
+        assert!(recents.get(&key(8)).is_none());
+        recents.clear(Lsn(4));
+        assert!(recents.get(&key(7)).is_none());
+        assert_eq!(recents.observed(&key(7)), Lsn(4));
+        note(&mut recents, 5, 7, 2, 0);
+        settle(&mut recents, 4);
+        assert_eq!(recents.observed(&key(7)), Lsn(5));
+        settle(&mut recents, 5);
+        assert_eq!(recents.observed(&key(7)), Lsn::ZERO);
+    }
+}

@@ -73,7 +73,7 @@ impl NumberTable {
             }
             // It may fill the hole unless its home lies behind that.
             let from_home = at.wrapping_sub(self.home((cell >> 32) as u32)) & mask;
-            if from_home >= at.wrapping_sub(hole) & mask {
+            if from_home >= (at.wrapping_sub(hole) & mask) {
                 self.cells[hole] = cell;
                 hole = at;
             }
@@ -90,7 +90,7 @@ impl NumberTable {
 
     /// Where a hash is looked for first: by its upper bits.
     fn home(&self, hash: u32) -> usize {
-        (u64::from(hash) * self.cells.len() as u64 >> 32) as usize
+        ((u64::from(hash) * self.cells.len() as u64) >> 32) as usize
     }
 
     fn after(&self, at: usize) -> usize {
@@ -123,7 +123,7 @@ impl NumberTable {
 }
 
 fn cell_of(hash: u32, number: u64) -> u64 {
-    u64::from(hash) << 32 | IN_USE | number & NUMBER_MASK
+    (u64::from(hash) << 32) | IN_USE | (number & NUMBER_MASK)
 }
 
 #[cfg(test)]
