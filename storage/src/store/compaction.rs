@@ -100,6 +100,8 @@ pub(super) struct Compaction {
     unfit_retry_at_ns: u64,
     /// No new work until the next write: the store is being shut down.
     paused: bool,
+    /// The disk is full, and a copy finds no room even in the reserve.
+    out_of_room: bool,
     /// Asked for by hand: segments whose last record is not above this are looked at.
     requested_lsn: Option<Lsn>,
     heads: BTreeMap<Spot, Option<Rc<Head>>>,
@@ -315,6 +317,9 @@ impl Store {
             let number = victim.number;
             match step {
                 Step::Done(bytes) => looked_at += bytes,
+                Step::Wait if std::mem::take(&mut self.compaction.out_of_room) => {
+                    return self.give_up(number);
+                }
                 Step::Wait => {
                     self.compaction.victim = Some(victim);
                     return;
@@ -337,6 +342,21 @@ impl Store {
         if let Some(segment) = self.catalog.segments.get_mut(number) {
             segment.state = SegmentState::Unfit;
         }
+        // Deletes may wait for what it would have given.
+        self.tell_writable();
+    }
+
+    /// Whether a segment is on its way out, or may soon be.
+    pub(super) fn is_making_room(&self) -> bool {
+        self.compaction.victim.is_some() || self.is_removing_segments()
+    }
+
+    /// A segment is gone: on a full disk, one that found no room for its copies may find some now.
+    pub(super) fn handle_room(&mut self) {
+        if self.supply.is_disk_full() {
+            self.retry_unfit();
+        }
+        self.tell_writable();
     }
 
     fn step_victim(&mut self, victim: &mut Victim) -> Step {
@@ -763,7 +783,7 @@ impl Store {
             }
             Err(AppendError::NoSegment { frame_len }) => {
                 if self.supply.is_disk_full() {
-                    self.supply.want_reserve(frame_len, 0);
+                    self.compaction.out_of_room = !self.supply.want_reserve(frame_len, 0);
                 } else if self.supply.failure().is_none() {
                     self.supply.want(frame_len);
                 }
