@@ -27,6 +27,7 @@ use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, To
 use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::disk_read::{Head, Target, Waiter};
+use super::pool::FULL_DISK_WORTH;
 use super::write::{TOUCH_LEN, bare, tombstone};
 use super::{Source, Store};
 use crate::cache::CachedRecord;
@@ -94,7 +95,7 @@ struct Frame {
 /// The state of compaction.
 #[derive(Debug, Default)]
 pub(super) struct Compaction {
-    victim: Option<Victim>,
+    pub(super) victim: Option<Victim>,
     windows: u64,
     /// When segments that were given up are tried again.
     unfit_retry_at_ns: u64,
@@ -179,7 +180,7 @@ impl Store {
 
     /// Lets segments that were given up be tried again: the disk may have recovered, a damaged
     /// record may have been overwritten.
-    fn retry_unfit(&mut self) {
+    pub(super) fn retry_unfit(&mut self) {
         self.compaction.unfit_retry_at_ns = self.now.monotonic_ns.saturating_add(UNFIT_RETRY_NS);
         for segment in self.catalog.segments.iter_mut() {
             if segment.state == SegmentState::Unfit {
@@ -248,17 +249,16 @@ impl Store {
             live += segment.live_bytes;
             tombstones += segment.tombstone_bytes;
         }
+        let full = self.supply.is_disk_full();
         let wasteful = sealed >= SEALED_COUNT_MIN
             && len * 10 > live * 13 + 10 * 2 * self.segment_bytes
-            && !self.supply_is_short();
+            && (full || self.supply.failure().is_none());
         let requested_lsn = self.compaction.requested_lsn;
-        let at_any_rate = wasteful || self.supply.is_disk_full();
-        if !at_any_rate && requested_lsn.is_none() {
+        if !wasteful && !full && requested_lsn.is_none() {
             return None;
         }
         // Many tombstones wait for the oldest records to go: those first, then.
         let by_age = tombstones * 4 > len;
-        let full = self.supply.is_disk_full();
         let room = self.room_for_copies();
         let last_lsn = self.log.last_lsn();
         let oldest = self.oldest();
@@ -268,13 +268,10 @@ impl Store {
             let kept = segment.live_bytes + if oldest { 0 } else { segment.tombstone_bytes };
             let dead = segment.len.saturating_sub(kept);
             let asked_for = segment.lsns.is_none_or(|(_, last)| Some(last) <= requested_lsn);
-            let blocked = !at_any_rate && !asked_for
+            let blocked = !wasteful && !full && !asked_for
                 || segment.has_clear && !oldest
                 || full && kept + segment.len / FULL_DISK_WORTH > room;
-            let worth = match full {
-                true => segment.len / FULL_DISK_WORTH,
-                false => segment.len / 8,
-            };
+            let worth = segment.len / if full { FULL_DISK_WORTH } else { 8 };
             if blocked || dead < worth && !(by_age && oldest) {
                 continue;
             }
@@ -292,11 +289,6 @@ impl Store {
             self.compaction.requested_lsn = None;
         }
         best.map(|(_, number)| number)
-    }
-
-    /// Whether the disk gives no segments for another reason than being full.
-    fn supply_is_short(&self) -> bool {
-        self.supply.failure().is_some() && !self.supply.is_disk_full()
     }
 
     /// Whether the next step waits for nothing.
@@ -341,20 +333,6 @@ impl Store {
         self.compaction.counters.segments_unfit += 1;
         if let Some(segment) = self.catalog.segments.get_mut(number) {
             segment.state = SegmentState::Unfit;
-        }
-        // Deletes may wait for what it would have given.
-        self.tell_writable();
-    }
-
-    /// Whether a segment is on its way out, or may soon be.
-    pub(super) fn is_making_room(&self) -> bool {
-        self.compaction.victim.is_some() || self.is_removing_segments()
-    }
-
-    /// A segment is gone: on a full disk, one that found no room for its copies may find some now.
-    pub(super) fn handle_room(&mut self) {
-        if self.supply.is_disk_full() {
-            self.retry_unfit();
         }
         self.tell_writable();
     }
@@ -810,9 +788,6 @@ impl Store {
     }
 }
 
-/// On a full disk, a segment is compacted when this part of it is dead: more than what the frames
-/// of its copies waste, so that each one freed gives more than it took (ADR 0014).
-const FULL_DISK_WORTH: u64 = 16;
 /// Fewer sealed segments than this are left alone.
 const SEALED_COUNT_MIN: u64 = 4;
 

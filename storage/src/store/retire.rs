@@ -107,6 +107,19 @@ impl Store {
         self.is_removing_segments() && !self.is_log_anchored() && self.log.pending_bytes() == 0
     }
 
+    /// Whether a segment is on its way out, or may soon be.
+    pub(super) fn is_making_room(&self) -> bool {
+        self.compaction.victim.is_some() || self.is_removing_segments()
+    }
+
+    /// A segment is gone: on a full disk, one that found no room for its copies may find some now.
+    pub(super) fn handle_room(&mut self) {
+        if self.supply.is_disk_full() {
+            self.retry_unfit();
+        }
+        self.tell_writable();
+    }
+
     /// Takes the end of an edit of the manifest, if it is one of these.
     pub(super) fn handle_retirement_edit(&mut self, id: EditId, result: Result<(), DiskError>) {
         let editing = |step: &Step| matches!(step, Step::Editing(edit) if *edit == id);
