@@ -1,7 +1,6 @@
 //! A disk that is really full: a small file system of its own, filled through the client door, and
 //! the same with `disk_bytes_max` on a disk that has room.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -180,51 +179,43 @@ fn start(options: NodeOptions) -> (NodeProcess, RespClient) {
     (node, client)
 }
 
-/// Files of somebody else on the same disk. A start on a full disk finds no room for the segment
-/// that each start begins, so somebody has to give some.
-struct Others(RefCell<Vec<PathBuf>>);
-
-impl Others {
-    fn make(directory: &Path) -> Self {
-        let write = |index| {
-            let path = directory.join(format!("other-{index}"));
-            fs::write(&path, vec![1; 5 << 20]).unwrap();
-            path
-        };
-        Self(RefCell::new((0..2).map(write).collect()))
+/// Kills the node on the full disk and starts it again, some times in a row: each start finds the
+/// same keys, and no room for anything.
+fn kill_some_times(
+    mut node: NodeProcess,
+    book: &mut Book,
+    times: usize,
+) -> (NodeProcess, RespClient) {
+    for _ in 1..times {
+        let (next, mut client) = start(node.kill9().unwrap());
+        book.check(&mut client);
+        node = next;
     }
-
-    fn remove_one(&self) {
-        fs::remove_file(self.0.borrow_mut().pop().unwrap()).unwrap();
-    }
+    start(node.kill9().unwrap())
 }
 
-/// Fills the disk, reads, deletes, overwrites, kills and restarts at the worst moments.
+/// Fills the disk, kills and restarts while it is full, reads, deletes, overwrites, and nobody
+/// gives the node any space.
 fn live_through(options: NodeOptions) {
     let data_dir = options.data_dir.clone();
-    let others = Others::make(data_dir.parent().unwrap());
-    let (node, mut client) = start(options);
+    let (node, mut client) = start(options.clone());
     let mut book = Book::default();
     book.fill(&mut client, 0);
     let filled = book.values.len();
     assert!(filled > 1_000, "{filled} values; {}", info(&mut client));
     assert!(info(&mut client).contains("disk_full=1"), "{}", info(&mut client));
     book.check(&mut client);
-    // Killed and started while full.
-    let (node, mut client) = start(node.kill9().unwrap());
+    let (node, mut client) = kill_some_times(node, &mut book, 4);
     book.check(&mut client);
-    others.remove_one();
-    book.wait_writable(&mut client);
-    while let Ok(()) = book.set(&mut client, 1) {}
     // Deletes go on, and what they free is given back.
-    for number in (0..filled).filter(|number| number % 4 != 0) {
+    for number in (0..filled).filter(|number| number % 2 != 0) {
         book.delete(&mut client, number);
     }
     book.wait_writable(&mut client);
     book.check(&mut client);
     // Overwriting goes on for as long as one likes: more than the disk holds.
     for _ in 0..4 {
-        for number in (0..filled).step_by(4) {
+        for number in (0..filled).step_by(2) {
             while let Err(text) = book.set(&mut client, number) {
                 assert!(text.starts_with("DISKFULL"), "{text}");
                 book.wait_writable(&mut client);
@@ -232,17 +223,23 @@ fn live_through(options: NodeOptions) {
         }
     }
     book.check(&mut client);
-    // Full once more, killed in the middle of it.
+    // Full once more, stopped this time, and then killed when a few deletes are under way.
     book.fill(&mut client, filled);
+    let (status, _) = node.terminate().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(status.code(), Some(0));
+    let (node, mut client) = start(options);
+    book.check(&mut client);
+    let keys: Vec<usize> = book.values.keys().copied().collect();
+    for number in &keys[..20] {
+        book.delete(&mut client, *number);
+    }
     let (node, mut client) = start(node.kill9().unwrap());
     book.check(&mut client);
-    others.remove_one();
-    book.wait_writable(&mut client);
-    let keys: Vec<usize> = book.values.keys().copied().collect();
-    for number in keys.into_iter().filter(|number| number % 2 == 1) {
-        book.delete(&mut client, number);
+    for number in keys[20..].iter().filter(|number| **number % 3 != 0) {
+        book.delete(&mut client, *number);
     }
     book.wait_writable(&mut client);
+    book.check(&mut client);
     let (status, _) = node.terminate().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(status.code(), Some(0));
     let path = data_dir.display().to_string();

@@ -28,6 +28,7 @@ use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::compaction_counters::CompactionCounters;
 use super::disk_read::{Head, Target, Waiter};
+use super::pool::FULL_DISK_WORTH;
 use super::write::{bare, parts_len, tombstone};
 use super::{Source, Store};
 use crate::cache::CachedRecord;
@@ -91,12 +92,14 @@ impl Frame {
 /// The state of compaction.
 #[derive(Debug, Default)]
 pub(super) struct Compaction {
-    victim: Option<Victim>,
+    pub(super) victim: Option<Victim>,
     windows: u64,
     /// When segments that were given up are tried again.
     unfit_retry_at_ns: u64,
     /// No new work until the next write: the store is being shut down.
     paused: bool,
+    /// The disk is full, and a copy finds no room even in the reserve.
+    out_of_room: bool,
     /// Asked for by hand: segments whose last record is not above this are looked at.
     requested_lsn: Option<Lsn>,
     heads: BTreeMap<Spot, Option<Rc<Head>>>,
@@ -176,7 +179,7 @@ impl Store {
 
     /// Lets segments that were given up be tried again: the disk may have recovered, a damaged
     /// record may have been overwritten.
-    fn retry_unfit(&mut self) {
+    pub(super) fn retry_unfit(&mut self) {
         self.compaction.unfit_retry_at_ns = self.now.monotonic_ns.saturating_add(UNFIT_RETRY_NS);
         for segment in self.catalog.segments.iter_mut() {
             if segment.state == SegmentState::Unfit {
@@ -245,17 +248,16 @@ impl Store {
             live += segment.live_bytes;
             tombstones += segment.tombstone_bytes;
         }
+        let full = self.supply.is_disk_full();
         let wasteful = sealed >= SEALED_COUNT_MIN
             && len * 10 > live * 13 + 10 * 2 * self.segment_bytes
-            && !self.supply_is_short();
+            && (full || self.supply.failure().is_none());
         let requested_lsn = self.compaction.requested_lsn;
-        let at_any_rate = wasteful || self.supply.is_disk_full();
-        if !at_any_rate && requested_lsn.is_none() {
+        if !wasteful && !full && requested_lsn.is_none() {
             return None;
         }
         // Many tombstones wait for the oldest records to go: those first, then.
         let by_age = tombstones * 4 > len;
-        let full = self.supply.is_disk_full();
         let room = self.room_for_copies();
         let last_lsn = self.log.last_lsn();
         let oldest = self.oldest();
@@ -265,13 +267,10 @@ impl Store {
             let kept = segment.live_bytes + if oldest { 0 } else { segment.tombstone_bytes };
             let dead = segment.len.saturating_sub(kept);
             let asked_for = segment.lsns.is_none_or(|(_, last)| Some(last) <= requested_lsn);
-            let blocked = !at_any_rate && !asked_for
+            let blocked = !wasteful && !full && !asked_for
                 || segment.has_clear && !oldest
                 || full && kept + segment.len / FULL_DISK_WORTH > room;
-            let worth = match full {
-                true => segment.len / FULL_DISK_WORTH,
-                false => segment.len / 8,
-            };
+            let worth = segment.len / if full { FULL_DISK_WORTH } else { 8 };
             if blocked || dead < worth && !(by_age && oldest) {
                 continue;
             }
@@ -289,11 +288,6 @@ impl Store {
             self.compaction.requested_lsn = None;
         }
         best.map(|(_, number)| number)
-    }
-
-    /// Whether the disk gives no segments for another reason than being full.
-    fn supply_is_short(&self) -> bool {
-        self.supply.failure().is_some() && !self.supply.is_disk_full()
     }
 
     /// Whether the next step waits for nothing.
@@ -314,6 +308,9 @@ impl Store {
             let number = victim.number;
             match step {
                 Step::Done(bytes) => looked_at += bytes,
+                Step::Wait if std::mem::take(&mut self.compaction.out_of_room) => {
+                    return self.give_up(number);
+                }
                 Step::Wait => {
                     self.compaction.victim = Some(victim);
                     return;
@@ -336,6 +333,7 @@ impl Store {
         if let Some(segment) = self.catalog.segments.get_mut(number) {
             segment.state = SegmentState::Unfit;
         }
+        self.tell_writable();
     }
 
     fn step_victim(&mut self, victim: &mut Victim) -> Step {
@@ -750,7 +748,7 @@ impl Store {
             }
             Err(AppendError::NoSegment { frame_len }) => {
                 if self.supply.is_disk_full() {
-                    self.supply.want_reserve(frame_len, 0);
+                    self.compaction.out_of_room = !self.supply.want_reserve(frame_len, 0);
                 } else if self.supply.failure().is_none() {
                     self.supply.want(frame_len);
                 }
@@ -777,9 +775,6 @@ impl Store {
     }
 }
 
-/// On a full disk, a segment is compacted when this part of it is dead: more than what the frames
-/// of its copies waste, so that each one freed gives more than it took (ADR 0014).
-const FULL_DISK_WORTH: u64 = 16;
 /// Fewer sealed segments than this are left alone.
 const SEALED_COUNT_MIN: u64 = 4;
 

@@ -14,6 +14,10 @@ pub(crate) const RESERVED_COUNT: usize = 2;
 /// Most files kept: recycling saves work, a hoard of them would only cost space.
 pub(crate) const SHELVED_COUNT_MAX: usize = RESERVED_COUNT + 2;
 
+/// On a full disk, a segment is compacted when this part of it is dead: more than what the frames
+/// of its copies waste, so that each one freed gives more than it took.
+pub(super) const FULL_DISK_WORTH: u64 = 16;
+
 /// A shelved file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shelved {

@@ -110,6 +110,29 @@ impl Store {
         self.retirements.iter().any(|retirement| matches!(retirement.step, Step::Editing(_)))
     }
 
+    /// Whether a segment is on its way out; one whose file could not be removed is not.
+    pub(super) fn is_removing_segments(&self) -> bool {
+        self.retirements.iter().any(|retirement| !matches!(retirement.step, Step::Stuck))
+    }
+
+    /// Whether segments on their way out wait for a record to be written: a delete will do.
+    pub(super) fn waits_for_anchor(&self) -> bool {
+        self.is_removing_segments() && !self.is_log_anchored() && self.log.pending_bytes() == 0
+    }
+
+    /// Whether a segment is on its way out, or may soon be.
+    pub(super) fn is_making_room(&self) -> bool {
+        self.compaction.victim.is_some() || self.is_removing_segments()
+    }
+
+    /// A segment is gone: on a full disk, one that found no room for its copies may find some now.
+    pub(super) fn handle_room(&mut self) {
+        if self.supply.is_disk_full() {
+            self.retry_unfit();
+        }
+        self.tell_writable();
+    }
+
     /// Takes the end of an edit of the manifest, if it is one of these.
     pub(super) fn handle_retirement_edit(&mut self, id: EditId, result: Result<(), DiskError>) {
         let editing = |step: &Step| matches!(step, Step::Editing(edit) if *edit == id);
@@ -166,6 +189,7 @@ impl Store {
     pub(super) fn pump_removals(&mut self) {
         let mut outgoing = Vec::new();
         let (mut gone, mut shelved) = (Vec::new(), Vec::new());
+        let mut stuck = false;
         for retirement in &mut self.retirements {
             let (done, procedure) = match &mut retirement.step {
                 Step::Shelving(shelving) => (&mut shelved, shelving),
@@ -177,7 +201,10 @@ impl Store {
             }
             match procedure.take_output() {
                 Some(Ok(())) => done.push(retirement.number),
-                Some(Err(_)) => retirement.step = Step::Stuck,
+                Some(Err(_)) => {
+                    retirement.step = Step::Stuck;
+                    stuck = true;
+                }
                 None => {}
             }
         }
@@ -188,6 +215,7 @@ impl Store {
         shelved.retain(|number| self.recycle(*number));
         let refused = shelved.len() < shelved_count;
         gone.append(&mut shelved);
+        let news = stuck || !gone.is_empty();
         for number in gone {
             self.retirements.retain(|retirement| retirement.number != number);
             if let Some(segment) = self.catalog.segments.get(number) {
@@ -199,6 +227,9 @@ impl Store {
             self.resolved.forget_segment(number);
             self.catalog.remove_segment(number);
             self.supply.retry_now();
+        }
+        if news {
+            self.handle_room();
         }
         if refused {
             self.pump_removals();

@@ -178,6 +178,16 @@ impl SegmentSupply {
         self.pool.bytes()
     }
 
+    /// Bytes of a segment that is out of the pool, and not with the log yet.
+    pub(super) fn bytes_under_way(&self) -> u64 {
+        match &self.stage {
+            Stage::Recycling(segment, _)
+            | Stage::Listing(segment, _)
+            | Stage::Prepared(segment) => segment.len,
+            Stage::Idle | Stage::Filling(..) => 0,
+        }
+    }
+
     pub(super) fn take_segment(&mut self) -> Option<OpenSegment> {
         match self.stage {
             Stage::Prepared(segment) => {

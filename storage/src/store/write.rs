@@ -302,7 +302,11 @@ impl Store {
         let len = record.encoded_len_max() as u64;
         let is_value = record.kind == RecordKind::Put;
         if self.supply.is_disk_full() && !self.may_append_on_full_disk(is_value, len) {
-            return Err(WriteError::DiskFull);
+            if is_value || !self.is_making_room() {
+                return Err(WriteError::DiskFull);
+            }
+            self.starved = true;
+            return Err(WriteError::Busy);
         }
         match self.log.append(record) {
             Ok(appended) => {
@@ -319,8 +323,9 @@ impl Store {
             }
             Err(AppendError::NoSegment { frame_len }) => {
                 let full = self.supply.is_disk_full();
+                let kept = if self.waits_for_anchor() { 0 } else { 1 };
                 match self.supply.failure() {
-                    _ if full && !is_value && self.supply.want_reserve(frame_len, 1) => {}
+                    _ if full && !is_value && self.supply.want_reserve(frame_len, kept) => {}
                     Some(_) if full => return Err(WriteError::DiskFull),
                     Some(error) => return Err(WriteError::ReadOnly(error)),
                     None => self.supply.want(frame_len),
@@ -337,12 +342,12 @@ impl Store {
         if is_value {
             return self.supply.is_reserve_complete();
         }
-        self.room_for_copies() >= self.supply.longest_len() + len
+        self.waits_for_anchor() || self.room_for_copies() >= self.supply.longest_len() + len
     }
 
     /// Bytes that compaction may fill: the log's own and the reserve.
     pub(super) fn room_for_copies(&self) -> u64 {
-        self.log.room() + self.supply.pooled_bytes()
+        self.log.room() + self.supply.pooled_bytes() + self.supply.bytes_under_way()
     }
 
     pub(super) fn note_append(&mut self, appended: &Appended) {

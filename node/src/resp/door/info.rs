@@ -196,12 +196,13 @@ impl Door {
             fields.push((
                 format!("shard{index}"),
                 format!(
-                    "keys={},segments={},segment_bytes={},last_lsn={},durable_lsn={},frames={},\
+                    "keys={},segments={},segment_bytes={},shelved_bytes={},last_lsn={},durable_lsn={},frames={},\
                  frame_bytes={},damaged_reads={},segments_freed={},bytes_copied={},checkpoints={},\
                  suspect={},disk_full={},read_only={}",
                     status.keys,
                     status.segments,
                     status.segment_bytes,
+                    status.pooled_bytes,
                     status.last_lsn,
                     status.durable_lsn,
                     status.log.frames,
