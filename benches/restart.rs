@@ -228,8 +228,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let scratch = flags.scratch()?;
     let mut report = Report::new("restart", &flags, scratch.path())?;
     println!(
-        "{keys} keys of {value_bytes} B, 1 start after a kill, {repeats} in each way after an orderly \
-         end"
+        "{keys} keys of {value_bytes} B, 1 start after a kill, {repeats} in each way after an end \
+         in order"
     );
     TABLE.row("", COLUMNS);
     let path = scratch.path().join("store");
@@ -242,11 +242,20 @@ fn main() -> Result<(), Box<dyn Error>> {
             format!("--way={}", way.name()),
         ])
     };
+    let entry = |driver: Driver, way: &str, starts: Value| {
+        json!({
+            "contestant": driver.name,
+            "way": way,
+            "keys": keys,
+            "value_bytes": value_bytes,
+            "starts": starts,
+        })
+    };
     for driver in &drivers {
         again("fill", *driver, Way::Direct)?;
         let killed = again("reopen", *driver, Way::Direct)?;
         row(TABLE, &format!("{} after kill", driver.name), std::slice::from_ref(&killed))?;
-        report.push("rows", json!({ "contestant": driver.name, "way": "after kill", "keys": keys, "value_bytes": value_bytes, "starts": [killed] }));
+        report.push("rows", entry(*driver, "after kill", json!([killed])));
         for way in Way::ALL {
             if way == Way::Footers {
                 remove_checkpoints(&path)?;
@@ -263,7 +272,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 false => "NOT REACHED",
             };
             println!("{name}: must be 1 s with 10 M keys: {verdict}");
-            report.push("rows", json!({ "contestant": driver.name, "way": way.name(), "keys": keys, "value_bytes": value_bytes, "starts": starts }));
+            report.push("rows", entry(*driver, way.name(), json!(starts)));
         }
         std::fs::remove_dir_all(&path)?;
     }

@@ -9,7 +9,10 @@ use std::rc::Rc;
 use fastrand::Rng;
 use kadring_tests::disk::{SimulatedDisk, run_procedure};
 use kadring_tests::store_world::recovery::settle;
-use storage::{CheckReport, Effect, Event, Get, KeyRef, Now, Opened, Put, ReadError};
+use storage::{
+    CheckReport, CheckpointLoader, CheckpointOptions, Effect, Event, Get, KeyRef, Now, Opened, Put,
+    ReadError,
+};
 use storage::{RecoveryReport, Store, StoreOptions, WriteError};
 use wal::checksum::Place;
 use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers};
@@ -43,6 +46,7 @@ impl Item {
 /// A store at rest: several segments, all kinds of records, the idle frame written.
 struct Rested {
     disk: SimulatedDisk,
+    options: StoreOptions,
     items: Vec<Item>,
 }
 
@@ -57,15 +61,20 @@ fn options() -> StoreOptions {
         limits: storage::StoreLimits::default(),
         log: GroupCommitLimits { frame_bytes_max: 32 << 10, ..GroupCommitLimits::default() },
         buffers: Rc::new(HeapBuffers),
-        checkpoints: storage::CheckpointOptions::default(),
+        checkpoints: CheckpointOptions::NEVER,
         footers: false,
     }
 }
 
+/// A store that starts from its frames, so that it reads all of them.
 fn rest() -> Rested {
+    rest_with(options())
+}
+
+fn rest_with(options: StoreOptions) -> Rested {
     let mut disk = SimulatedDisk::new(1);
-    let options = StoreOptions { must_exist: false, ..options() };
-    let mut opening = storage::open(options, NOW_MS);
+    let first = StoreOptions { must_exist: false, ..options.clone() };
+    let mut opening = storage::open(first, NOW_MS);
     let mut store = run_procedure(&mut disk, OWNER, &mut opening).unwrap().store;
     store.set_now(Now { monotonic_ns: 0, clock_ms: NOW_MS });
     let mut rng = Rng::with_seed(3);
@@ -92,7 +101,7 @@ fn rest() -> Rested {
     assert!(store.is_quiet() && store.status().segments > 3, "{:?}", store.status());
     // Nothing is pending, so this only closes the files.
     let disk = disk.crash(&mut rng);
-    Rested { disk, items }
+    Rested { disk, options, items }
 }
 
 /// Asks until what the store has to read first has been read.
@@ -174,7 +183,7 @@ impl Rested {
         let mut disk = self.disk.clone();
         damage(&mut disk);
         let now_ms = NOW_MS + 1000;
-        let options = options();
+        let options = self.options.clone();
         let directory = options.directory.clone();
         let mut checking = storage::check(directory, options.identity, now_ms, false);
         let check = run_procedure(&mut disk.clone(), OWNER, &mut checking);
@@ -356,6 +365,38 @@ fn any_flipped_byte_is_reported_and_never_read_as_a_value() {
         assert!(named, "{what}: check says {:?}", verdict.check);
     }
     assert!(errors > 0, "no flip has hit a value: nothing was tested");
+}
+
+/// What a checkpoint covers is not looked at before it is wanted: it need not be reported at the
+/// start, but is still never read as a value, and nothing older comes to light.
+#[test]
+fn flipped_bytes_beside_a_checkpoint_and_footers_are_never_read_as_values() {
+    for loader in [CheckpointLoader::Direct, CheckpointLoader::Mapped] {
+        let checkpoints = CheckpointOptions { loader, ..CheckpointOptions::default() };
+        let rested = rest_with(StoreOptions { checkpoints, footers: true, ..options() });
+        let files = rested.files();
+        let (checkpoint, len) =
+            files.iter().find(|(name, _)| name.ends_with(".checkpoint")).unwrap();
+        let verdict = rested.try_damaged("nothing", |_| ());
+        assert!(verdict.report.sources.checkpoint_slots > 0, "{:?}", verdict.report);
+        let mut rng = Rng::with_seed(8);
+        let mut positions: Vec<_> = positions(&rested).into_iter().step_by(11).collect();
+        positions.extend((0..50).map(|_| (checkpoint.clone(), rng.u64(..*len))));
+        let mut errors = 0;
+        for (name, offset) in positions {
+            let xor = 1 << rng.u8(..8);
+            let what = format!("{name} at {offset} xor {xor:#04x}");
+            let verdict = rested.try_damaged(&what, |disk| disk.flip_byte(&name, offset, xor));
+            assert!(!verdict.report.suspect && verdict.older == 0, "{what}: {:?}", verdict.report);
+            assert!(verdict.errors <= 1, "{what}: {} keys answer errors", verdict.errors);
+            if name == *checkpoint {
+                let refused = &verdict.report.sources.checkpoint_refused;
+                assert!(refused.is_some() && verdict.errors == 0, "{what}: {:?}", verdict.report);
+            }
+            errors += verdict.errors;
+        }
+        assert!(errors > 0, "no flip has hit a value: nothing was tested");
+    }
 }
 
 #[test]

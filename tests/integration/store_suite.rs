@@ -12,7 +12,10 @@ use kadring::io::uring::{ProbeError, UringIo, UringOptions};
 use kadring::io::{Completion, DiskOwner, Io, Request};
 use kadring_tests::disk::SimulatedDisk;
 use kadring_tests::simulated_io::SimulatedIo;
-use storage::{Effect, Event, Get, KeyRef, Now, Opened, Put, Store, StoreOptions, WriteError};
+use storage::{
+    CheckpointLoader, CheckpointOptions, Effect, Event, Get, KeyRef, Now, Opened, Put,
+    RecoverySources, Store, StoreOptions, WriteError,
+};
 use tempfile::TempDir;
 use wal::Lsn;
 use wal::disk::FileName;
@@ -106,8 +109,8 @@ impl<I: Driver> Rig<I> {
             limits: storage::StoreLimits::default(),
             log: GroupCommitLimits { frame_bytes_max: 64 << 10, ..GroupCommitLimits::default() },
             buffers: io.buffers(),
-            checkpoints: storage::CheckpointOptions::NEVER,
-            footers: false,
+            checkpoints: CheckpointOptions { log_bytes_min: 1, ..CheckpointOptions::default() },
+            footers: true,
         };
         let (owner, now) = (DiskOwner(0), Now { monotonic_ns: 0, clock_ms: START_MS });
         let opening = storage::open(options.clone(), now.clock_ms);
@@ -119,7 +122,7 @@ impl<I: Driver> Rig<I> {
     }
 
     /// Opens what is on disk again, as after a kill: nothing is closed or sealed before.
-    fn reopen(&mut self) {
+    fn reopen(&mut self) -> RecoverySources {
         self.owner.0 += 1;
         self.options.must_exist = true;
         let opening = storage::open(self.options.clone(), self.now.clock_ms);
@@ -128,6 +131,7 @@ impl<I: Driver> Rig<I> {
         self.store = opened.store;
         self.version = u128::from_be_bytes(self.store.version_max().0);
         self.pass_ms(0);
+        opened.report.sources
     }
 
     fn pass_ms(&mut self, ms: u64) {
@@ -292,6 +296,7 @@ on_all_drivers![
     large_values_have_segments_of_their_own_size,
     concurrent_reads_of_one_key_share_one_disk_read,
     check_of_a_sealed_store_finds_nothing,
+    checkpoint_is_loaded_in_both_ways_and_the_log_since_is_replayed,
 ];
 
 fn commands_are_seen_at_once_and_after_a_restart<I: Driver>() {
@@ -424,4 +429,42 @@ fn check_of_a_sealed_store_finds_nothing<I: Driver>() {
     let report = carry_out(&mut rig.io, owner, checking).unwrap();
     assert!(report.damage.is_empty() && report.uncertain.is_empty(), "{report:?}");
     assert_eq!((report.keys, report.records, report.suspect), (99, 101, false));
+}
+
+fn checkpoint_is_loaded_in_both_ways_and_the_log_since_is_replayed<I: Driver>() {
+    let Some(mut rig) = Rig::<I>::new(256 << 10, 0) else { return };
+    rig.options.checkpoints.index_bytes_factor = 0;
+    let (mut rng, mut model) = (Rng::with_seed(23), BTreeMap::new());
+    let loaders = [CheckpointLoader::Direct, CheckpointLoader::Mapped];
+    for (round, loader) in loaders.into_iter().cycle().take(5).enumerate() {
+        rig.options.checkpoints.loader = loader;
+        let sources = rig.reopen();
+        let is_first = round == 0;
+        assert_eq!(sources.checkpoint_refused, None);
+        assert_eq!(sources.checkpoint_slots > 0, !is_first, "{sources:?}");
+        assert_eq!(sources.segments_covered > 0, !is_first, "{sources:?}");
+        for is_covered in [true, false] {
+            for _ in 0..100 {
+                // Half of them crowded: of one prefix.
+                let crowd = if rng.bool() { "crowd " } else { "" };
+                let name = format!("{crowd}{}", rng.u8(..100));
+                if rng.u8(..4) == 0 {
+                    assert_eq!(rig.remove(&name), model.remove(&name).is_some(), "{name}");
+                } else {
+                    let value = vec![rng.u8(..); rng.usize(..8_000)];
+                    rig.put(&name, &value, 0);
+                    model.insert(name, value);
+                }
+            }
+            if is_covered {
+                rig.seal();
+            }
+            while rig.store.durable_lsn() < rig.store.last_lsn() {
+                rig.turn();
+            }
+        }
+        for (name, value) in &model {
+            assert_eq!(rig.get(name).as_ref(), Some(value), "{name} in round {round}");
+        }
+    }
 }

@@ -355,7 +355,9 @@ fn record_that_reads_well_the_second_time_is_no_damage() {
 /// behind it. Found by seed 48 of `sim store --operations 300`.
 #[test]
 fn scan_shows_no_older_value_where_the_newest_cannot_be_read() {
-    let is_newest_read = |operation: &DiskOperation| matches!(operation, DiskOperation::Read { offset, .. } if *offset >= 8_192);
+    fn is_newest_read(operation: &DiskOperation) -> bool {
+        matches!(operation, DiskOperation::Read { offset, .. } if *offset >= 8_192)
+    }
     // Of one 40-bit prefix; the last is not overwritten.
     let (mut played, names) = (played(0), ["aaaaa1", "aaaaa2"]);
     for name in names {
