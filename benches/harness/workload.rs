@@ -1,6 +1,7 @@
 //! Keys, values and the choice among them, the same in every run.
 
 use sha1::{Digest, Sha1};
+use std::ops::Range;
 use wal::record::Key;
 
 /// Bytes of a user key.
@@ -58,29 +59,34 @@ impl Values {
         (self.bytes.len() + USER_KEY_LEN) as u64
     }
 
-    /// Bytes of the record that holds them, padded.
+    /// Bytes of the record that holds them; what pads it is dead weight.
     #[must_use]
     pub fn record_bytes(&self) -> u64 {
-        let header = wal::record::header_len(USER_KEY_LEN, self.bytes.len());
-        wal::record::padded_len(header + self.bytes.len()) as u64
+        (wal::record::header_len(USER_KEY_LEN, self.bytes.len()) + self.bytes.len()) as u64
     }
 }
 
 /// Which keys a workload touches.
 #[derive(Clone, Debug)]
 pub enum Choice {
-    /// All of that many alike.
-    Uniform(u64),
+    /// All of these alike.
+    Uniform(Range<u64>),
     /// Few of them most of the time.
     Zipf(Zipf),
+    /// Each once, from this number on.
+    Fresh(u64),
 }
 
 impl Choice {
     /// Draws a key's number.
-    pub fn draw(&self, random: &mut fastrand::Rng) -> u64 {
+    pub fn draw(&mut self, random: &mut fastrand::Rng) -> u64 {
         match self {
-            Self::Uniform(count) => random.u64(..count),
+            Self::Uniform(keys) => random.u64(keys.clone()),
             Self::Zipf(zipf) => zipf.draw(random.f64()),
+            Self::Fresh(next) => {
+                *next += 1;
+                *next - 1
+            }
         }
     }
 }
