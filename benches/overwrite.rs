@@ -2,13 +2,13 @@
 //!
 //! Unit: space amplification, write amplification (bytes this process writes over bytes of keys and
 //! values put), p99 of a get. Expected of greedy compaction at a space amplification of 1.3 under
-//! uniform overwrites: a segment is cleaned with about 60 % of it live, so each byte is written
-//! 1 / (1 - 0.6) = 2.5 times; Zipf 0.99 leaves segments emptier, so below 2. Space must stay at most
+//! uniform overwrites: a segment is cleaned with about 60 % of it live, so each byte is written 1 /
+//! (1 - 0.6) = 2.5 times; Zipf 0.99 leaves segments emptier, so below 2. Space must stay at most
 //! 1.3, the p99 of a get at most twice what it is without compaction.
 //!
-//! Space amplification: bytes in use of all live segments (sealed ones by the length of their files,
-//! the active one as far as it is written) over the exact bytes of live records; padding is dead.
-//! Spares and files kept to be used again are told apart.
+//! Space amplification: bytes in use of all live segments (sealed ones by the length of their
+//! files, the active one as far as it is written) over the exact bytes of live records; padding is
+//! dead. Spares and files kept to be used again are told apart.
 //!
 //! The store is loaded with all keys once. Then readers work alone for a twelfth of the time (the
 //! row *reads alone*), then writers and readers together: *no compaction* until the store first
@@ -364,7 +364,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let values = key_count * Values::new(arguments.value_bytes).user_bytes();
     let cache_bytes = arguments.rig_options().cache_bytes;
     println!(
-        "keys of {USER_KEY_LEN} B, ids spread evenly; a cache of {} MiB: {:.1} % of keys and values",
+        "keys of {USER_KEY_LEN} B, ids spread evenly; cache of {} MiB, {:.1} % of keys and values",
         cache_bytes >> 20,
         cache_bytes as f64 * 100.0 / values as f64
     );

@@ -1,17 +1,17 @@
 //! How long does a put wait because a snapshot is being taken, and what does a snapshot cost?
 //!
-//! Unit: microseconds of the longest put, milliseconds from the order to the durable snapshot, bytes
-//! read and written. Expected: a snapshot leaves the active segment, links a file per 64 MiB (40 us
-//! each) and syncs a directory, all beside the writers; checksums were taken on append, so it reads
-//! one block per segment. 2 GiB are 40 segments: some 10 ms, and no put waits for longer than for a
-//! frame. The longest put must stay within 10 ms above the p99 without a snapshot.
+//! Unit: microseconds of the longest put, milliseconds from the order to the durable snapshot,
+//! bytes read and written. Expected: a snapshot leaves the active segment, links a file per 64 MiB
+//! (40 us each) and syncs a directory, all beside the writers; checksums were taken on append, so
+//! it reads one block per segment. 2 GiB are 40 segments: some 10 ms, and no put waits for longer
+//! than for a frame. The longest put must stay within 10 ms above the p99 without a snapshot.
 //!
-//! The store is loaded, then writers put new keys in a closed loop, so that nothing is compacted and
-//! every byte read is the snapshot's. Stretches without and with a snapshot take turns; the first
-//! snapshot is *first*, later ones are *incremental*: of them, only segments that the one before did
-//! not have would have to be copied (`new MiB`). The longest put without a snapshot stands beside:
-//! what the machine does by itself. *idle* is a snapshot without writers: its bytes are all its own.
-//! What the node adds, a catalog of the files and a rename, is left out.
+//! The store is loaded, then writers put new keys in a closed loop, so that nothing is compacted
+//! and every byte read is the snapshot's. Stretches without and with a snapshot take turns; the
+//! first snapshot is *first*, later ones are *incremental*: of them, only segments that the one
+//! before did not have would have to be copied (`new MiB`). The longest put without a snapshot
+//! stands beside: what the machine does by itself. *idle* is a snapshot without writers: its bytes
+//! are all its own. What the node adds, a catalog of the files and a rename, is left out.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]

@@ -11,10 +11,10 @@
 //! the page cache, synced. The stores are not new: their segments are recycled, compaction is part
 //! of the work. *raw* row: the frames that `store uring` wrote in the same repeat, of their mean
 //! size and as many at a time, through the same driver without a store; a write counts as the puts
-//! that a frame held. *fio* row: the same by fio's io_uring, which shares no code with us. Latencies
-//! of both are of writes. *leader* rows: a thread per writer, and a leader who writes and syncs for
-//! all (`harness/leader_log.rs`): `append` grows its file, `overwrite` writes over prepared blocks,
-//! `direct` does so with O_DIRECT and O_DSYNC.
+//! that a frame held. *fio* row: the same by fio's io_uring, which shares no code with us.
+//! Latencies of both are of writes. *leader* rows: a thread per writer, and a leader who writes and
+//! syncs for all (`harness/leader_log.rs`): `append` grows its file, `overwrite` writes over
+//! prepared blocks, `direct` does so with O_DIRECT and O_DSYNC.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 

@@ -10,8 +10,8 @@
 //! (`GroupCommitLimits::default()`), frames are built in the driver's registered buffers. The *raw*
 //! rows write frames of the size the log had on average in the same repeat, and as many at a time,
 //! through the same driver without the log; their rate counts as many appends per write as the log
-//! had in a frame. The log must reach 0.9 of that on uring. Segments are written full of zeros before, and used again under new ids when they are
-//! full, as a long-lived log would.
+//! had in a frame. The log must reach 0.9 of that on uring. Segments are written full of zeros
+//! before, and used again under new ids when they are full, as a long-lived log would.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]

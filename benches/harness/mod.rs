@@ -2,8 +2,8 @@
 //! disk, interleaved repeats, ratios, tables, result files, plots; and the store on any driver.
 //!
 //! Contestants take turns (A B A B ...), so that a noisy neighbour or a change of clock speed hits
-//! them alike. A rate is the median of the repeats. A ratio is taken within each repeat; shown is the
-//! median of these, beside it the least and the greatest.
+//! them alike. A rate is the median of the repeats. A ratio is taken within each repeat; shown is
+//! the median of these, beside it the least and the greatest.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]

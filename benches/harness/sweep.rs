@@ -1,5 +1,5 @@
-//! [`Sweep`]: contestants side by side at several loads: tables, ratios of the first of them to each
-//! other, plots over the load.
+//! [`Sweep`]: contestants side by side at several loads: tables, ratios of the first of them to
+//! each other, plots over the load.
 
 use crate::figures::Summary;
 use crate::plot::{Axis, Plot, Series};
