@@ -36,7 +36,7 @@ const GET_P99_MAX: f64 = 2.0;
 /// The log must have written so many times the data before a store is steady.
 const TURNED_OVER_MIN: u64 = 3;
 /// Warming up is given up after so many times the time that is measured.
-const WARM_UP_MAX: u32 = 4;
+const WARM_UP_MAX: u32 = 3;
 const TABLE: Table = Table { name_width: 16, width: 10 };
 const COLUMNS: [&str; 10] = [
     "puts/s",
