@@ -1,17 +1,20 @@
 //! What does a store that is overwritten all the time need of the disk, and what do readers feel?
 //!
-//! Unit: space amplification (bytes of all segments over bytes of live records), write
-//! amplification (bytes this process writes over bytes of keys and values put), p99 of a get.
-//! Expected of greedy compaction at a space amplification of 1.3 under uniform overwrites: a
-//! segment is cleaned with about 60 % of it live, so each byte is written 1 / (1 - 0.6) = 2.5
-//! times; Zipf 0.99 leaves segments emptier, so below 2. Space must stay at most 1.3, the p99 of
-//! a get at most twice what it is without compaction.
+//! Unit: space amplification, write amplification (bytes this process writes over bytes of keys and
+//! values put), p99 of a get. Expected of greedy compaction at a space amplification of 1.3 under
+//! uniform overwrites: a segment is cleaned with about 60 % of it live, so each byte is written 1 /
+//! (1 - 0.6) = 2.5 times; Zipf 0.99 leaves segments emptier, so below 2. Space must stay at most
+//! 1.3, the p99 of a get at most twice what it is without compaction.
+//!
+//! Space amplification: bytes in use of all live segments (sealed ones by the length of their
+//! files, the active one as far as it is written) over the exact bytes of live records; padding is
+//! dead. Spares and files kept to be used again are told apart.
 //!
 //! The store is loaded with all keys once. Then readers work alone for a twelfth of the time (the
-//! row *reads alone*), then writers and readers together: as long as nothing needs to be compacted
-//! (*at first*: the first twelfth) and when that has become usual (*steady*: the second half).
-//! Segments include the active one and the spare, so small stores look worse than they are. A store
-//! without compaction grows until `--disk-gib-max`, which ends the run.
+//! row *reads alone*), then writers and readers together: *no compaction* until the store first
+//! copies or frees anything; warm-up until the log has written three times the data since the load;
+//! then *steady*, the whole time. A run that does not get that far says so. A store without
+//! compaction grows until `--disk-gib-max`, which ends the run.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
@@ -19,7 +22,7 @@
 use clap::Parser;
 use kadring_benches::{
     Axis, Choice, ClosedLoop, DiskBytes, DiskCounters, Driver, Flags, Latencies, Plot, Report,
-    RigOptions, Series, StoreRig, Table, Values, Zipf, drivers,
+    RigOptions, Series, StoreRig, Table, USER_KEY_LEN, Values, Zipf, drivers,
 };
 use serde_json::{Value, json};
 use std::error::Error;
@@ -28,9 +31,25 @@ use std::time::{Duration, Instant};
 
 const ZIPF_EXPONENT: f64 = 0.99;
 const SPACE_MAX: f64 = 1.3;
-const TABLE: Table = Table { name_width: 20, width: 10 };
-const COLUMNS: [&str; 8] =
-    ["puts/s", "put p99", "gets/s", "get p50", "get p99", "get p99.9", "space amp", "write amp"];
+/// Most that the p99 of a get may grow by compaction.
+const GET_P99_MAX: f64 = 2.0;
+/// The log must have written so many times the data before a store is steady.
+const TURNED_OVER_MIN: u64 = 3;
+/// Warming up is given up after so many times the time that is measured.
+const WARM_UP_MAX: u32 = 3;
+const TABLE: Table = Table { name_width: 16, width: 10 };
+const COLUMNS: [&str; 10] = [
+    "puts/s",
+    "put p99",
+    "gets/s",
+    "get p50",
+    "get p99",
+    "get p99.9",
+    "space amp",
+    "write amp",
+    "wr MB/s",
+    "rd MB/s",
+];
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -60,6 +79,17 @@ impl Arguments {
     fn key_count(&self) -> u64 {
         if self.flags.smoke { self.keys.min(10_000) } else { self.keys }
     }
+
+    fn duration(&self) -> Duration {
+        self.flags.turns(60.0, 1).duration.max(Duration::from_millis(300))
+    }
+
+    /// The node's own; in a smoke run segments are small, so that there is something to compact.
+    fn rig_options(&self) -> RigOptions {
+        let default = RigOptions::default();
+        let segment_bytes = if self.flags.smoke { 4 << 20 } else { default.segment_bytes };
+        RigOptions { segment_bytes, ..default }
+    }
 }
 
 /// What happened in a stretch of time.
@@ -71,8 +101,8 @@ struct Stretch {
     puts: Latencies,
     gets: Latencies,
     bytes: DiskBytes,
-    /// Bytes of all segments at the end.
-    segment_bytes: u64,
+    /// Bytes in use at the end; of several stretches, the most.
+    used_bytes: u64,
 }
 
 impl Stretch {
@@ -82,15 +112,14 @@ impl Stretch {
         self.puts.add(&other.puts);
         self.gets.add(&other.gets);
         self.bytes.process_written += other.bytes.process_written;
+        self.bytes.process_read += other.bytes.process_read;
         self.bytes.device_written += other.bytes.device_written;
-        self.segment_bytes = self.segment_bytes.max(other.segment_bytes);
+        self.used_bytes = self.used_bytes.max(other.used_bytes);
     }
 
-    /// All of `stretches` that end in that part of the time.
-    fn sum(stretches: &[Self], from: f64, to: f64) -> Self {
+    fn sum(stretches: &[Self]) -> Self {
         let mut sum = Self::default();
-        let within = |one: &&Self| one.end > from && one.end <= to;
-        stretches.iter().filter(within).for_each(|one| sum.add(one));
+        stretches.iter().for_each(|one| sum.add(one));
         sum
     }
 }
@@ -104,7 +133,11 @@ struct Run {
     /// Bytes of all live records, and of a key with its value.
     live_bytes: u64,
     user_bytes: u64,
+    /// Ends the run when more are in use.
+    used_bytes_max: u64,
+    step: Duration,
     started: Instant,
+    stretches: Vec<Stretch>,
 }
 
 impl Run {
@@ -116,14 +149,23 @@ impl Run {
         keys: Choice,
     ) -> Result<Self, Box<dyn Error>> {
         let key_count = arguments.key_count();
-        let (mut rig, _) = StoreRig::open(driver, path, RigOptions::default())?;
+        let (mut rig, _) = StoreRig::open(driver, path, arguments.rig_options())?;
         let mut values = Values::new(arguments.value_bytes);
         rig.load(0..key_count, &mut values);
         rig.rest();
-        let counters = DiskCounters::of(path);
         let (live_bytes, user_bytes) = (key_count * values.record_bytes(), values.user_bytes());
-        let clients = ClosedLoop::new(0, arguments.readers, keys, values);
-        Ok(Self { name, rig, clients, counters, live_bytes, user_bytes, started: Instant::now() })
+        Ok(Self {
+            name,
+            rig,
+            clients: ClosedLoop::new(0, arguments.readers, keys, values),
+            counters: DiskCounters::of(path),
+            live_bytes,
+            user_bytes,
+            used_bytes_max: arguments.disk_gib_max << 30,
+            step: (arguments.duration() / 60).max(Duration::from_millis(20)),
+            started: Instant::now(),
+            stretches: Vec::new(),
+        })
     }
 
     fn stretch(&mut self, duration: Duration) -> Stretch {
@@ -136,12 +178,30 @@ impl Run {
             puts: std::mem::take(&mut clients.puts),
             gets: std::mem::take(&mut clients.gets),
             bytes: counters.read().since(before),
-            segment_bytes: rig.status().segment_bytes,
+            used_bytes: rig.store_status().used_bytes,
         }
     }
 
+    /// Works for at most `longest`, until `done` holds; the answer is whether it did.
+    fn work(&mut self, longest: Duration, done: impl Fn(&StoreRig) -> bool) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < longest {
+            if done(&self.rig) {
+                return true;
+            }
+            let stretch = self.stretch(self.step);
+            let bytes = stretch.used_bytes;
+            self.stretches.push(stretch);
+            if bytes > self.used_bytes_max {
+                println!("STOPPED: {} GiB of segments", bytes >> 30);
+                return false;
+            }
+        }
+        done(&self.rig)
+    }
+
     fn space(&self, stretch: &Stretch) -> f64 {
-        stretch.segment_bytes as f64 / self.live_bytes as f64
+        stretch.used_bytes as f64 / self.live_bytes as f64
     }
 
     /// `None` if nothing was put.
@@ -153,22 +213,25 @@ impl Run {
     fn json(&self, stretch: &Stretch) -> Value {
         json!({
             "end_s": stretch.end,
+            "seconds": stretch.seconds,
             "puts_per_s": stretch.puts.count() as f64 / stretch.seconds,
             "put": stretch.puts.json(),
             "gets_per_s": stretch.gets.count() as f64 / stretch.seconds,
             "get": stretch.gets.json(),
-            "segment_bytes": stretch.segment_bytes,
+            "used_bytes": stretch.used_bytes,
             "space_amplification": self.space(stretch),
             "write_amplification": self.write_amplification(stretch),
+            "process_written": stretch.bytes.process_written,
+            "process_read": stretch.bytes.process_read,
             "device_written": stretch.bytes.device_written,
         })
     }
 
     fn row(&self, name: &str, stretch: &Stretch) {
-        let rate = |latencies: &Latencies| {
-            format!("{:.0}", latencies.count() as f64 / stretch.seconds.max(1e-9))
-        };
+        let seconds = stretch.seconds.max(1e-9);
+        let rate = |latencies: &Latencies| format!("{:.0}", latencies.count() as f64 / seconds);
         let micros = |latencies: &Latencies, percent| format!("{:.0}", latencies.micros(percent));
+        let speed = |bytes: u64| format!("{:.0}", bytes as f64 / 1e6 / seconds);
         let cells = [
             rate(&stretch.puts),
             micros(&stretch.puts, 99.0),
@@ -179,24 +242,16 @@ impl Run {
             format!("{:.3}", self.space(stretch)),
             self.write_amplification(stretch)
                 .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
+            speed(stretch.bytes.process_written),
+            speed(stretch.bytes.process_read),
         ];
         TABLE.row(name, cells.iter().map(String::as_str));
     }
 
-    /// Lets readers and writers work; stops early if the disk would fill up.
-    fn work(&mut self, arguments: &Arguments, duration: Duration, step: Duration) -> Vec<Stretch> {
-        let mut stretches = Vec::new();
-        while self.started.elapsed() < duration {
-            let stretch = self.stretch(step);
-            let bytes = stretch.segment_bytes;
-            stretches.push(stretch);
-            if bytes > arguments.disk_gib_max << 30 {
-                let seconds = self.started.elapsed().as_secs();
-                println!("STOPPED after {seconds} s: {} GiB of segments", bytes >> 30);
-                break;
-            }
-        }
-        stretches
+    /// Whether compaction has done nothing yet.
+    fn is_untouched(rig: &StoreRig) -> bool {
+        let compaction = rig.store_status().compaction;
+        compaction.bytes_copied == 0 && compaction.segments_freed == 0
     }
 }
 
@@ -207,45 +262,87 @@ struct Lines {
     get_p99: Vec<Series>,
 }
 
-fn run(
-    arguments: &Arguments,
-    report: &mut Report,
-    lines: &mut Lines,
-    mut run: Run,
-    duration: Duration,
-) {
-    let step = (duration / 60).max(Duration::from_millis(50));
+/// What a run has shown.
+struct Shown {
+    alone: Stretch,
+    /// Before anything was compacted.
+    untouched: Stretch,
+    steady: Stretch,
+    /// Space amplification in the first and in the last third of that.
+    drift: (f64, f64),
+    /// How often the log has written the data before that.
+    turned_over: f64,
+    is_steady: bool,
+}
+
+fn work(arguments: &Arguments, run: &mut Run) -> Shown {
+    let duration = arguments.duration();
     run.clients.forget();
     let alone = run.stretch(duration / 12);
-    let (rows, readers) = (run.json(&alone), arguments.readers);
-    run.row("reads alone", &alone);
     run.clients.drain(&mut run.rig);
-    run.clients.employ(arguments.writers, readers);
+    run.clients.employ(arguments.writers, arguments.readers);
+    let loaded = run.rig.frames().frame_bytes;
     run.started = Instant::now();
-    let stretches = run.work(arguments, duration, step);
-    let end = stretches.last().map_or(0.0, |last| last.end);
-    let at_first = Stretch::sum(&stretches, 0.0, (end / 12.0).max(step.as_secs_f64() * 1.5));
-    let steady = Stretch::sum(&stretches, end / 2.0, f64::INFINITY);
-    run.row("at first", &at_first);
-    run.row("steady", &steady);
-    let ratio = steady.gets.micros(99.0) / at_first.gets.micros(99.0);
-    let verdict = if run.space(&steady) <= SPACE_MAX { "reached" } else { "NOT REACHED" };
-    println!("space at most {SPACE_MAX}: {verdict}; get p99 steady / at first: {ratio:.2}");
-    let over_time: Vec<Value> = stretches.iter().map(|one| run.json(one)).collect();
+    run.work(duration, |rig| !Run::is_untouched(rig));
+    // The stretch in which compaction began is not without.
+    let count = run.stretches.len();
+    let compacted = !Run::is_untouched(&run.rig);
+    let untouched = Stretch::sum(&run.stretches[..count - usize::from(compacted && count > 1)]);
+    let enough = loaded + TURNED_OVER_MIN * run.live_bytes;
+    let is_steady = run.work(duration * WARM_UP_MAX, |rig| rig.frames().frame_bytes >= enough);
+    let turned_over = (run.rig.frames().frame_bytes - loaded) as f64 / run.live_bytes as f64;
+    let from = run.stretches.len();
+    run.work(duration, |_| false);
+    let steady = &run.stretches[from..];
+    let third = (steady.len() / 3).max(1).min(steady.len());
+    let space = |part: &[Stretch]| run.space(&Stretch::sum(part));
+    let drift = (space(&steady[..third]), space(&steady[steady.len() - third..]));
+    let steady = Stretch::sum(steady);
+    Shown { alone, untouched, steady, drift, turned_over, is_steady: is_steady && compacted }
+}
+
+fn run(arguments: &Arguments, report: &mut Report, lines: &mut Lines, mut run: Run) {
+    let shown = work(arguments, &mut run);
+    run.row("reads alone", &shown.alone);
+    run.row("no compaction", &shown.untouched);
+    run.row("steady", &shown.steady);
+    println!(
+        "before: the log had written {:.1}x the data since the load{}",
+        shown.turned_over,
+        if shown.is_steady { "" } else { "; NOT STEADY" }
+    );
+    println!("space in the first and last third: {:.3}, {:.3}", shown.drift.0, shown.drift.1);
+    let status = run.rig.store_status();
+    let apart = status.segment_bytes.saturating_sub(status.used_bytes) + status.pooled_bytes;
+    println!("apart: {} MiB of spares and files to be used again", apart >> 20);
+    let ratio = shown.steady.gets.micros(99.0) / shown.untouched.gets.micros(99.0);
+    println!("get p99 steady / no compaction: {ratio:.2}");
+    if shown.is_steady {
+        let demand = format!("{}: space amplification at most {SPACE_MAX}", run.name);
+        report.judge(&demand, run.space(&shown.steady) <= SPACE_MAX);
+        let demand = format!("{}: get p99 at most {GET_P99_MAX}x of no compaction", run.name);
+        report.judge(&demand, ratio <= GET_P99_MAX);
+    }
     let line = |figure: &dyn Fn(&Stretch) -> f64| Series {
         name: run.name.clone(),
-        points: stretches.iter().map(|one| (one.end, figure(one))).collect(),
+        points: run.stretches.iter().map(|one| (one.end, figure(one))).collect(),
     };
     lines.space.push(line(&|one| run.space(one)));
     lines.get_p99.push(line(&|one| one.gets.micros(99.0)));
+    let over_time: Vec<Value> = run.stretches.iter().map(|one| run.json(one)).collect();
     report.push(
         "runs",
         json!({
             "contestant": run.name,
-            "reads_alone": rows,
-            "at_first": run.json(&at_first),
-            "steady": run.json(&steady),
-            "get_p99_steady_over_at_first": ratio,
+            "reads_alone": run.json(&shown.alone),
+            "no_compaction": run.json(&shown.untouched),
+            "steady": run.json(&shown.steady),
+            "is_steady": shown.is_steady,
+            "turned_over": shown.turned_over,
+            "space_first_third": shown.drift.0,
+            "space_last_third": shown.drift.1,
+            "bytes_apart": apart,
+            "get_p99_ratio": ratio,
             "over_time": over_time,
         }),
     );
@@ -256,7 +353,7 @@ fn run(
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let flags = &arguments.flags;
-    let duration = flags.turns(60.0, 1).duration.max(Duration::from_millis(300));
+    let duration = arguments.duration();
     let key_count = arguments.key_count();
     let scratch = flags.scratch()?;
     let mut report = Report::new("overwrite", flags, scratch.path())?;
@@ -264,10 +361,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{key_count} x {} B, {} writers and {} readers for {duration:?}; latencies in us",
         arguments.value_bytes, arguments.writers, arguments.readers
     );
+    let values = key_count * Values::new(arguments.value_bytes).user_bytes();
+    let cache_bytes = arguments.rig_options().cache_bytes;
+    println!(
+        "keys of {USER_KEY_LEN} B, ids spread evenly; cache of {} MiB, {:.1} % of keys and values",
+        cache_bytes >> 20,
+        cache_bytes as f64 * 100.0 / values as f64
+    );
+    report.set("keys", key_count);
+    report.set("cache_bytes", cache_bytes);
     let mut lines = Lines::default();
     for driver in drivers(&arguments.io, &["uring"])? {
         for (name, choice) in [
-            ("uniform", Choice::Uniform(key_count)),
+            ("uniform", Choice::Uniform(0..key_count)),
             ("zipf 0.99", Choice::Zipf(Zipf::new(key_count, ZIPF_EXPONENT))),
         ] {
             let name = format!("{} {name}", driver.name);
@@ -275,7 +381,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             TABLE.row("", COLUMNS);
             let path = scratch.path().join(&name);
             let prepared = Run::new(&arguments, name, driver, &path, choice)?;
-            run(&arguments, &mut report, &mut lines, prepared, duration);
+            run(&arguments, &mut report, &mut lines, prepared);
             std::fs::remove_dir_all(&path)?;
         }
     }
@@ -284,6 +390,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         across: "seconds".to_owned(),
         up: up.to_owned(),
         axis: Axis::Linear,
+        up_axis: Axis::Linear,
         series,
     };
     let space = plot("Space amplification while overwriting", "segments / live", lines.space);

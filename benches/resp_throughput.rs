@@ -478,7 +478,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let Arguments { flags, connections, only, binary } = Arguments::parse();
     let given = binary.is_some();
     let binary = binary.map_or_else(build, Ok)?;
-    let plan = Plan { turns: flags.turns(1.0, 3), connections };
+    let plan = Plan { turns: flags.turns(0.7, 3), connections };
     let mut report = Report::new("resp_throughput", &flags, flags.scratch()?.path())?;
     if given {
         println!("{} as given: it need not be of that commit", binary.display());

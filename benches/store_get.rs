@@ -1,37 +1,38 @@
-//! What does a cold read of 4 KiB cost through the store, beside reads of the same files without
-//! it?
+//! What does a cold read cost through the store, beside reads of the same files without it?
 //!
 //! Unit: reads per second, latency from get to value, CPU seconds per million reads, bytes read
 //! per byte of keys and values. Expected: a read takes a virtual disk about 80 us, so depth 1 gets
 //! 10,000 reads/s on any driver; at depth 64 the disk decides, and a ring needs 3-5 us of CPU a
 //! read where threads need twice that for their switches. A 4 KiB value with its header spans two
-//! blocks, so the store reads 8 KiB. The store must reach 0.95 of fio's io_uring at depth 64.
+//! blocks, so the store reads 8 KiB; one of 1 KiB spans two in one case of four. Values of 4 KiB
+//! must come at 0.95 of the rate of fio's io_uring at depth 64.
 //!
 //! *store* rows: closed-loop readers on the store's one thread, without a cache, on each driver.
-//! *driver* rows: the same driver, on the same thread, without the store. *threads* rows: a thread
+//! *raw* rows: the same driver, on the same thread, without the store. *threads* rows: a thread
 //! per read with blocking calls. *fio* rows: `registered` has its buffers and files registered
-//! with the ring. Whatever is not the store reads blocks at random places of the store's segments;
-//! `8k` rows as much at a time as the store does.
+//! with the ring. Whatever is not a store reads blocks at random places of the first store's
+//! segments; `8k` rows as much at a time as the store does for 4 KiB. *buffered* rows go through
+//! the page cache, emptied before each turn: the longer the turn, the more is found there, as the
+//! bytes read tell.
 
-#![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 
 use clap::Parser;
 use kadring_benches::{
-    Axis, Choice, ClosedLoop, DataFiles, DiskCounters, Driver, Flags, Measuring, Plot, RawReads,
-    Report, RigOptions, Sample, Series, StoreRig, Summary, Table, Turns, Values, cpu_of_self,
-    drivers, has_fio, interleave,
+    Choice, ClosedLoop, DataFiles, DiskCounters, Driver, Fio, FioVerb, Flags, RawReads, RawRig,
+    Report, RigOptions, Sample, StoreRig, Summary, Sweep, Table, Turns, Values, drivers, has_fio,
+    interleave,
 };
-use serde_json::json;
-use std::collections::BTreeMap;
 use std::error::Error;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-const VALUE_LEN: usize = 4096;
+/// Each store has as many values of either size.
+const VALUE_LENS: [usize; 2] = [4096, 1024];
 const BLOCK_LEN: usize = 4096;
 /// What the store reads for a value that spans two blocks.
 const SPAN_LEN: usize = 2 * BLOCK_LEN;
+const DRIVERS: [&str; 5] = ["uring", "tokio-uring", "pread-1", "pread-16", "pread-64"];
 const REGISTERED: [&str; 2] = ["--fixedbufs", "--registerfiles"];
 const TABLE: Table = Table { name_width: 26, width: 10 };
 
@@ -39,18 +40,18 @@ const TABLE: Table = Table { name_width: 26, width: 10 };
 struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// Drivers to compare.
+    /// Drivers to compare; the first is what ratios are of.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     io: Vec<String>,
     /// Reads at a time [default: 1,16,64,128].
     #[arg(long, value_name = "N", value_delimiter = ',')]
     depths: Vec<usize>,
-    /// Number of values; at most 2,048 in a smoke run.
-    #[arg(long, value_name = "N", default_value_t = 250_000)]
+    /// Number of values of either size; at most 2,048 in a smoke run.
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
     keys: u64,
-    /// Adds the rows through the page cache, emptied before each.
+    /// Leaves out the stores through the page cache.
     #[arg(long)]
-    buffered: bool,
+    direct_only: bool,
 }
 
 impl Arguments {
@@ -65,11 +66,24 @@ impl Arguments {
     fn key_count(&self) -> u64 {
         if self.flags.smoke { self.keys.min(2048) } else { self.keys }
     }
+
+    /// A smoke run shows each kind of driver, and the page cache once.
+    fn stores(&self) -> Result<Vec<(Driver, bool)>, String> {
+        let default = if self.flags.smoke { &DRIVERS[..3] } else { &DRIVERS };
+        let named = drivers(&self.io, default)?;
+        let buffered = match (self.direct_only, self.flags.smoke) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => named.len(),
+        };
+        let direct = named.iter().map(|driver| (*driver, true));
+        Ok(direct.chain(named.iter().take(buffered).map(|driver| (*driver, false))).collect())
+    }
 }
 
 /// A filled store on a driver.
 struct Filled {
-    name: &'static str,
+    name: String,
     rig: StoreRig,
     files: DataFiles,
     direct: bool,
@@ -78,191 +92,181 @@ struct Filled {
 /// How a contestant reads.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    Store,
-    Driver { len: usize },
-    Threads { len: usize, count: Option<usize> },
-    Fio { len: usize, flags: &'static [&'static str] },
+    /// The store of that index.
+    Store(usize),
+    Raw {
+        len: usize,
+    },
+    Threads {
+        len: usize,
+        count: Option<usize>,
+    },
+    Fio {
+        len: usize,
+        flags: &'static [&'static str],
+    },
 }
 
-/// A way of reading the files of one of the stores.
+/// A way of reading.
 struct Contestant {
     name: String,
-    filled: usize,
     how: How,
 }
 
 /// Everything a measurement needs.
 struct Bench {
     stores: Vec<Filled>,
+    raw: RawRig,
     counters: DiskCounters,
     keys: u64,
     turns: Turns,
 }
 
+/// The keys of the values of that size.
+fn keys_of(value_len: usize, keys: u64) -> Range<u64> {
+    let index = VALUE_LENS.iter().position(|len| *len == value_len).unwrap_or(0) as u64;
+    index * keys..(index + 1) * keys
+}
+
 fn fill(driver: Driver, path: PathBuf, keys: u64, direct: bool) -> Result<Filled, Box<dyn Error>> {
     let options = RigOptions { cache_bytes: 0, direct, ..RigOptions::default() };
     let (mut rig, _) = StoreRig::open(driver, &path, options)?;
-    rig.load(0..keys, &mut Values::new(VALUE_LEN));
+    for len in VALUE_LENS {
+        rig.load(keys_of(len, keys), &mut Values::new(len));
+    }
     rig.rest();
     let files = DataFiles::in_directory(&StoreRig::directory_in(&path))?;
-    Ok(Filled { name: driver.name, rig, files, direct })
+    let name = format!("store {}{}", driver.name, if direct { "" } else { " buffered" });
+    println!(
+        "{name}: {}",
+        if rig.has_registered_buffers() { "registered buffers" } else { "heap" }
+    );
+    Ok(Filled { name, rig, files, direct })
 }
 
-/// A smoke run leaves out what differs from others in a number only.
-fn contestants(stores: &[Filled], has_fio: bool, smoke: bool) -> Vec<Contestant> {
+/// Values of 1 KiB are read by the stores and what is nearest to them; a smoke run leaves out what
+/// differs from others in a number only.
+fn contestants(stores: &[Filled], has_fio: bool, value_len: usize, smoke: bool) -> Vec<Contestant> {
     let mut all = Vec::new();
-    let mut add = |filled: usize, name: String, how: How| {
-        let name = name + if stores[filled].direct { "" } else { " buffered" };
-        all.push(Contestant { name, filled, how });
-    };
+    let mut add = |name: &str, how: How| all.push(Contestant { name: name.to_owned(), how });
+    let (len, flags, none) = (BLOCK_LEN, &REGISTERED, None);
     for (index, filled) in stores.iter().enumerate() {
-        add(index, format!("store {}", filled.name), How::Store);
-    }
-    for direct in [true, false] {
-        let Some(first) = stores.iter().position(|filled| filled.direct == direct) else {
-            continue;
-        };
-        for (index, filled) in stores.iter().enumerate() {
-            if filled.direct == direct && filled.name == "uring" {
-                add(index, "driver uring".to_owned(), How::Driver { len: BLOCK_LEN });
-                add(index, "driver uring 8k".to_owned(), How::Driver { len: SPAN_LEN });
+        add(&filled.name, How::Store(index));
+        if index == 0 {
+            // Next to the store they are the ceiling of, so that all meet the same machine.
+            add("raw", How::Raw { len });
+            if has_fio {
+                add("fio registered", How::Fio { len, flags });
             }
-        }
-        add(first, "threads".to_owned(), How::Threads { len: BLOCK_LEN, count: None });
-        add(first, "threads 8k".to_owned(), How::Threads { len: SPAN_LEN, count: None });
-        add(first, "threads 16".to_owned(), How::Threads { len: BLOCK_LEN, count: Some(16) });
-        if has_fio {
-            add(first, "fio".to_owned(), How::Fio { len: BLOCK_LEN, flags: &[] });
-            let flags = &REGISTERED;
-            add(first, "fio registered".to_owned(), How::Fio { len: BLOCK_LEN, flags });
-            add(first, "fio registered 8k".to_owned(), How::Fio { len: SPAN_LEN, flags });
+            if has_fio && value_len == VALUE_LENS[0] {
+                add("fio", How::Fio { len, flags: &[] });
+            }
+            if value_len == VALUE_LENS[0] && !smoke {
+                add("raw 8k", How::Raw { len: SPAN_LEN });
+                if has_fio {
+                    add("fio registered 8k", How::Fio { len: SPAN_LEN, flags });
+                }
+                add("threads 8k", How::Threads { len: SPAN_LEN, count: none });
+                add("threads 16", How::Threads { len, count: Some(16) });
+            }
+            add("threads", How::Threads { len, count: none });
         }
     }
-    all.retain(|contestant| !smoke || !contestant.name.contains("8k"));
     all
 }
 
 impl Bench {
-    fn measure(&mut self, contestant: &Contestant, depth: usize) -> Sample {
-        let Self { stores, counters, keys, turns } = self;
-        let Filled { rig, files, direct, .. } = &mut stores[contestant.filled];
-        if !*direct {
-            files.evict().expect("the files are there");
-        }
-        let reads = |len| RawReads { len, depth, direct: *direct, turns: *turns };
-        match contestant.how {
-            How::Store => measure_store(rig, depth, *keys, *turns, counters),
-            How::Driver { len } => files.read_by_driver(rig, reads(len), counters),
+    fn measure(&mut self, how: How, value_len: usize, depth: usize) -> Sample {
+        let Self { stores, raw, counters, keys, turns } = self;
+        let files = &stores[0].files;
+        let reads = |len| RawReads { len, depth, direct: true, turns: *turns };
+        match how {
+            How::Store(index) => {
+                let Filled { rig, files, direct, .. } = &mut stores[index];
+                if !*direct {
+                    files.evict().expect("the files are there");
+                }
+                let choice = Choice::Uniform(keys_of(value_len, *keys));
+                let clients = ClosedLoop::new(0, depth, choice, Values::new(value_len));
+                clients.measure(rig, *turns, counters).0
+            }
+            How::Raw { len } => files.read_by_driver(raw, reads(len), counters),
             How::Threads { len, count } => {
                 let reads = RawReads { depth: count.unwrap_or(depth), ..reads(len) };
                 files.read_by_threads(reads, counters).expect("the files are there")
             }
             How::Fio { len, flags } => {
-                let sample = files.read_by_fio(reads(len), "io_uring", flags);
-                sample.unwrap_or_else(|error| panic!("{error}"))
+                let (verb, files, turns) = (FioVerb::Read, files.paths(), *turns);
+                let fio = Fio { verb, files, len, depth, direct: true, turns, flags };
+                fio.measure().unwrap_or_else(|error| panic!("{error}"))
             }
         }
     }
 }
 
-fn measure_store(
-    rig: &mut StoreRig,
-    depth: usize,
-    keys: u64,
-    turns: Turns,
-    counters: &DiskCounters,
-) -> Sample {
-    let values = Values::new(VALUE_LEN);
-    let user_bytes = values.user_bytes();
-    let mut clients = ClosedLoop::new(0, depth, Choice::Uniform(keys), values);
-    clients.run_until(rig, Instant::now() + turns.warm_up);
-    clients.forget();
-    let before = counters.read();
-    let measuring = Measuring::start(cpu_of_self());
-    clients.run_until(rig, Instant::now() + turns.duration);
-    let latencies = std::mem::take(&mut clients.gets);
-    let gets = latencies.count();
-    let sample = measuring.finish(cpu_of_self(), gets, latencies);
-    let bytes = counters.read().since(before);
-    clients.drain(rig);
-    sample.with_disk(bytes, gets * user_bytes)
-}
-
-/// Prints how the first store does against everybody else.
-fn print_ratios(report: &mut Report, depth: usize, names: &[&str], summaries: &[Summary]) {
-    for (name, summary) in names.iter().zip(summaries).skip(1) {
-        let ratio = summaries[0].ratio_to(summary);
-        let cpu = summaries[0].cpu_micros() / summary.cpu_micros();
-        println!("{} / {name}: {ratio}, at {cpu:.2} of its CPU per operation", names[0]);
-        report.push(
-            "ratios",
-            json!({
-                "of": names[0],
-                "to": name,
-                "depth": depth,
-                "ratio": ratio.json(),
-                "cpu_ratio": cpu,
-            }),
-        );
-        if *name == "fio" && depth == 64 {
-            let verdict = if ratio.of_medians >= 0.95 { "reached" } else { "NOT REACHED" };
-            println!("must be 0.95 of fio at depth 64: {verdict}");
+fn judge(report: &mut Report, names: &[&str], summaries: &[Summary]) {
+    let named = |name: &str| {
+        let index = names.iter().position(|known| *known == name)?;
+        Some(&summaries[index])
+    };
+    for (ceiling, demand) in [
+        ("fio", "4 KiB values, depth 64: 0.95 of fio, 4 KiB blocks"),
+        ("raw", "4 KiB values, depth 64: 0.95 of the raw row, 4 KiB blocks"),
+        ("raw 8k", "4 KiB values, depth 64: 0.95 of the raw row, 8 KiB"),
+    ] {
+        if let Some(ceiling) = named(ceiling) {
+            report.judge(demand, summaries[0].ratio_to(ceiling).median >= 0.95);
         }
+    }
+    if let Some(threads) = named("store pread-64") {
+        let share = summaries[0].cpu_micros() / threads.cpu_micros();
+        report.judge("stretch: half the CPU of pread threads at depth 64", share <= 0.5);
     }
 }
 
-fn fill_all(arguments: &Arguments, scratch: &Path) -> Result<Vec<Filled>, Box<dyn Error>> {
-    let mut stores = Vec::new();
-    let all = ["uring", "pread-1", "pread-16", "pread-64"];
-    let default = if arguments.flags.smoke { &all[..2] } else { &all };
-    for direct in if arguments.buffered { &[true, false][..] } else { &[true] } {
-        for driver in drivers(&arguments.io, default)? {
-            let path = scratch.join(format!("{}-{direct}", driver.name));
-            stores.push(fill(driver, path, arguments.key_count(), *direct)?);
-        }
-    }
-    Ok(stores)
+/// The first store, linked into a directory of its own for the raw rows.
+fn raw_rig(driver: Driver, stores: &[Filled], scratch: &Path) -> Result<RawRig, Box<dyn Error>> {
+    let path = scratch.join("raw");
+    let mut rig = RawRig::open(driver, &path, true)?;
+    stores[0].files.link_into(&mut rig, &path)?;
+    Ok(rig)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let flags = &arguments.flags;
-    let turns = flags.turns(1.0, 3);
+    let turns = flags.turns(0.4, 3);
     let scratch = flags.scratch()?;
     let mut report = Report::new("store_get", flags, scratch.path())?;
     let keys = arguments.key_count();
-    println!("{VALUE_LEN} B, {keys} keys, {} turns of {:?}", turns.repeats, turns.duration);
+    println!("{keys} values of each size, {} turns of {:?}", turns.repeats, turns.duration);
     let has_fio = has_fio();
     if !has_fio {
         println!("FIO ROWS SKIPPED: no fio with io_uring is installed");
     }
-    let stores = fill_all(&arguments, scratch.path())?;
-    let contestants = contestants(&stores, has_fio, flags.smoke);
-    let names: Vec<&str> = contestants.iter().map(|one| one.name.as_str()).collect();
-    let mut bench = Bench { stores, counters: DiskCounters::of(scratch.path()), keys, turns };
-    let mut lines: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
-    for depth in arguments.depths() {
-        let summaries = interleave(contestants.len(), turns.repeats, |index| {
-            bench.measure(&contestants[index], depth)
-        });
-        println!("\ndepth {depth}");
-        let workload = json!({ "depth": depth, "value_bytes": VALUE_LEN });
-        report.rows(TABLE, &workload, names.iter().copied().zip(&summaries));
-        print_ratios(&mut report, depth, &names, &summaries);
-        for (name, summary) in names.iter().zip(&summaries) {
-            lines.entry(name).or_default().push((depth as f64, summary.rate()));
-        }
+    let mut stores = Vec::new();
+    let contenders = arguments.stores()?;
+    for (driver, direct) in &contenders {
+        let path = scratch.path().join(format!("{}-{direct}", driver.name));
+        stores.push(fill(*driver, path, keys, *direct)?);
     }
-    if arguments.depths().len() > 1 {
-        let line = |(name, points): (&str, _)| Series { name: name.to_owned(), points };
-        let plot = Plot {
-            title: format!("Cold reads of {VALUE_LEN} B"),
-            across: "reads at a time".to_owned(),
-            up: "reads/s".to_owned(),
-            axis: Axis::Logarithmic,
-            series: lines.into_iter().map(line).collect(),
-        };
-        report.plot("", &plot)?;
+    let raw = raw_rig(contenders[0].0, &stores, scratch.path())?;
+    let counters = DiskCounters::of(scratch.path());
+    let mut bench = Bench { stores, raw, counters, keys, turns };
+    for value_len in VALUE_LENS {
+        let contestants = contestants(&bench.stores, has_fio, value_len, flags.smoke);
+        let names: Vec<&str> = contestants.iter().map(|one| one.name.as_str()).collect();
+        let mut sweep = Sweep::new("reads", "at a time", value_len, TABLE);
+        for depth in arguments.depths() {
+            let summaries = interleave(contestants.len(), turns.repeats, |index| {
+                bench.measure(contestants[index].how, value_len, depth)
+            });
+            sweep.add(&mut report, depth, &names, &summaries);
+            if depth == 64 && value_len == VALUE_LENS[0] {
+                judge(&mut report, &names, &summaries);
+            }
+        }
+        sweep.plot(&report, |name| !name.ends_with("buffered") && !name.ends_with("16"))?;
     }
     report.finish()
 }

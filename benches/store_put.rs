@@ -7,24 +7,25 @@
 //! or the disk's bandwidth decide. Against append + fdatasync at 64 writers the store must reach
 //! 2x, and aims at 4x.
 //!
-//! *store* rows: closed-loop writers on the store's one thread, on each driver. *leader* rows: a
-//! thread per writer, and a leader who writes and syncs for all (`harness/leader_log.rs`):
-//! `append` grows its file, `overwrite` writes over prepared blocks, `direct` does so with O_DIRECT
-//! and O_DSYNC.
+//! *store* rows: closed-loop writers on the store's one thread, on each driver; `buffered` through
+//! the page cache, synced. The stores are not new: their segments are recycled, compaction is part
+//! of the work. *raw* row: the frames that `store uring` wrote in the same repeat, of their mean
+//! size and as many at a time, through the same driver without a store; a write counts as the puts
+//! that a frame held. *fio* row: the same by fio's io_uring, which shares no code with us.
+//! Latencies of both are of writes. *leader* rows: a thread per writer, and a leader who writes and
+//! syncs for all (`harness/leader_log.rs`): `append` grows its file, `overwrite` writes over
+//! prepared blocks, `direct` does so with O_DIRECT and O_DSYNC.
 
-#![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 
 use clap::Parser;
 use kadring_benches::{
-    Axis, Choice, ClosedLoop, DiskCounters, Driver, Flags, LeaderLog, Measuring, Plot, Report,
-    RigOptions, Sample, Series, StoreRig, Summary, SyncBy, Table, Turns, Values, cpu_of_self,
-    drivers, interleave,
+    Choice, ClosedLoop, DiskCounters, Driver, Fio, FioVerb, Flags, FrameCounts, LeaderLog, LogRig,
+    RawWrites, Report, RigOptions, Sample, StoreRig, Summary, Sweep, SyncBy, Table, Turns, Values,
+    drivers, has_fio, interleave,
 };
-use serde_json::json;
 use std::error::Error;
-use std::path::Path;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
 
 const VALUE_LEN: usize = 1024;
 const LEADERS: [(&str, SyncBy); 3] = [
@@ -32,13 +33,18 @@ const LEADERS: [(&str, SyncBy); 3] = [
     ("leader overwrite", SyncBy::OverwriteFdatasync),
     ("leader direct", SyncBy::DirectDsync),
 ];
-const TABLE: Table = Table { name_width: 24, width: 10 };
+const DRIVERS: [&str; 5] = ["uring", "tokio-uring", "pread-1", "pread-16", "pread-64"];
+/// A store must have recycled segments before it has written this much.
+const AGED_BYTES_MAX: u64 = 4 << 30;
+/// The file that fio writes over and over.
+const FIO_FILE_LEN: usize = 256 << 20;
+const TABLE: Table = Table { name_width: 26, width: 10 };
 
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(flatten)]
     flags: Flags,
-    /// Drivers to compare.
+    /// Drivers to compare; the first is what ratios are of.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     io: Vec<String>,
     /// Numbers of writers [default: 1,16,64,256].
@@ -47,9 +53,9 @@ struct Arguments {
     /// Keys that are written over and over.
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     keys: u64,
-    /// Adds the stores through the page cache.
+    /// Leaves out the stores through the page cache.
     #[arg(long)]
-    buffered: bool,
+    direct_only: bool,
 }
 
 impl Arguments {
@@ -60,63 +66,130 @@ impl Arguments {
             (given, _) => given.to_vec(),
         }
     }
+
+    /// A smoke run shows each kind of driver, and the page cache once.
+    fn stores(&self) -> Result<Vec<(Driver, bool)>, String> {
+        let default = if self.flags.smoke { &DRIVERS[..3] } else { &DRIVERS };
+        let named = drivers(&self.io, default)?;
+        let buffered = match (self.direct_only, self.flags.smoke) {
+            (true, _) => 0,
+            (false, true) => 1,
+            (false, false) => named.len(),
+        };
+        let direct = named.iter().map(|driver| (*driver, true));
+        Ok(direct.chain(named.iter().take(buffered).map(|driver| (*driver, false))).collect())
+    }
 }
 
 /// Who takes part.
 enum Contestant {
-    Store { name: String, rig: Box<StoreRig>, counters: DiskCounters },
+    Store { name: String, rig: Box<StoreRig> },
+    Raw { name: String, rig: Box<LogRig> },
+    Fio { file: PathBuf },
     Leader { name: &'static str, log: LeaderLog },
 }
 
+/// How much is put, and how.
+struct Plan {
+    turns: Turns,
+    keys: u64,
+    counters: DiskCounters,
+    /// What the first store wrote in its last turn.
+    frames: FrameCounts,
+}
+
 impl Contestant {
-    fn store(driver: Driver, scratch: &Path, direct: bool) -> Result<Self, Box<dyn Error>> {
+    fn store(
+        driver: Driver,
+        scratch: &Path,
+        direct: bool,
+        arguments: &Arguments,
+    ) -> Result<Self, Box<dyn Error>> {
         let name = format!("store {}{}", driver.name, if direct { "" } else { " buffered" });
         let path = scratch.join(&name);
         let options = RigOptions { direct, cache_bytes: 0, ..RigOptions::default() };
-        let (rig, _) = StoreRig::open(driver, &path, options)?;
-        Ok(Self::Store { name, rig: Box::new(rig), counters: DiskCounters::of(scratch) })
+        let (mut rig, _) = StoreRig::open(driver, &path, options)?;
+        if !arguments.flags.smoke {
+            rig.age(arguments.keys, &mut Values::new(VALUE_LEN), AGED_BYTES_MAX);
+        }
+        let buffers = if rig.has_registered_buffers() { "registered buffers" } else { "heap" };
+        println!("{name}: {buffers}");
+        Ok(Self::Store { name, rig: Box::new(rig) })
     }
 
     fn name(&self) -> &str {
         match self {
-            Self::Store { name, .. } => name,
+            Self::Store { name, .. } | Self::Raw { name, .. } => name,
+            Self::Fio { .. } => "fio",
             Self::Leader { name, .. } => name,
         }
     }
 
-    fn measure(&mut self, writers: usize, keys: u64, turns: Turns) -> Sample {
+    fn measure(&mut self, writers: usize, first: bool, plan: &mut Plan) -> Sample {
         let mut values = Values::new(VALUE_LEN);
         match self {
-            Self::Store { rig, counters, .. } => {
-                let user_bytes = values.user_bytes();
-                let mut clients = ClosedLoop::new(writers, 0, Choice::Uniform(keys), values);
-                clients.run_until(rig, Instant::now() + turns.warm_up);
-                clients.forget();
-                let before = counters.read();
-                let measuring = Measuring::start(cpu_of_self());
-                clients.run_until(rig, Instant::now() + turns.duration);
-                let latencies = std::mem::take(&mut clients.puts);
-                let puts = latencies.count();
-                let sample = measuring.finish(cpu_of_self(), puts, latencies);
-                let bytes = counters.read().since(before);
-                clients.drain(rig);
-                sample.with_disk(bytes, puts * user_bytes)
+            Self::Store { rig, .. } => {
+                let keys = Choice::Uniform(0..plan.keys);
+                let clients = ClosedLoop::new(writers, 0, keys, values);
+                let (sample, frames) = clients.measure(rig, plan.turns, &plan.counters);
+                if first {
+                    plan.frames = frames;
+                }
+                sample
+            }
+            Self::Raw { rig, .. } => {
+                RawWrites::like(rig, &plan.frames).measure(plan.turns, values.user_bytes())
+            }
+            Self::Fio { file } => {
+                let fio = Fio {
+                    verb: FioVerb::Write,
+                    files: vec![file.clone()],
+                    len: plan.frames.frame_len(),
+                    depth: plan.frames.whole_depth(),
+                    direct: true,
+                    turns: plan.turns,
+                    flags: &["--fixedbufs", "--registerfiles"],
+                };
+                let mut sample = fio.measure().unwrap_or_else(|error| panic!("{error}"));
+                let per_write = plan.frames.records_per_frame();
+                sample.rate *= per_write;
+                sample.cpu_micros /= per_write;
+                sample
             }
             Self::Leader { log, .. } => {
-                log.measure(writers, &mut values, turns).expect("its file can be emptied")
+                log.measure(writers, &mut values, plan.turns).expect("its file can be emptied")
             }
         }
     }
 }
 
+/// A file that was written through and synced.
+fn prepare_fio(scratch: &Path, smoke: bool) -> Result<Option<Contestant>, Box<dyn Error>> {
+    if !has_fio() {
+        println!("FIO ROW SKIPPED: no fio with io_uring is installed");
+        return Ok(None);
+    }
+    let file = scratch.join("fio");
+    std::fs::write(&file, vec![0; if smoke { 16 << 20 } else { FIO_FILE_LEN }])?;
+    rustix::fs::fsync(rustix::fs::open(
+        &file,
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?)?;
+    Ok(Some(Contestant::Fio { file }))
+}
+
 fn contestants(arguments: &Arguments, scratch: &Path) -> Result<Vec<Contestant>, Box<dyn Error>> {
     let mut all = Vec::new();
-    let default = ["uring", "pread-4", "pread-1", "pread-16", "pread-64"];
-    let default = if arguments.flags.smoke { &default[..2] } else { &default };
-    for driver in drivers(&arguments.io, default)? {
-        all.push(Contestant::store(driver, scratch, true)?);
-        if arguments.buffered {
-            all.push(Contestant::store(driver, scratch, false)?);
+    for (driver, direct) in arguments.stores()? {
+        all.push(Contestant::store(driver, scratch, direct, arguments)?);
+        if all.len() == 1 {
+            // Next to the store it is the ceiling of, so that the two meet the same machine.
+            let name = format!("raw {}", driver.name);
+            let len = if arguments.flags.smoke { 4 << 20 } else { 128 << 20 };
+            let rig = Box::new(LogRig::prepare(driver, &scratch.join(&name), true, len)?);
+            all.push(Contestant::Raw { name, rig });
+            all.extend(prepare_fio(scratch, arguments.flags.smoke)?);
         }
     }
     for (name, by) in LEADERS {
@@ -128,33 +201,18 @@ fn contestants(arguments: &Arguments, scratch: &Path) -> Result<Vec<Contestant>,
     Ok(all)
 }
 
-/// Prints how the first store does against each leader.
-fn print_ratios(report: &mut Report, writers: usize, names: &[&str], summaries: &[Summary]) {
-    for (name, summary) in names.iter().zip(summaries).skip(1) {
-        let ratio = summaries[0].ratio_to(summary);
-        let cpu = summaries[0].cpu_micros() / summary.cpu_micros();
-        println!("{} / {name}: {ratio}, at {cpu:.2} of its CPU per operation", names[0]);
-        report.push(
-            "ratios",
-            json!({
-                "of": names[0],
-                "to": name,
-                "writers": writers,
-                "ratio": ratio.json(),
-                "cpu_ratio": cpu,
-            }),
-        );
-        if *name == LEADERS[0].0 && writers == 64 {
-            let verdict = if ratio.of_medians >= 2.0 { "reached" } else { "NOT REACHED" };
-            println!("must be 2x at 64 writers: {verdict}");
-        }
+fn judge(report: &mut Report, writers: usize, names: &[&str], summaries: &[Summary]) {
+    let leader = names.iter().position(|name| *name == LEADERS[0].0);
+    if let Some(leader) = leader.filter(|_| writers == 64) {
+        let ratio = summaries[0].ratio_to(&summaries[leader]);
+        report.judge("2x of leader append at 64 writers", ratio.median >= 2.0);
     }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let flags = &arguments.flags;
-    let turns = flags.turns(1.0, 5);
+    let turns = flags.turns(0.4, 5);
     let scratch = flags.scratch()?;
     let mut report = Report::new("store_put", flags, scratch.path())?;
     println!(
@@ -162,32 +220,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         arguments.keys, turns.repeats, turns.duration
     );
     let mut contestants = contestants(&arguments, scratch.path())?;
-    let mut lines: Vec<Series> = Vec::new();
+    let counters = DiskCounters::of(scratch.path());
+    let frames = FrameCounts::default();
+    let mut plan = Plan { turns, keys: arguments.keys, counters, frames };
+    let mut sweep = Sweep::new("puts", "writers", VALUE_LEN, TABLE);
     for writers in arguments.writers() {
         let summaries = interleave(contestants.len(), turns.repeats, |index| {
-            contestants[index].measure(writers, arguments.keys, turns)
+            contestants[index].measure(writers, index == 0, &mut plan)
         });
         let names: Vec<&str> = contestants.iter().map(Contestant::name).collect();
-        println!("\n{writers} writers");
-        let workload = json!({ "writers": writers, "value_bytes": VALUE_LEN });
-        report.rows(TABLE, &workload, names.iter().copied().zip(&summaries));
-        print_ratios(&mut report, writers, &names, &summaries);
-        for (index, (name, summary)) in names.iter().zip(&summaries).enumerate() {
-            if lines.len() <= index {
-                lines.push(Series { name: (*name).to_owned(), points: Vec::new() });
-            }
-            lines[index].points.push((writers as f64, summary.rate()));
-        }
+        sweep.add(&mut report, writers, &names, &summaries);
+        judge(&mut report, writers, &names, &summaries);
     }
-    if arguments.writers().len() > 1 {
-        let plot = Plot {
-            title: format!("Durable puts of {VALUE_LEN} B"),
-            across: "writers".to_owned(),
-            up: "puts/s".to_owned(),
-            axis: Axis::Logarithmic,
-            series: lines,
-        };
-        report.plot("", &plot)?;
-    }
+    // Rows through the page cache are in the table; here they would hide the others.
+    sweep.plot(&report, |name| !name.ends_with("buffered"))?;
     report.finish()
 }

@@ -1,7 +1,10 @@
 //! [`ClosedLoop`]: logical writers and readers of one store, each of which does its next operation
 //! as soon as its last has ended. They all live on the store's thread.
 
-use crate::figures::Latencies;
+use crate::Turns;
+use crate::disk_bytes::DiskCounters;
+use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::raw_writes::FrameCounts;
 use crate::store_rig::{Got, StoreRig, Wait};
 use crate::workload::{Choice, Values};
 use std::collections::{HashMap, VecDeque};
@@ -70,6 +73,29 @@ impl ClosedLoop {
         while !self.writing.is_empty() || !self.reading.is_empty() {
             self.turn(rig);
         }
+    }
+
+    /// Measures once: warms up, measures, lets all come to rest.
+    #[must_use]
+    pub fn measure(
+        mut self,
+        rig: &mut StoreRig,
+        turns: Turns,
+        counters: &DiskCounters,
+    ) -> (Sample, FrameCounts) {
+        self.run_until(rig, Instant::now() + turns.warm_up);
+        self.forget();
+        let (before, frames) = (counters.read(), rig.frames());
+        let measuring = Measuring::start(cpu_of_self());
+        self.run_until(rig, Instant::now() + turns.duration);
+        let mut latencies = std::mem::take(&mut self.puts);
+        latencies.add(&self.gets);
+        let count = latencies.count();
+        let sample = measuring.finish(cpu_of_self(), count, latencies);
+        let bytes = counters.read().since(before);
+        let frames = rig.frames().since(frames);
+        self.drain(rig);
+        (sample.with_disk(bytes, count * self.values.user_bytes()), frames)
     }
 
     fn start(&mut self, rig: &mut StoreRig, now: Instant) {

@@ -240,6 +240,7 @@ impl Summary {
         each.sort_by(f64::total_cmp);
         let (min, max) = (each.first().copied(), each.last().copied());
         Ratio {
+            median: median(&each),
             of_medians: self.rate() / other.rate(),
             min: min.expect("contestants are measured"),
             max: max.expect("contestants are measured"),
@@ -262,28 +263,35 @@ pub const SUMMARY_COLUMNS: [&str; 5] = ["ops/s", "p50 us", "p99 us", "p99.9 us",
 /// Heads of [`Summary::disk_cells`].
 pub const DISK_COLUMNS: [&str; 3] = ["wr/user B", "rd/user B", "dev wr/u B"];
 
-/// One rate divided by another.
+/// One rate divided by another: within one repeat, where both met the same machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Ratio {
-    /// Of the medians.
-    pub of_medians: f64,
-    /// Least within one repeat.
+    /// The median of all repeats.
+    pub median: f64,
+    /// The least.
     pub min: f64,
-    /// Greatest within one repeat.
+    /// The greatest.
     pub max: f64,
+    /// For comparison, the median of one's rates by the median of the other's.
+    pub of_medians: f64,
 }
 
 impl Ratio {
     /// All of it, for a file.
     #[must_use]
     pub fn json(&self) -> Value {
-        json!({ "of_medians": self.of_medians, "min": self.min, "max": self.max })
+        json!({
+            "median": self.median,
+            "min": self.min,
+            "max": self.max,
+            "of_medians": self.of_medians,
+        })
     }
 }
 
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} ({:.2}-{:.2})", self.of_medians, self.min, self.max)
+        write!(f, "{:.2} ({:.2}-{:.2})", self.median, self.min, self.max)
     }
 }
 

@@ -145,9 +145,9 @@ impl<'a> Shared<'a> {
     /// Writes a record and waits until it is durable.
     fn write_one(&self) {
         // A header as long as ours, with a checksum over the value.
-        let mut header = [0; 72 + USER_KEY_LEN];
+        let mut header = [0; 128];
         header[..4].copy_from_slice(&wal::checksum::plain(self.value).to_le_bytes());
-        self.append(&header);
+        self.append(&header[..wal::record::header_len(USER_KEY_LEN, self.value.len())]);
     }
 
     fn append(&self, header: &[u8]) {

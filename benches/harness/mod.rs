@@ -2,8 +2,8 @@
 //! disk, interleaved repeats, ratios, tables, result files, plots; and the store on any driver.
 //!
 //! Contestants take turns (A B A B ...), so that a noisy neighbour or a change of clock speed hits
-//! them alike. A rate is the median of the repeats. A ratio is the ratio of two medians; beside it
-//! stand the least and the greatest ratio within one repeat.
+//! them alike. A rate is the median of the repeats. A ratio is taken within each repeat; shown is
+//! the median of these, beside it the least and the greatest.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
@@ -13,12 +13,16 @@ mod closed_loop;
 mod disk_bytes;
 mod driver;
 mod figures;
+mod fio;
 mod leader_log;
 mod machine;
 mod plot;
 mod raw_reads;
+mod raw_rig;
+mod raw_writes;
 mod report;
 mod store_rig;
+mod sweep;
 mod threads;
 mod workload;
 
@@ -30,12 +34,16 @@ pub use figures::{
     DISK_COLUMNS, DiskUse, Latencies, Measuring, Ratio, SUMMARY_COLUMNS, Sample, Summary,
     cpu_of_process, cpu_of_self, median,
 };
+pub use fio::{Fio, FioVerb, has_fio};
 pub use leader_log::{LeaderLog, SyncBy};
 pub use machine::Machine;
 pub use plot::{Axis, Plot, Series};
-pub use raw_reads::{DataFiles, RawReads, has_fio};
+pub use raw_reads::{DataFiles, RawReads};
+pub use raw_rig::RawRig;
+pub use raw_writes::{FrameCounts, LOG_IDENTITY, LogRig, RawWrites};
 pub use report::{Report, Table};
 pub use store_rig::{Got, OpenTimes, ReadEnd, RigOptions, RigStatus, StoreRig, Wait};
+pub use sweep::Sweep;
 pub use workload::{Choice, USER_KEY_LEN, VALUE_LEN_MIN, Values, Zipf, key};
 
 use std::io;

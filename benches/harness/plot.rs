@@ -22,7 +22,7 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// How the horizontal axis runs.
+/// How an axis runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
     /// Evenly.
@@ -31,7 +31,7 @@ pub enum Axis {
     Logarithmic,
 }
 
-/// What is to be drawn. The vertical axis starts at 0.
+/// What is to be drawn. A linear vertical axis starts at 0.
 #[derive(Clone, Debug)]
 pub struct Plot {
     /// What it shows.
@@ -42,11 +42,13 @@ pub struct Plot {
     pub up: String,
     /// How the horizontal axis runs.
     pub axis: Axis,
+    /// How the vertical axis runs.
+    pub up_axis: Axis,
     /// The lines.
     pub series: Vec<Series>,
 }
 
-type Chart<'a, X> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, RangedCoordf64>>;
+type Chart<'a, X, Y> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>;
 
 impl Plot {
     /// Draws it into a file.
@@ -67,13 +69,29 @@ impl Plot {
         let mut builder = ChartBuilder::on(&area);
         builder.caption(&self.title, ("sans-serif", 20)).margin(12);
         builder.x_label_area_size(44).y_label_area_size(76);
-        if self.axis == Axis::Logarithmic {
-            let across = (left.max(LEAST)..right).log_scale();
-            let chart = builder.build_cartesian_2d(across, 0.0..top);
-            self.fill_log(chart.map_err(|error| failed(&error))?)?;
-        } else {
-            let chart = builder.build_cartesian_2d(left..right, 0.0..top);
-            self.fill_linear(chart.map_err(|error| failed(&error))?)?;
+        let bottom = points().map(|(_, y)| y).fold(f64::INFINITY, f64::min) / 1.1;
+        let across = left..right;
+        let across_log = (left.max(LEAST)..right).log_scale();
+        let up = 0.0..top;
+        let up_log = (bottom.max(LEAST)..top).log_scale();
+        use Axis::{Linear, Logarithmic};
+        match (self.axis, self.up_axis) {
+            (Linear, Linear) => {
+                let chart = builder.build_cartesian_2d(across, up);
+                self.fill_linear(chart.map_err(|error| failed(&error))?)?;
+            }
+            (Linear, Logarithmic) => {
+                let chart = builder.build_cartesian_2d(across, up_log);
+                self.fill_up(chart.map_err(|error| failed(&error))?)?;
+            }
+            (Logarithmic, Linear) => {
+                let chart = builder.build_cartesian_2d(across_log, up);
+                self.fill_across(chart.map_err(|error| failed(&error))?)?;
+            }
+            (Logarithmic, Logarithmic) => {
+                let chart = builder.build_cartesian_2d(across_log, up_log);
+                self.fill_both(chart.map_err(|error| failed(&error))?)?;
+            }
         }
         area.present().map_err(|error| failed(&error).into())
     }
@@ -85,10 +103,10 @@ fn label(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// The two kinds of axis are two types; what is drawn on them is the same.
+/// The kinds of axes are types; what is drawn on them is the same.
 macro_rules! fill {
-    ($name:ident, $axis:ty) => {
-        fn $name(&self, mut chart: Chart<'_, $axis>) -> Result<(), Box<dyn Error>> {
+    ($name:ident, $across:ty, $up:ty) => {
+        fn $name(&self, mut chart: Chart<'_, $across, $up>) -> Result<(), Box<dyn Error>> {
             let failed = |error: &dyn std::fmt::Display| error.to_string();
             let mut mesh = chart.configure_mesh();
             mesh.x_desc(&self.across).y_desc(&self.up).light_line_style(WHITE);
@@ -115,8 +133,10 @@ macro_rules! fill {
 }
 
 impl Plot {
-    fill!(fill_log, LogCoord<f64>);
-    fill!(fill_linear, RangedCoordf64);
+    fill!(fill_linear, RangedCoordf64, RangedCoordf64);
+    fill!(fill_up, RangedCoordf64, LogCoord<f64>);
+    fill!(fill_across, LogCoord<f64>, RangedCoordf64);
+    fill!(fill_both, LogCoord<f64>, LogCoord<f64>);
 }
 
 #[cfg(test)]
@@ -135,12 +155,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("plot.svg");
         let series = Series { name: "first line".to_owned(), points: vec![(1.0, 2.0), (8.0, 3.0)] };
-        for axis in [Axis::Linear, Axis::Logarithmic] {
+        let axes = [Axis::Linear, Axis::Logarithmic];
+        for (axis, up_axis) in axes.into_iter().flat_map(|axis| axes.map(|up| (axis, up))) {
             let mut plot = Plot {
                 title: "a title".to_owned(),
                 across: "writers".to_owned(),
                 up: "puts/s".to_owned(),
                 axis,
+                up_axis,
                 series: vec![series.clone()],
             };
             plot.draw(&file).unwrap();

@@ -1,25 +1,22 @@
-//! Reads of the store's own files without the store: by a driver, by threads, by fio.
+//! Reads of the store's own files without the store: by a driver, by threads. For fio see
+//! [`Fio`](crate::Fio).
 
 use crate::Turns;
 use crate::disk_bytes::DiskCounters;
 use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
-use crate::store_rig::{StoreRig, Wait};
+use crate::raw_rig::RawRig;
 use crate::threads;
 use rustix::fs::{Advice, CWD, Mode, OFlags, fadvise, openat};
 use rustix::io::pread;
-use serde_json::Value;
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
-use wal::disk::{DiskOperation, DiskOutput, FileId, FileName, IoBuffer, OpenMode};
+use wal::disk::{DiskOperation, FileId, FileName, IoBuffer, OpenMode};
 
 /// Smaller files hold no records.
 const FILE_LEN_MIN: u64 = 1 << 20;
-/// Numbers of operations that open and close files; reads count from 0.
-const OPENING: u64 = 1 << 32;
 
 /// The files of a store that hold records.
 #[derive(Clone, Debug)]
@@ -30,7 +27,6 @@ pub struct DataFiles {
 #[derive(Clone, Debug)]
 struct DataFile {
     path: PathBuf,
-    name: FileName,
     len: u64,
 }
 
@@ -53,15 +49,12 @@ impl DataFiles {
     /// # Errors
     /// If it cannot be listed, or there are none.
     pub fn in_directory(directory: &Path) -> Result<Self, Box<dyn Error>> {
-        let folder = directory.file_name().ok_or("the root holds no store")?;
-        let folder = FileName::new(folder.to_string_lossy());
         let mut files = Vec::new();
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             let (path, len) = (entry.path(), entry.metadata()?.len());
             if len >= FILE_LEN_MIN {
-                let name = folder.join(&entry.file_name().to_string_lossy());
-                files.push(DataFile { path, name, len });
+                files.push(DataFile { path, len });
             }
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -116,24 +109,19 @@ impl DataFiles {
         ))
     }
 
-    /// Reads by the rig's driver on the rig's thread, past the store. Whether past the page cache
-    /// is as the rig was opened.
+    /// Reads by a driver on this thread, without the store; the rig has the files linked
+    /// ([`Self::link_into`]).
     ///
     /// # Panics
     /// If the disk fails.
     pub fn read_by_driver(
         &self,
-        rig: &mut StoreRig,
+        rig: &mut RawRig,
         reads: RawReads,
         counters: &DiskCounters,
     ) -> Sample {
-        for (index, file) in (0_u32..).zip(&self.files) {
-            let (file, name) = (FileId(index), file.name.clone());
-            call(rig, DiskOperation::Open { file, name, mode: OpenMode::Read });
-        }
-        let buffer = |_| Some(IoBuffer::with_capacity(reads.len));
         let mut under_way = UnderWay {
-            idle: (0..reads.depth).map(buffer).collect(),
+            idle: (0..reads.depth).map(|_| Some(rig.buffer(reads.len))).collect(),
             started: vec![Instant::now(); reads.depth],
             random: fastrand::Rng::with_seed(5),
             latencies: Latencies::default(),
@@ -150,62 +138,27 @@ impl DataFiles {
         while under_way.idle.iter().any(Option::is_none) {
             under_way.turn(rig);
         }
-        for index in (0_u32..).take(self.files.len()) {
-            call(rig, DiskOperation::Close { file: FileId(index) });
-        }
         sample.with_disk(bytes, count * reads.len as u64)
     }
 
-    /// Lets fio read with that engine and these further flags.
+    /// Gives the files second names in a data directory and opens them there.
     ///
     /// # Errors
-    /// If fio does not run to its end or says what is not understood.
-    pub fn read_by_fio(
-        &self,
-        reads: RawReads,
-        engine: &str,
-        flags: &[&str],
-    ) -> Result<Sample, Box<dyn Error>> {
-        let names: Vec<String> = self
-            .files
-            .iter()
-            .map(|file| file.path.display().to_string().replace(':', "\\:"))
-            .collect();
-        let output = Command::new("fio")
-            .args(["--name=reads", "--readonly", "--rw=randread", "--time_based", "--norandommap"])
-            .args(["--file_service_type=random", "--randrepeat=0", "--output-format=json+"])
-            .arg(format!("--filename={}", names.join(":")))
-            .arg(format!("--ioengine={engine}"))
-            .arg(format!("--iodepth={}", reads.depth))
-            .arg(format!("--bs={}", reads.len))
-            .arg(format!("--direct={}", u8::from(reads.direct)))
-            .arg(format!("--ramp_time={}ms", reads.turns.warm_up.as_millis()))
-            .arg(format!("--runtime={}ms", reads.turns.duration.as_millis().max(50)))
-            .args(flags)
-            .output()?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("fio: {}", text.lines().next().unwrap_or("no word")).into());
+    /// If the file system refuses.
+    pub fn link_into(&self, rig: &mut RawRig, directory: &Path) -> Result<(), Box<dyn Error>> {
+        for (index, file) in (0_u32..).zip(&self.files) {
+            let name = format!("{index}.data");
+            std::fs::hard_link(&file.path, directory.join(&name))?;
+            let (file, name, mode) = (FileId(index), FileName::new(name), OpenMode::Read);
+            rig.call(DiskOperation::Open { file, name, mode })?;
         }
-        parse_fio(&output.stdout)
+        Ok(())
     }
-}
 
-/// Whether fio is installed, and knows io_uring.
-#[must_use]
-pub fn has_fio() -> bool {
-    let output = Command::new("fio").arg("--enghelp=io_uring").output();
-    output.is_ok_and(|output| output.status.success())
-}
-
-/// Carries out one operation past the store and waits for it.
-fn call(rig: &mut StoreRig, operation: DiskOperation) -> DiskOutput {
-    rig.submit_raw(OPENING, operation);
-    loop {
-        rig.turn(Wait::Completion);
-        if let Some(completion) = rig.take_raw().next() {
-            return completion.result.expect("the file is there");
-        }
+    /// Where the files are.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|file| file.path.clone()).collect()
     }
 }
 
@@ -218,7 +171,7 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn run(&mut self, files: &DataFiles, rig: &mut StoreRig, len: usize, duration: Duration) {
+    fn run(&mut self, files: &DataFiles, rig: &mut RawRig, len: usize, duration: Duration) {
         let end = Instant::now() + duration;
         let mut now = Instant::now();
         while now < end {
@@ -228,64 +181,22 @@ impl UnderWay {
                     let file = FileId(u32::try_from(file).expect("files are few"));
                     self.started[place] = now;
                     let read = DiskOperation::Read { file, offset, len, buffer };
-                    rig.submit_raw(place as u64, read);
+                    rig.submit(place as u64, read);
                 }
             }
             now = self.turn(rig);
         }
     }
 
-    fn turn(&mut self, rig: &mut StoreRig) -> Instant {
-        rig.turn(Wait::Completion);
-        let now = Instant::now();
-        for completion in rig.take_raw() {
+    fn turn(&mut self, rig: &mut RawRig) -> Instant {
+        let mut now = None;
+        rig.wait(|completion| {
+            let now = *now.get_or_insert_with(Instant::now);
             completion.result.expect("a segment is read");
             let place = completion.id.0 as usize;
             self.idle[place] = completion.buffer;
             self.latencies.record(now - self.started[place], 1);
-        }
-        now
-    }
-}
-
-/// Takes rate, CPU and latencies from what fio says; before its JSON it may print warnings.
-fn parse_fio(output: &[u8]) -> Result<Sample, Box<dyn Error>> {
-    let start = output.iter().position(|byte| *byte == b'{').ok_or("fio printed no JSON")?;
-    let all: Value = serde_json::from_slice(&output[start..])?;
-    let job = &all["jobs"][0];
-    let read = &job["read"];
-    let number = |value: &Value, name: &str| {
-        value.as_f64().ok_or_else(|| format!("fio says nothing of {name}"))
-    };
-    let (rate, count) = (number(&read["iops"], "iops")?, number(&read["total_ios"], "total_ios")?);
-    let percent = number(&job["usr_cpu"], "usr_cpu")? + number(&job["sys_cpu"], "sys_cpu")?;
-    let millis = number(&read["runtime"], "runtime")?;
-    let mut latencies = Latencies::default();
-    let bins = read["clat_ns"]["bins"].as_object().ok_or("fio says nothing of latencies")?;
-    for (nanos, count) in bins {
-        latencies.record(Duration::from_nanos(nanos.parse()?), count.as_u64().unwrap_or(0));
-    }
-    let cpu_micros = percent / 100.0 * millis * 1e3 / count.max(1.0);
-    Ok(Sample { rate, cpu_micros, latencies, disk: None })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fio_is_understood() {
-        let text = br#"note: something
-            {"jobs": [{"usr_cpu": 10.0, "sys_cpu": 30.0, "read": {"iops": 500.0, "total_ios": 1000,
-            "runtime": 2000, "clat_ns": {"bins": {"1000": 900, "9000": 100}}}}]}"#;
-        let sample = parse_fio(text).unwrap();
-        assert_eq!(sample.latencies.count(), 1000);
-        assert!((sample.rate - 500.0).abs() < 1e-9);
-        // 40 % of 2 s for 1,000 reads.
-        assert!((sample.cpu_micros - 800.0).abs() < 1e-6);
-        assert!((sample.latencies.micros(50.0) - 1.0).abs() < 0.01);
-        assert!((sample.latencies.micros(99.0) - 9.0).abs() < 0.01);
-        parse_fio(b"no").unwrap_err();
-        parse_fio(b"{}").unwrap_err();
+        });
+        now.unwrap_or_else(Instant::now)
     }
 }

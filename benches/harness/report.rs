@@ -61,6 +61,12 @@ impl Report {
         }
     }
 
+    /// Prints and notes whether a demand is met.
+    pub fn judge(&mut self, demand: &str, met: bool) {
+        println!("{demand}: {}", if met { "reached" } else { "NOT REACHED" });
+        self.push("demands", json!({ "demand": demand, "met": met }));
+    }
+
     /// Prints the rows of one workload and adds them to the list `rows`.
     pub fn rows<'a>(
         &mut self,

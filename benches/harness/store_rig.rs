@@ -4,6 +4,7 @@
 //! the same order as in the node's event loop; doors and connections are left out.
 
 use crate::driver::{AnyIo, Driver};
+use crate::raw_writes::FrameCounts;
 use crate::workload::{Values, key};
 use bytes::Bytes;
 use kadring::event_loop::run_procedure;
@@ -13,23 +14,24 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use storage::{
-    CheckpointOptions, Event, Get, KeyRef, LogClock, Put, RecoverySources, Store, StoreOptions,
-    WriteError,
+    CheckpointOptions, Event, Get, KeyRef, LogClock, Put, RecoverySources, SnapshotFile, Store,
+    StoreOptions, StoreStatus, WriteError,
 };
 use wal::Lsn;
-use wal::disk::{DiskCompletion, DiskOperation, DiskRequest, FileName, RequestId};
+use wal::disk::{DiskOperation, Durability, FileName, RequestId};
 use wal::group_commit::GroupCommitLimits;
 use wal::record::{Version, own_half};
 use wal::segment::Identity;
 
 const STORE: DiskOwner = DiskOwner(0);
-const RAW: DiskOwner = DiskOwner(1);
 const IDENTITY: Identity = Identity { store: [7; 16], node_id: [7; 20], shard: 0, shard_count: 1 };
 /// Where the store is, below the data directory.
 const DIRECTORY: &str = "shard-00";
 
 /// Bytes of keys and values stored between two turns of [`StoreRig::load`].
 const LOADED_PER_TURN: u64 = 256 << 10;
+/// A store that has used a file again is as it will be from now on.
+const RECYCLED_MIN: u64 = 1;
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +121,11 @@ pub struct StoreRig {
     in_flight: usize,
     done: Vec<Completion>,
     reads: Vec<ReadEnd>,
-    raw: Vec<DiskCompletion>,
+    snapshot: Option<Vec<SnapshotFile>>,
+    /// Durable writes under way: few, so a list will do.
+    frames_under_way: Vec<RequestId>,
+    /// How many they were, whenever one was sent, summed up.
+    frame_depths: u64,
 }
 
 impl StoreRig {
@@ -168,7 +174,9 @@ impl StoreRig {
             in_flight: 0,
             done: Vec::new(),
             reads: Vec::new(),
-            raw: Vec::new(),
+            snapshot: None,
+            frames_under_way: Vec::new(),
+            frame_depths: 0,
         };
         rig.read_clock();
         Ok((rig, times))
@@ -230,8 +238,10 @@ impl StoreRig {
         for completion in done.drain(..) {
             self.in_flight -= 1;
             match completion {
-                Completion::Disk(STORE, completion) => self.store.handle_disk(completion),
-                Completion::Disk(_, completion) => self.raw.push(completion),
+                Completion::Disk(_, completion) => {
+                    self.frames_under_way.retain(|id| *id != completion.id);
+                    self.store.handle_disk(completion);
+                }
                 other => unreachable!("{other:?} without sockets or signals"),
             }
         }
@@ -242,6 +252,11 @@ impl StoreRig {
     fn submit(&mut self) {
         while let Some(request) = self.store.poll_request() {
             self.in_flight += 1;
+            if let DiskOperation::Write { durability: Durability::Durable, .. } = request.operation
+            {
+                self.frames_under_way.push(request.id);
+                self.frame_depths += self.frames_under_way.len() as u64;
+            }
             self.io.submit(Request::Disk(STORE, request));
         }
     }
@@ -252,6 +267,9 @@ impl StoreRig {
                 Event::Read { id, result } => {
                     let found = result.expect("the disk returns what was written");
                     self.reads.push((id.0, found.map(|(_, value)| value.value)));
+                }
+                Event::Snapshotted { result } => {
+                    self.snapshot = Some(result.expect("the disk takes a snapshot"));
                 }
                 Event::Failed(error) => panic!("a write has failed: {error}"),
                 Event::Damaged { file, offset, .. } | Event::Flaw { file, offset, .. } => {
@@ -332,7 +350,7 @@ impl StoreRig {
         path.join(DIRECTORY)
     }
 
-    /// The store's figures.
+    /// The main figures of the store.
     #[must_use]
     pub fn status(&self) -> RigStatus {
         let status = self.store.status();
@@ -343,16 +361,50 @@ impl StoreRig {
         }
     }
 
-    /// Carries out an operation past the store, on the same driver; [`Self::take_raw`] will have
-    /// its end under that number.
-    pub fn submit_raw(&mut self, id: u64, operation: DiskOperation) {
-        self.in_flight += 1;
-        let request = DiskRequest { id: RequestId(id), operation };
-        self.io.submit(Request::Disk(RAW, request));
+    /// All figures of the store.
+    #[must_use]
+    pub fn store_status(&self) -> StoreStatus {
+        self.store.status()
     }
 
-    /// The operations past the store that have ended.
-    pub fn take_raw(&mut self) -> std::vec::Drain<'_, DiskCompletion> {
-        self.raw.drain(..)
+    /// Whether its buffers are registered with a ring.
+    #[must_use]
+    pub fn has_registered_buffers(&self) -> bool {
+        self.io.buffer_statistics().registered
+    }
+
+    /// What the log has written so far.
+    #[must_use]
+    pub fn frames(&self) -> FrameCounts {
+        let log = self.store.status().log;
+        FrameCounts {
+            frames: log.frames,
+            frame_bytes: log.frame_bytes,
+            records: log.records - log.copies,
+            depths: self.frame_depths,
+        }
+    }
+
+    /// Overwrites `keys` keys until the files of freed segments are used again, as in a store that
+    /// is not new: from then on no zeros are written ahead.
+    ///
+    /// # Panics
+    /// If that does not come to pass before `bytes_max` bytes are written.
+    pub fn age(&mut self, keys: u64, values: &mut Values, bytes_max: u64) {
+        while self.store.status().compaction.segments_recycled < RECYCLED_MIN {
+            assert!(self.frames().frame_bytes < bytes_max, "a store of {keys} keys recycles");
+            self.load(0..keys, values);
+        }
+        self.rest();
+    }
+
+    /// Begins a snapshot into that directory below the data directory, whose parent exists.
+    pub fn begin_snapshot(&mut self, into: &str) {
+        self.store.snapshot(FileName::new(into));
+    }
+
+    /// The files of the snapshot that has ended since the last call.
+    pub fn take_snapshot(&mut self) -> Option<Vec<SnapshotFile>> {
+        self.snapshot.take()
     }
 }

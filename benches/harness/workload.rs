@@ -1,6 +1,7 @@
 //! Keys, values and the choice among them, the same in every run.
 
 use sha1::{Digest, Sha1};
+use std::ops::Range;
 use wal::Lsn;
 use wal::record::Key;
 
@@ -59,7 +60,7 @@ impl Values {
         (self.bytes.len() + USER_KEY_LEN) as u64
     }
 
-    /// Bytes of the record that holds them, padded.
+    /// Bytes of the record that holds them; what pads it is dead weight.
     #[must_use]
     pub fn record_bytes(&self) -> u64 {
         let own_lsn = wal::record::told_lsn(Lsn(1), Lsn(1), self.bytes.len());
@@ -67,25 +68,31 @@ impl Values {
             + if own_lsn.is_some() { 8 } else { 0 }
             + USER_KEY_LEN
             + wal::record::chunk_crcs_len(self.bytes.len());
-        wal::record::padded_len(header + self.bytes.len()) as u64
+        (header + self.bytes.len()) as u64
     }
 }
 
 /// Which keys a workload touches.
 #[derive(Clone, Debug)]
 pub enum Choice {
-    /// All of that many alike.
-    Uniform(u64),
+    /// All of these alike.
+    Uniform(Range<u64>),
     /// Few of them most of the time.
     Zipf(Zipf),
+    /// Each once, from this number on.
+    Fresh(u64),
 }
 
 impl Choice {
     /// Draws a key's number.
-    pub fn draw(&self, random: &mut fastrand::Rng) -> u64 {
+    pub fn draw(&mut self, random: &mut fastrand::Rng) -> u64 {
         match self {
-            Self::Uniform(count) => random.u64(..count),
+            Self::Uniform(keys) => random.u64(keys.clone()),
             Self::Zipf(zipf) => zipf.draw(random.f64()),
+            Self::Fresh(next) => {
+                *next += 1;
+                *next - 1
+            }
         }
     }
 }

@@ -292,6 +292,8 @@ pub struct StoreStatus {
     pub segments: u64,
     /// Bytes of their files.
     pub segment_bytes: u64,
+    /// Of these, bytes in use: of sealed segments all, of the others those written so far.
+    pub used_bytes: u64,
     /// Bytes of records that are the newest of their keys, by size class.
     pub live_bytes: u64,
     /// Bytes of sealed segments that hold nothing of use.
@@ -517,8 +519,10 @@ impl Store {
     /// Figures for INFO and metrics.
     #[must_use]
     pub fn status(&self) -> StoreStatus {
-        let (mut live_bytes, mut dead_bytes) = (0, 0);
+        let (mut used_bytes, mut live_bytes, mut dead_bytes) = (0, 0, 0);
         for (_, segment) in self.catalog.segments.iter() {
+            let is_open = segment.state == SegmentState::Open;
+            used_bytes += if is_open { segment.end } else { segment.len };
             live_bytes += segment.live_bytes;
             if matches!(segment.state, SegmentState::Sealed | SegmentState::Unfit) {
                 dead_bytes += segment.len.saturating_sub(segment.live_bytes);
@@ -529,6 +533,7 @@ impl Store {
             keys_expiring: self.catalog.expiring(),
             segments: self.keeper.manifest().segments.len() as u64,
             segment_bytes: self.keeper.manifest().segments.iter().map(|s| s.len).sum(),
+            used_bytes,
             live_bytes,
             dead_bytes,
             pooled_bytes: self.supply.pooled_bytes(),

@@ -500,6 +500,8 @@ fn compaction_keeps_space_near_what_is_live() {
     let status = world.store.status();
     assert!(status.compaction.segments_freed > 50, "{status:?}");
     assert!(status.segment_bytes < 1_200_000, "300 kB are live: {status:?}");
+    // The spare and the rest of the active segment are not in use.
+    assert!((300_000..status.segment_bytes).contains(&status.used_bytes), "{status:?}");
     assert_eq!(status.compaction.segments_unfit, 0);
 }
 
