@@ -24,6 +24,8 @@ use crate::segments::{Segment, SegmentState};
 mod checkpointing;
 mod compaction;
 mod disk_read;
+#[cfg(test)]
+mod error_tests;
 mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
@@ -36,6 +38,8 @@ mod scrub;
 #[cfg(test)]
 mod scrub_tests;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod supply;
 #[cfg(test)]
 mod tests;
@@ -44,7 +48,7 @@ mod write;
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction::CompactionCounters;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
-pub use snapshot::SnapshotFile;
+pub use snapshot::{FileContent, FileTail, SnapshotFile};
 
 use checkpointing::Checkpointing;
 use compaction::Compaction;
@@ -484,6 +488,12 @@ impl Store {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.catalog.keys() == 0
+    }
+
+    /// Whether a segment of this id is part of the store, or still on its way out.
+    #[must_use]
+    pub fn has_segment(&self, id: u64) -> bool {
+        self.catalog.segments.by_id(id).is_some()
     }
 
     /// Figures for INFO and metrics.
