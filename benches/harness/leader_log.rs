@@ -9,7 +9,7 @@ use crate::Turns;
 use crate::disk_bytes::DiskCounters;
 use crate::figures::Sample;
 use crate::threads::{self, Phase};
-use crate::workload::{USER_KEY_LEN, Values};
+use crate::workload::{Values, header_len};
 use rustix::fs::{CWD, Mode, OFlags, fdatasync, ftruncate, openat};
 use rustix::io::pwrite;
 use std::error::Error;
@@ -147,7 +147,7 @@ impl<'a> Shared<'a> {
         // A header as long as ours, with a checksum over the value.
         let mut header = [0; 128];
         header[..4].copy_from_slice(&wal::checksum::plain(self.value).to_le_bytes());
-        self.append(&header[..wal::record::header_len(USER_KEY_LEN, self.value.len())]);
+        self.append(&header[..header_len(self.value.len())]);
     }
 
     fn append(&self, header: &[u8]) {

@@ -63,13 +63,18 @@ impl Values {
     /// Bytes of the record that holds them; what pads it is dead weight.
     #[must_use]
     pub fn record_bytes(&self) -> u64 {
-        let own_lsn = wal::record::told_lsn(Lsn(1), Lsn(1), self.bytes.len());
-        let header = wal::record::RECORD_FIXED_LEN
-            + if own_lsn.is_some() { 8 } else { 0 }
-            + USER_KEY_LEN
-            + wal::record::chunk_crcs_len(self.bytes.len());
-        (header + self.bytes.len()) as u64
+        (header_len(self.bytes.len()) + self.bytes.len()) as u64
     }
+}
+
+/// Bytes of a record before its value: of a put of this store's own, with its first LSN where large
+/// values tell it.
+pub(super) fn header_len(value_len: usize) -> usize {
+    let own_lsn = wal::record::told_lsn(Lsn(1), Lsn(1), value_len);
+    wal::record::RECORD_FIXED_LEN
+        + if own_lsn.is_some() { 8 } else { 0 }
+        + USER_KEY_LEN
+        + wal::record::chunk_crcs_len(value_len)
 }
 
 /// Which keys a workload touches.

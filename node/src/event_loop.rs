@@ -207,6 +207,7 @@ impl<I: Io> EventLoop<I> {
             while let Some((id, order)) = door.poll_order() {
                 match order {
                     Order::Snapshot { id: name } => snapshots.begin(keyspace, id, name),
+                    Order::Delete { id: name } => snapshots.delete(keyspace, id, name),
                     Order::Compact => {
                         keyspace.compact();
                         door.handle_order(keyspace, id, OrderEnd::Done);

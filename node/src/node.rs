@@ -23,7 +23,7 @@ use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
-use crate::snapshot::{SNAPSHOTS_DIRECTORY, at_rest};
+use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
 /// With `durability = interval`, the longest that a write stays without a sync, in milliseconds.
 const SYNC_INTERVAL_MS: u32 = 1000;
@@ -138,8 +138,7 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     process::raise_open_files_limit();
     let directory = open_directory(&config.data_dir, true)?;
     let durability = durability_of(&config, &directory);
-    let snapshots = config.data_dir.join(SNAPSHOTS_DIRECTORY);
-    if let Err(error) = at_rest::remove_unfinished(&snapshots) {
+    if let Err(error) = at_rest::remove_unfinished(&config.data_dir.join(SNAPSHOTS_DIRECTORY)) {
         tracing::warn!(%error, "an unfinished snapshot is left");
     }
     if !durability.probe.direct {
@@ -191,6 +190,11 @@ fn ring_error(error: &crate::io::uring::ProbeError) -> io::Error {
 /// # Errors
 /// [`DirectoryError::Locked`] and [`DirectoryError::Unusable`].
 pub(crate) fn open_directory(path: &Path, create: bool) -> Result<DataDirectory, DirectoryError> {
+    if path.join(CATALOG_FILE).exists() {
+        let text = "it is a snapshot; kadring snapshot restore makes a data directory of it";
+        let source = io::Error::new(io::ErrorKind::InvalidInput, text);
+        return Err(DirectoryError::Unusable { path: path.into(), source });
+    }
     let options = DirectoryOptions { create, ..DirectoryOptions::default() };
     DataDirectory::open(path, options).map_err(|error| {
         let unusable = |path, source| DirectoryError::Unusable { path, source };
@@ -282,6 +286,7 @@ fn serve<I: Io>(
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     let (client, happened) = listen(&mut io, config.client)?;
     door.set_address(client);
+    door.set_snapshots(known_snapshots(config));
     on_event(RunEvent::Ready { client, node_id });
     tracing::info!(%client, driver = io.name(), shards = keyspace.stores().len(), "ready");
     let mut event_loop = EventLoop::new(io, keyspace, door, clock, happened);
@@ -291,6 +296,20 @@ fn serve<I: Io>(
     event_loop.run(|| on_event(RunEvent::Stopping)).map_err(RunError::driver)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The snapshots that are there; one that cannot be used is told of.
+fn known_snapshots(config: &Config) -> Vec<SnapshotFacts> {
+    let listed = at_rest::list(&config.data_dir.join(SNAPSHOTS_DIRECTORY));
+    let listed = listed.unwrap_or_else(|error| vec![Err(error)]);
+    let known = listed.iter().filter_map(|snapshot| match snapshot {
+        Ok(catalog) => Some(SnapshotFacts::from(catalog)),
+        Err(error) => {
+            tracing::warn!(%error, "a snapshot cannot be used");
+            None
+        }
+    });
+    known.collect()
 }
 
 /// Opens the client door. Also returns what else happened meanwhile, for the loop: clients may

@@ -45,6 +45,6 @@ pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, RecoverySources, identify, open};
 pub use store::{
     CheckpointCounters, CheckpointLoader, CheckpointOptions, CompactionCounters, Effect, Entry,
-    Event, Get, KeyRef, Lookup, Put, ReadId, Repair, RepairReason, ScannedKey, ScrubStatus,
-    SnapshotFile, Store, StoreLimits, StoreOptions, StoreStatus, Value,
+    Event, FileContent, FileTail, Get, KeyRef, Lookup, Put, ReadId, Repair, RepairReason,
+    ScannedKey, ScrubStatus, SnapshotFile, Store, StoreLimits, StoreOptions, StoreStatus, Value,
 };

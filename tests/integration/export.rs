@@ -134,3 +134,69 @@ fn export_replaces_no_file_and_needs_the_directory_to_itself() {
     let output = kadring("export", &none.path().join("none"), &none.path().join("file"));
     assert_eq!(output.status.code(), Some(5), "{output:?}");
 }
+
+#[test]
+fn snapshot_of_a_running_node_is_exported() {
+    let node = TestNode::start(Driver::Uring);
+    let data = node.directory.path().join("data");
+    let mut client = node.client();
+    for index in 0..KEY_COUNT {
+        let (key, value, far) = (key(index), value(index), FAR_MS.to_string());
+        let mut words = vec![&b"SET"[..], &key, &value];
+        if expires(index) {
+            words.extend([&b"PXAT"[..], far.as_bytes()]);
+        }
+        client.call(&words).unwrap();
+    }
+    assert_eq!(
+        client.call_line("KAD.SNAPSHOT CREATE monday").unwrap().bytes(),
+        Some(&b"monday"[..])
+    );
+    client.call(&[b"SET", b"later", b"x"]).unwrap();
+    let file = node.directory.path().join("keys.export");
+    let words = ["export", "--data-dir", data.to_str().unwrap(), "--snapshot", "monday"];
+    let output = run_to_end(&[&words[..], &[file.to_str().unwrap()]].concat(), &[]).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let left: Vec<_> = fs::read_dir(data.join("snapshots")).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    let verify = ["snapshot", "verify", "monday", "--data-dir", data.to_str().unwrap()];
+    assert_eq!(run_to_end(&verify, &[]).unwrap().status.code(), Some(0));
+    let imported = node.directory.path().join("imported");
+    assert_eq!(kadring("import", &imported, &file).status.code(), Some(0));
+    let other = NodeProcess::start(NodeOptions::new(&imported, Driver::Pread)).unwrap();
+    check_keys(&mut RespClient::connect(other.address()).unwrap());
+    drop(node);
+}
+
+#[test]
+fn largest_values_and_empty_stores_round_trip() {
+    let home = directory();
+    let (data, file) = (home.path().join("data"), home.path().join("keys.export"));
+    let mut options = NodeOptions::new(&data, Driver::Uring);
+    for (name, value) in [("VALUE_BYTES_MAX", "32MiB"), ("INPUT_BYTES_MAX", "64MiB")] {
+        options = options.with_variable(&format!("KADRING_{name}"), value);
+    }
+    NodeProcess::start(options.clone()).unwrap().terminate().unwrap();
+    let output = kadring("export", &data, &file);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = kadring("import", &home.path().join("empty"), &file);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "imported 0 keys, left out 0 that have expired\n");
+    let largest: Vec<u8> = (0..32 << 20).map(|at: u32| (at % 251) as u8).collect();
+    let node = NodeProcess::start(options).unwrap();
+    let mut client = RespClient::connect(node.address()).unwrap();
+    let reply = client.call(&[b"SET", b"largest", &largest]).unwrap();
+    assert_eq!(reply, Reply::Simple("OK".into()));
+    client.call(&[b"SET", b"expired", b"x", b"PX", b"1"]).unwrap();
+    drop(client);
+    node.terminate().unwrap();
+    fs::remove_file(&file).unwrap();
+    assert_eq!(kadring("export", &data, &file).status.code(), Some(0));
+    let imported = home.path().join("imported");
+    assert_eq!(kadring("import", &imported, &file).status.code(), Some(0));
+    let node = NodeProcess::start(NodeOptions::new(&imported, Driver::Uring)).unwrap();
+    let mut client = RespClient::connect(node.address()).unwrap();
+    let found = client.call(&[b"GET", b"largest"]).unwrap();
+    assert!(found.bytes() == Some(&largest[..]), "the value differs");
+    assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(1));
+}

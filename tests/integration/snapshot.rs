@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use kadring_tests::node_process::{Driver, NodeOptions, NodeProcess, run_to_end};
+use kadring_tests::node_process::{Driver, NodeOptions, NodeProcess, binary, run_to_end};
 use kadring_tests::resp_client::{Reply, RespClient};
 
 use crate::{TestNode, directory};
@@ -186,36 +186,305 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// All files below a directory, with their names in it.
+fn files_below(directory: &Path) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            let below = files_below(&path).into_iter();
+            found.extend(below.map(|(below, path)| (format!("{name}/{below}"), path)));
+        } else {
+            found.push((name, path));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Flips a byte of a file, calls `check`, and flips it back.
+fn with_flip(path: &Path, at: usize, check: impl FnOnce()) {
+    let flip = || {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    flip();
+    check();
+    flip();
+}
+
 #[test]
-fn flipped_byte_is_found_and_not_restored() {
+fn flip_in_any_kind_of_file_is_found_and_not_restored() {
     let node = TestNode::start(Driver::Uring);
     let data = data_of(&node);
     let mut client = node.client();
-    client.call(&[b"SET", b"a", &[7; 100_000]]).unwrap();
-    client.call(&[b"SET", b"b", &[7; 100_000]]).unwrap();
-    client.call(&[b"SET", b"c", &[7; 100_000]]).unwrap();
+    for index in 0..50 {
+        client.call(&[b"SET", format!("{index}").as_bytes(), &[7; 10_000]]).unwrap();
+    }
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
     node.node.terminate().unwrap();
-    let copied = node.directory.path().join("copied");
-    let output = snapshot(&["copy", "monday", "--to", copied.to_str().unwrap()], &data);
+    let copies = node.directory.path().join("copied");
+    let output = snapshot(&["copy", "monday", "--to", copies.to_str().unwrap()], &data);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let from = copied.join("monday");
-    let path = (0..2)
-        .flat_map(|shard| fs::read_dir(from.join(format!("shard-{shard:02}"))).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|suffix| suffix == "segment"))
-        .unwrap();
-    let mut bytes = fs::read(&path).unwrap();
-    bytes[50_000] ^= 1;
-    fs::write(&path, bytes).unwrap();
-    let from = ["--from", copied.to_str().unwrap()];
-    let verified = kadring(&[&["snapshot", "verify", "monday"], &from[..]].concat());
-    assert_eq!(verified.status.code(), Some(7), "{verified:?}");
+    let from = ["--from", copies.to_str().unwrap()];
     let to = node.directory.path().join("restored");
-    let to = ["--to", to.to_str().unwrap()];
-    let restored = kadring(&[&["snapshot", "restore", "monday"], &from[..], &to].concat());
-    assert_eq!(restored.status.code(), Some(7), "{restored:?}");
+    let expect = |code: i32, words: &[&str]| {
+        let output = kadring(&[&["snapshot"], words, &from[..]].concat());
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    expect(0, &["verify", "monday"]);
+    let (mut kinds, files) = (Vec::new(), files_below(&copies.join("monday")));
+    for (name, path) in files {
+        let len = fs::metadata(&path).unwrap().len();
+        let len = usize::try_from(len).unwrap();
+        // The first block, the first frame, the last byte of the footer.
+        let places = match path.extension().and_then(|suffix| suffix.to_str()) {
+            Some("segment") => vec![20, 5_000, len - 1],
+            _ => vec![20],
+        };
+        kinds.push(
+            path.extension().map_or("manifest", |suffix| suffix.to_str().unwrap()).to_owned(),
+        );
+        for at in places {
+            with_flip(&path, at, || {
+                let said = expect(7, &["verify", "monday"]);
+                assert!(name == "catalog.toml" || said.contains(&name), "{name} {at}: {said}");
+                expect(7, &["restore", "monday", "--to", to.to_str().unwrap()]);
+                assert!(!to.exists(), "{name} {at}");
+            });
+        }
+    }
+    kinds.sort();
+    kinds.dedup();
+    assert_eq!(kinds, ["manifest", "segment", "toml"]);
+    expect(0, &["verify", "monday"]);
     assert_eq!(snapshot(&["verify", "monday"], &data).status.code(), Some(0), "the original");
+}
+
+#[test]
+fn damaged_snapshot_is_restored_as_far_as_it_goes_if_asked_to() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    let mut client = node.client();
+    for index in 0..50 {
+        client.call(&[b"SET", format!("{index}").as_bytes(), &[7; 10_000]]).unwrap();
+    }
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
+    node.node.terminate().unwrap();
+    let path = segments(&data.join("snapshots/monday")).remove(0);
+    let to = node.directory.path().join("restored");
+    let words = ["restore", "monday", "--damaged", "--to", to.to_str().unwrap()];
+    with_flip(&path, 10_000, || {
+        let output = snapshot(&words, &data);
+        assert_eq!(output.status.code(), Some(7), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("kadring check --data-dir"), "{said}");
+    });
+    let node = start(&to, Driver::Uring, 2);
+    let mut client = RespClient::connect(node.address()).unwrap();
+    let mut damaged = 0;
+    for index in 0..50 {
+        let reply = client.call(&[b"GET", format!("{index}").as_bytes()]).unwrap();
+        match reply {
+            Reply::Error(text) => {
+                assert!(text.starts_with("DAMAGED"), "{text}");
+                damaged += 1;
+            }
+            reply => assert_eq!(reply.bytes(), Some(&[7; 10_000][..]), "{index}"),
+        }
+    }
+    assert_eq!(damaged, 1);
+}
+
+/// Starts a command whose end nobody waits for.
+fn spawn(words: &[&str]) -> Child {
+    let mut command = Command::new(binary());
+    command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+/// Kills `words` once it has made `count` files below `directory`, or lets it end before.
+fn kill_after(words: &[&str], directory: &Path, count: usize) {
+    let mut child = spawn(words);
+    let made = || if directory.exists() { files_made(directory) } else { 0 };
+    while child.try_wait().unwrap().is_none() {
+        if made() >= count {
+            child.kill().unwrap();
+        }
+        thread::yield_now();
+    }
+}
+
+/// Files below a directory that may go at any moment.
+fn files_made(directory: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(directory) else { return 0 };
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.map(|path| if path.is_dir() { files_made(&path) } else { 1 }).sum()
+}
+
+#[test]
+fn copies_and_restores_that_are_killed_go_on_when_asked_again() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    let mut client = node.client();
+    for index in 0..2_000 {
+        let reply = client.call(&[b"SET", format!("{index}").as_bytes(), &[1; 20_000]]);
+        assert_eq!(reply.unwrap(), Reply::Simple("OK".into()));
+    }
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
+    let (home, from) = (node.directory.path(), data.to_str().unwrap());
+    for (verb, place, to) in
+        [("copy", ".monday.unfinished", "copies"), ("restore", ".data.unfinished", "restored/data")]
+    {
+        let to = home.join(to);
+        let unfinished = if verb == "copy" { to.join(place) } else { to.with_file_name(place) };
+        let whole = if verb == "copy" { to.join("monday") } else { to.clone() };
+        let to = to.to_str().unwrap().to_owned();
+        let words = ["snapshot", verb, "monday", "--data-dir", from, "--to", &to];
+        for count in [0, 1, 3, 5] {
+            if whole.exists() {
+                break;
+            }
+            kill_after(&words, &unfinished, count);
+        }
+        if !whole.exists() {
+            let output = kadring(&words);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+        }
+        assert!(!unfinished.exists());
+        let files = files_below(&data.join("snapshots/monday"));
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        let found = files_below(&whole);
+        let found: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        match verb {
+            "copy" => assert_eq!(found, names),
+            _ => assert_eq!(found, names[1..], "all but the catalog"),
+        }
+    }
+    let copies = home.join("copies");
+    let verified = kadring(&["snapshot", "verify", "monday", "--from", copies.to_str().unwrap()]);
+    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    let restored = home.join("restored/data");
+    let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    let node = start(&restored, Driver::Uring, 2);
+    let mut client = RespClient::connect(node.address()).unwrap();
+    assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(2_000));
+}
+
+#[test]
+fn node_killed_while_it_takes_snapshots_leaves_whole_ones_alone() {
+    let home = directory();
+    let data = home.path().join("data");
+    let mut last = None;
+    for (round, writes) in [3_usize, 20, 45, 90].into_iter().enumerate() {
+        let node = start(&data, Driver::Uring, 2);
+        let address = node.address();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut client = RespClient::connect(address).unwrap();
+                for number in 0.. {
+                    let line = format!("KAD.SNAPSHOT CREATE {round}-{number}");
+                    if client.call_line(&line).is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut client = RespClient::connect(address).unwrap();
+            for index in 0..writes {
+                let key = format!("{round}:{index}");
+                let reply = client.call(&[b"SET", key.as_bytes(), &[3; 5_000]]).unwrap();
+                assert_eq!(reply, Reply::Simple("OK".into()));
+            }
+            node.kill9().unwrap();
+        });
+        let listed = String::from_utf8(snapshot(&["list"], &data).stdout).unwrap();
+        for id in listed.lines().filter_map(|line| line.split(' ').next()) {
+            let verified = snapshot(&["verify", id], &data);
+            assert_eq!(verified.status.code(), Some(0), "{id}: {verified:?}");
+            last = Some(id.to_owned());
+        }
+    }
+    let node = start(&data, Driver::Uring, 2);
+    let left = fs::read_dir(data.join("snapshots")).unwrap();
+    let left: Vec<String> =
+        left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
+    let restored = home.path().join("restored");
+    let last = last.expect("there was time for one");
+    let output = snapshot(&["restore", &last, "--to", restored.to_str().unwrap()], &data);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    drop(node);
+}
+
+#[test]
+fn snapshots_are_listed_counted_and_deleted_through_the_node() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    let mut client = node.client();
+    let list = |client: &mut RespClient| match client.call_line("KAD.SNAPSHOT LIST").unwrap() {
+        Reply::Array(snapshots) => snapshots,
+        other => panic!("{other:?}"),
+    };
+    let figure = |client: &mut RespClient, name: &str| -> u64 {
+        let info = call(client, "INFO persistence");
+        let line = info.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+        line.unwrap().trim().parse().unwrap()
+    };
+    assert!(list(&mut client).is_empty());
+    // A snapshot of nothing is one.
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE empty"), "empty");
+    client.call(&[b"SET", b"a", &[1; 50_000]]).unwrap();
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE one"), "one");
+    assert_eq!(list(&mut client).len(), 2);
+    assert_eq!(figure(&mut client, "snapshots"), 2);
+    let bytes = figure(&mut client, "snapshot_bytes");
+    assert!(bytes > 4 << 20 && figure(&mut client, "snapshot_bytes_apart") < 1 << 20);
+    let deleted = client.call_line("KAD.SNAPSHOT DELETE one").unwrap();
+    assert_eq!(deleted, Reply::Simple("OK".into()));
+    assert_eq!(call(&mut client, "KAD.SNAPSHOT DELETE one"), "ERR there is no such snapshot");
+    assert!(!data.join("snapshots/one").exists());
+    assert_eq!((list(&mut client).len(), figure(&mut client, "snapshots")), (1, 1));
+    let node = node.crash_and_restart();
+    assert_eq!(list(&mut node.client()).len(), 1);
+    let restored = node.directory.path().join("restored");
+    let output = snapshot(&["restore", "empty", "--to", restored.to_str().unwrap()], &data);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let empty = start(&restored, Driver::Uring, 2);
+    let mut client = RespClient::connect(empty.address()).unwrap();
+    assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(0));
+}
+
+#[test]
+fn snapshot_is_no_data_directory_and_no_path() {
+    let node = TestNode::start(Driver::Uring);
+    let data = data_of(&node);
+    assert_eq!(call(&mut node.client(), "KAD.SNAPSHOT CREATE monday"), "monday");
+    let inside = data.join("snapshots/monday");
+    let before = files_below(&inside);
+    let output =
+        kadring(&["run", "--client", "127.0.0.1:0", "--data-dir", inside.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("kadring snapshot restore"), "{said}");
+    assert_eq!(files_below(&inside), before);
+    let to = node.directory.path().join("to");
+    for id in ["../snapshots/monday", "monday/", ".", "..", "", &"x".repeat(65)] {
+        for words in
+            [vec!["verify", id], vec!["delete", id], vec!["copy", id, "--to", to.to_str().unwrap()]]
+        {
+            let output = snapshot(&words, &data);
+            assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+        }
+    }
+    let output = snapshot(&["verify", "tuesday"], &data);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(inside.exists() && !to.exists());
 }
 
 #[test]

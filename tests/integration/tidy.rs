@@ -217,6 +217,49 @@ fn every_golden_file_is_listed_in_the_format_document() {
     check(&faults);
 }
 
+/// An operator finds every limit in one table.
+#[test]
+fn every_limit_is_in_the_table_of_limits() {
+    // How long a thing of the format can get, not what a node does.
+    const OF_THE_FORMAT: [&str; 6] =
+        ["COARSE_MS", "ENTRY_LEN_MAX", "FILE_BYTES_MAX", "FINE_MS", "HEADER_BYTES_MAX", "LEN_MAX"];
+    let operations = read("docs/OPERATIONS.md");
+    let table = operations.split("## Limits").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let table =
+        table.expect("OPERATIONS.md has the section").replace("`_MAX`", "`SEGMENT_BYTES_MAX`");
+    let (mut faults, mut count, mut product) = (Vec::new(), 0, String::new());
+    for (path, text) in rust_files() {
+        let is_product =
+            ["wal/src/", "storage/src/", "node/src/"].iter().any(|at| path.starts_with(at));
+        if !is_product || path.contains("tests") {
+            continue;
+        }
+        let text = text.split("mod tests {").next().unwrap_or_default();
+        product.push_str(text);
+        for line in text.lines().map(code) {
+            let declared = line.split_once("const ").and_then(|(_, rest)| rest.split_once(':'));
+            let Some((name, _)) = declared else { continue };
+            let is_limit =
+                ["_MAX", "_LIMIT", "_TIMEOUT", "_MS", "_NS"].iter().any(|end| name.ends_with(end));
+            if is_limit && !OF_THE_FORMAT.contains(&name) {
+                count += 1;
+                if !table.contains(&format!("`{name}`")) {
+                    faults.push(format!("{path}: {name} is not in docs/OPERATIONS.md, Limits"));
+                }
+            }
+        }
+    }
+    assert!(count > 50, "only {count} found");
+    for name in table.split('`').skip(1).step_by(2) {
+        let is_constant =
+            name.len() > 3 && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        if is_constant && !product.contains(&format!("const {name}:")) {
+            faults.push(format!("docs/OPERATIONS.md, Limits: {name} is not in the code"));
+        }
+    }
+    check(&faults);
+}
+
 #[test]
 fn every_crate_takes_the_lints_of_the_workspace() {
     let mut faults = Vec::new();

@@ -48,6 +48,23 @@ pub fn joined(first: &[u8], rest: u32, rest_len: u64) -> u32 {
     hasher.finalize()
 }
 
+/// Returns the CRC-32 of `len` bytes alone, when `seeded` is that of a place followed by them.
+#[must_use]
+pub fn unseeded(place: &Place, seeded: u32, len: u64) -> u32 {
+    // CRC-32 is linear: the place's part is what it is in front of bytes whose own sum is 0.
+    let mut hasher = place.hasher();
+    hasher.combine(&Hasher::new_with_initial_len(0, len));
+    seeded ^ hasher.finalize()
+}
+
+/// Returns the CRC-32 of `first_len` bytes whose own is `first`, followed by `rest`.
+#[must_use]
+pub fn continued(first: u32, first_len: u64, rest: &[u8]) -> u32 {
+    let mut hasher = Hasher::new_with_initial_len(first, first_len);
+    hasher.update(rest);
+    hasher.finalize()
+}
+
 /// The CRC-32 of bytes that come piece by piece.
 #[derive(Clone, Debug, Default)]
 pub struct RunningChecksum(Hasher);
@@ -167,6 +184,16 @@ mod tests {
         for at in [0, 3, 9] {
             let (first, rest) = b"123456789".split_at(at);
             assert_eq!(joined(first, plain(rest), rest.len() as u64), 0xCBF4_3926);
+            assert_eq!(continued(plain(first), first.len() as u64, rest), 0xCBF4_3926);
+        }
+    }
+
+    #[test]
+    fn place_can_be_taken_out_of_a_checksum() {
+        let place = Place { store: [7; 16], segment: 3, offset: 4096 };
+        for bytes in [&b""[..], b"x", &[0; 5000], &[0xA5; 4000]] {
+            let sum = seeded(&place, &[bytes]);
+            assert_eq!(unseeded(&place, sum, bytes.len() as u64), plain(bytes), "{}", bytes.len());
         }
     }
 

@@ -179,37 +179,18 @@ pub fn file_name(directory: &FileName, copy: usize) -> FileName {
 }
 
 impl Manifest {
-    /// Notes that records `first_lsn..=last_lsn` are gone with a segment that is being freed, so
-    /// that no recovery takes them for lost. Ranges that touch are kept as one: there are at most
-    /// as many as live segments, and one.
-    pub fn free(&mut self, first_lsn: Lsn, last_lsn: Lsn) {
-        let (mut first, mut last) = (first_lsn, last_lsn);
-        self.quarantine.retain(|range| {
-            let apart = range.last_lsn.next() < first || last.next() < range.first_lsn;
-            let joins = range.verdict == Verdict::Freed && !apart;
-            if joins {
-                (first, last) = (first.min(range.first_lsn), last.max(range.last_lsn));
-            }
-            !joins
-        });
-        self.quarantine.push(Quarantine {
-            segment: 0,
-            offset: 0,
-            len: 0,
-            first_lsn: first,
-            last_lsn: last,
-            verdict: Verdict::Freed,
-        });
+    /// Where its checksum stands in the encoded manifest: behind everything else. Bytes followed by
+    /// their own CRC-32 all have the same CRC-32, so who sums a manifest sums the two apart.
+    #[must_use]
+    pub fn checksum_offset(&self) -> usize {
+        FIXED_LEN + self.segments.len() * SEGMENT_LEN + self.quarantine.len() * QUARANTINE_LEN
     }
 
     /// Encodes it into whole blocks.
     #[must_use]
     pub fn encode(&self) -> IoBuffer {
         let count = |len: usize| u32::try_from(len).expect("lists are bounded").to_le_bytes();
-        let len = FIXED_LEN
-            + self.segments.len() * SEGMENT_LEN
-            + self.quarantine.len() * QUARANTINE_LEN
-            + 4;
+        let len = self.checksum_offset() + 4;
         let mut out = IoBuffer::zeroed(len);
         out.set_len(0);
         out.extend_from_slice(&MAGIC);
@@ -428,25 +409,18 @@ mod tests {
     }
 
     #[test]
-    fn freed_records_that_touch_are_kept_as_one_range() {
-        let mut manifest = manifest();
-        manifest.quarantine.clear();
-        for (first, last) in [(1, 10), (21, 30), (41, 50), (11, 20), (31, 35)] {
-            manifest.free(Lsn(first), Lsn(last));
-        }
-        let ranges = manifest.quarantine.iter();
-        let mut ranges: Vec<_> = ranges.map(|range| (range.first_lsn, range.last_lsn)).collect();
-        ranges.sort_unstable();
-        assert_eq!(ranges, [(Lsn(1), Lsn(35)), (Lsn(41), Lsn(50))]);
-        assert_eq!(Manifest::decode(manifest.encode().as_slice()), Ok(manifest));
-    }
-
-    #[test]
     fn more_freed_ranges_than_quarantined_ones_can_be_read_again() {
         let mut manifest = manifest();
         manifest.quarantine.clear();
         for number in 0..2 * QUARANTINE_COUNT_MAX as u64 {
-            manifest.free(Lsn(1 + 10 * number), Lsn(5 + 10 * number));
+            manifest.quarantine.push(Quarantine {
+                segment: 0,
+                offset: 0,
+                len: 0,
+                first_lsn: Lsn(1 + 10 * number),
+                last_lsn: Lsn(5 + 10 * number),
+                verdict: Verdict::Freed,
+            });
         }
         assert_eq!(manifest.quarantine.len(), 2 * QUARANTINE_COUNT_MAX);
         assert_eq!(Manifest::decode(manifest.encode().as_slice()), Ok(manifest));

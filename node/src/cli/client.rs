@@ -15,6 +15,8 @@ use crate::config::{self, Config, Sources, variable_name};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for each piece of an answer, or for room to send.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait until a snapshot is there: files of before the start may have to be read.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bytes read from stdin for a value at most: the largest bulk string of the protocol.
 const STDIN_BYTES_MAX: u64 = 512 << 20;
 
@@ -271,6 +273,7 @@ pub(super) fn create_snapshot(
     let mut command = redis::cmd("KAD.SNAPSHOT");
     command.arg("CREATE").arg(id);
     let mut node = Node::connect(sources)?;
+    node.wait_at_most(SNAPSHOT_TIMEOUT)?;
     let answer = node.ask(&command)?;
     match node.bytes(answer)? {
         Some(id) => write(out, &[&id, b"\n"]),
@@ -307,6 +310,11 @@ impl Node {
             node.ask(redis::cmd("AUTH").arg(password.expose()))?;
         }
         Ok(node)
+    }
+
+    fn wait_at_most(&self, timeout: Duration) -> Result<(), ClientError> {
+        let set = self.connection.set_read_timeout(Some(timeout));
+        set.map_err(|source| ClientError::Lost { address: self.address.clone(), source })
     }
 
     fn ask(&mut self, command: &Cmd) -> Result<Value, ClientError> {

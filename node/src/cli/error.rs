@@ -91,6 +91,7 @@ pub(super) fn directory_remedy(error: &DirectoryError) -> &'static str {
                 "free space there or give another --data-dir"
             }
             io::ErrorKind::ReadOnlyFilesystem => "mount it for writing or give another --data-dir",
+            io::ErrorKind::InvalidInput => "restore it or give another --data-dir",
             io::ErrorKind::NotFound => "create it or give another --data-dir",
             _ => "mend it or give another --data-dir",
         },

@@ -3,7 +3,7 @@
 //! Only `create` needs a running node; the others read the files of a snapshot, which never change.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::client::{self, NodeFlags};
@@ -12,7 +12,8 @@ use super::exit_code::ExitCode;
 use super::progress::progress_bar;
 use crate::config::{self, Sources};
 use crate::snapshot::at_rest::{self, SnapshotError};
-use crate::snapshot::{Catalog, SNAPSHOTS_DIRECTORY, is_valid_id};
+use crate::snapshot::copy::{self, Copied, OnDamage};
+use crate::snapshot::{Catalog, CatalogFile, SNAPSHOTS_DIRECTORY, is_valid_id};
 
 /// Subcommands of `kadring snapshot`.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -36,7 +37,7 @@ pub(super) enum SnapshotCommand {
         /// Its id
         id: String,
     },
-    /// Copy a snapshot to another directory of snapshots; what is there already is linked
+    /// Copy a snapshot to another directory of snapshots; files that one there has are linked
     Copy {
         #[command(flatten)]
         place: PlaceFlags,
@@ -52,11 +53,15 @@ pub(super) enum SnapshotCommand {
         place: PlaceFlags,
         /// Its id
         id: String,
-        /// The data directory to make; it must not exist
+        /// The data directory to make; it must be empty if it exists
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
+        /// Copy damaged files as far as they can be read, instead of refusing the snapshot
+        #[arg(long)]
+        damaged: bool,
     },
-    /// Delete a snapshot
+    /// Delete a snapshot, or what is left of an unfinished one
+    #[command(visible_alias = "remove")]
     Delete {
         #[command(flatten)]
         place: PlaceFlags,
@@ -119,16 +124,40 @@ pub enum SnapshotCliError {
         /// How many.
         count: usize,
     },
+    /// A data directory was made although files are damaged.
+    #[error(
+        "restored, but {count} files are damaged; see kadring check --data-dir {}",
+        to.display()
+    )]
+    RestoredDamaged {
+        /// How many.
+        count: usize,
+        /// The data directory.
+        to: PathBuf,
+    },
 }
 
 fn remedy(error: &SnapshotError) -> &'static str {
     match error {
         SnapshotError::Missing { .. } => "see kadring snapshot list",
-        SnapshotError::Catalog { .. } | SnapshotError::Damaged { .. } => {
-            "use another snapshot, or a copy of this one"
+        SnapshotError::Catalog { .. } => "use another snapshot, or a copy of this one",
+        SnapshotError::Damaged { .. } => {
+            "use another snapshot or a copy of this one, or restore it with --damaged"
         }
         SnapshotError::Exists { .. } => "give another name or remove it",
-        SnapshotError::Io { .. } => "mend that and try again",
+        SnapshotError::NotEmpty { .. } => "give an empty directory, or one that is not there",
+        SnapshotError::MountPoint { .. } => "give a directory below it",
+        SnapshotError::Unnamed { .. } => "give a path that ends in a name",
+        SnapshotError::Busy { .. } => "wait for it to end",
+        SnapshotError::NotASnapshot { .. } => "give the directory that holds the snapshots",
+        SnapshotError::Io { source, .. } => match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free space there and run it again: it goes on where it stopped"
+            }
+            io::ErrorKind::PermissionDenied => "let this user read and write there",
+            io::ErrorKind::ReadOnlyFilesystem => "mount it for writing, or give another directory",
+            _ => "mend that and run it again",
+        },
     }
 }
 
@@ -137,7 +166,7 @@ impl SnapshotCliError {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Id { .. } => ExitCode::Usage,
-            Self::Damaged { .. } => ExitCode::DamageFound,
+            Self::Damaged { .. } | Self::RestoredDamaged { .. } => ExitCode::DamageFound,
             Self::Snapshot { source } => match source {
                 SnapshotError::Catalog { .. } | SnapshotError::Damaged { .. } => {
                     ExitCode::DamageFound
@@ -169,13 +198,22 @@ pub(super) fn run(
         }
         SnapshotCommand::Copy { place, id, to } => {
             let snapshot = directory(place, sources)?.join(checked(id)?);
-            copy(&snapshot, &to.join(id), Some(to))?;
-            say(out, format_args!("copied {id} to {}", to.display()))
+            let made = with_bar(&snapshot, |progress| copy::copy(&snapshot, to, progress))?;
+            say_copied(out, format_args!("copied {id} to {}", to.display()), &made)
         }
-        SnapshotCommand::Restore { place, id, to } => {
+        SnapshotCommand::Restore { place, id, to, damaged } => {
             let snapshot = directory(place, sources)?.join(checked(id)?);
-            copy(&snapshot, to, None)?;
-            say(out, format_args!("restored {id} to {}", to.display()))
+            let on_damage = if *damaged { OnDamage::Copy } else { OnDamage::Refuse };
+            let made =
+                with_bar(&snapshot, |progress| copy::restore(&snapshot, to, on_damage, progress))?;
+            for damage in &made.damaged {
+                say(out, format_args!("{damage}"))?;
+            }
+            if !made.damaged.is_empty() {
+                let (count, to) = (made.damaged.len(), to.clone());
+                return Err(SnapshotCliError::RestoredDamaged { count, to }.into());
+            }
+            say_copied(out, format_args!("restored {id} to {}", to.display()), &made)
         }
         SnapshotCommand::Delete { place, id } => {
             let place = directory(place, sources)?;
@@ -189,7 +227,23 @@ fn say(out: &mut dyn Write, line: std::fmt::Arguments<'_>) -> Result<(), CliErro
     writeln!(out, "{line}").map_err(CliError::Output)
 }
 
-fn checked(id: &str) -> Result<&str, SnapshotCliError> {
+/// Bytes that were not copied anew are told of only if there are any.
+fn say_copied(
+    out: &mut dyn Write,
+    done: std::fmt::Arguments<'_>,
+    made: &Copied,
+) -> Result<(), CliError> {
+    let Copied { copied, linked, kept, .. } = made;
+    let told = |bytes: u64, what| match bytes {
+        0 => String::new(),
+        _ => format!(", {bytes} {what}"),
+    };
+    let (linked, kept) = (told(*linked, "linked"), told(*kept, "there already"));
+    say(out, format_args!("{done}: {copied} bytes copied{linked}{kept}"))
+}
+
+/// Refuses what is no snapshot's id.
+pub(super) fn checked(id: &str) -> Result<&str, SnapshotCliError> {
     let valid = is_valid_id(id).then_some(id);
     valid.ok_or_else(|| SnapshotCliError::Id { found: id.to_owned() })
 }
@@ -206,8 +260,7 @@ fn list(directory: &Path, out: &mut dyn Write) -> Result<(), CliError> {
     for snapshot in at_rest::list(directory).map_err(SnapshotCliError::from)? {
         match snapshot {
             Ok(Catalog { id, created_ms, files, .. }) => {
-                let bytes: u64 = files.iter().map(|file| file.used).sum();
-                let count = files.len();
+                let (count, bytes) = (files.len(), bytes_of(&files));
                 say(out, format_args!("{id} {created_ms} {count} {bytes}"))?;
             }
             Err(error) => bad = Some(error),
@@ -218,7 +271,7 @@ fn list(directory: &Path, out: &mut dyn Write) -> Result<(), CliError> {
 
 fn verify(snapshot: &Path, id: &str, out: &mut dyn Write) -> Result<(), CliError> {
     let catalog = at_rest::open(snapshot).map_err(SnapshotCliError::from)?;
-    let bytes = catalog.files.iter().map(|file| file.used).sum();
+    let bytes = bytes_of(&catalog.files);
     let bar = progress_bar(Some(bytes), "");
     let found = at_rest::verify(snapshot, &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
@@ -232,12 +285,17 @@ fn verify(snapshot: &Path, id: &str, out: &mut dyn Write) -> Result<(), CliError
     say(out, format_args!("sound: {id}, {} files, {bytes} bytes", catalog.files.len()))
 }
 
-fn copy(snapshot: &Path, to: &Path, beside: Option<&Path>) -> Result<(), SnapshotCliError> {
-    let catalog = at_rest::open(snapshot)?;
-    let bar = progress_bar(Some(catalog.files.iter().map(|file| file.used).sum()), "");
-    let restoring = beside.is_none();
-    let copied = at_rest::copy(snapshot, to, beside, restoring, &mut |bytes| bar.inc(bytes));
+fn bytes_of(files: &[CatalogFile]) -> u64 {
+    files.iter().map(CatalogFile::bytes).sum()
+}
+
+/// Does something that reads a whole snapshot, and shows how far it is.
+fn with_bar<T>(
+    snapshot: &Path,
+    work: impl FnOnce(&mut dyn FnMut(u64)) -> Result<T, SnapshotError>,
+) -> Result<T, SnapshotCliError> {
+    let bar = progress_bar(Some(bytes_of(&at_rest::open(snapshot)?.files)), "");
+    let result = work(&mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
-    copied?;
-    Ok(())
+    Ok(result?)
 }

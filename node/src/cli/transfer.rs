@@ -11,10 +11,13 @@ use wal::record::Key;
 use super::error::CliError;
 use super::exit_code::ExitCode;
 use super::progress::progress_bar;
+use super::snapshot::{self, SnapshotCliError};
 use crate::config::{Config, Sources};
 use crate::export::{self, Totals, TransferError};
 use crate::node::RunError;
 use crate::offline::Offline;
+use crate::snapshot::SNAPSHOTS_DIRECTORY;
+use crate::snapshot::copy::Scratch;
 
 /// Counted on the progress bar beside the bytes.
 const KEYS: &str = ", {msg} keys";
@@ -47,6 +50,12 @@ impl DirectoryFlags {
 pub(super) struct ExportFlags {
     #[command(flatten)]
     pub(super) directory: DirectoryFlags,
+    /// Export this snapshot, of a node that may be running, instead of the data directory
+    #[arg(long, value_name = "ID")]
+    snapshot: Option<String>,
+    /// A directory that the snapshot was copied to, instead of a data directory
+    #[arg(long, value_name = "DIR", requires = "snapshot", conflicts_with = "data_dir")]
+    from: Option<PathBuf>,
     /// The file to write, which must not exist yet; `-` is stdout
     file: PathBuf,
 }
@@ -114,7 +123,13 @@ pub(super) fn export(
     sources: &Sources<'_>,
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    let config = Config::load(sources)?;
+    let mut config = Config::load(sources)?;
+    let scratch = scratch_of(flags, &config)?;
+    if let Some(scratch) = &scratch {
+        scratch.path().clone_into(&mut config.data_dir);
+        // As many segments as it has, in as many shards.
+        (config.disk_bytes_max, config.shards) = (0, None);
+    }
     let mut offline = Offline::open(&config, false).map_err(TransferCliError::Directory)?;
     let (mut damaged, bar) = (0, progress_bar(None, KEYS));
     let to_stdout = is_standard(&flags.file);
@@ -136,6 +151,14 @@ pub(super) fn export(
         return Err(TransferCliError::Damaged { count: damaged }.into());
     }
     Ok(())
+}
+
+/// A data directory made of the snapshot to export, if it is one.
+fn scratch_of(flags: &ExportFlags, config: &Config) -> Result<Option<Scratch>, CliError> {
+    let Some(id) = &flags.snapshot else { return Ok(None) };
+    let data_dir = || config.data_dir.join(SNAPSHOTS_DIRECTORY);
+    let snapshot = flags.from.clone().unwrap_or_else(data_dir).join(snapshot::checked(id)?);
+    Ok(Some(Scratch::new(&snapshot).map_err(SnapshotCliError::from)?))
 }
 
 type Exported = Result<Totals, TransferError>;

@@ -1,18 +1,17 @@
-//! Listing, verifying, copying and restoring snapshots, without a node.
+//! Listing, verifying and deleting snapshots, without a node.
 //!
 //! These run to the end on the calling thread with ordinary files: nothing else waits for them.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{CATALOG_FILE, Catalog, CatalogError, CatalogFile, UNFINISHED_SUFFIX, unfinished_name};
 
 /// Files are read in pieces of this many bytes.
-const PIECE_BYTES: usize = 1 << 20;
+pub(super) const PIECE_BYTES: usize = 1 << 20;
 /// Longest catalog in bytes: about a million files.
-const CATALOG_BYTES_MAX: u64 = 128 << 20;
+pub const CATALOG_BYTES_MAX: u64 = 128 << 20;
 
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,18 +31,50 @@ pub enum SnapshotError {
         source: CatalogError,
     },
     /// A file is not what the catalog says.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {damage}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        reason: String,
+        damage: FileDamage,
     },
     /// What would be made is there already.
     #[error("{} is there already", path.display())]
     Exists {
         /// The directory.
         path: PathBuf,
+    },
+    /// A data directory is made only where there is nothing.
+    #[error("{} is not empty", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file system begins there; nothing can take its place.
+    #[error("{} is a mount point", path.display())]
+    MountPoint {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It does not end in the name of a directory to be made.
+    #[error("{:?} does not name a directory to make", path)]
+    Unnamed {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// Another process is at the same.
+    #[error("another process is making {}", path.display())]
+    Busy {
+        /// The unfinished directory.
+        path: PathBuf,
+    },
+    /// It holds other things than a snapshot does.
+    #[error("{} is no snapshot: it holds {found:?}", path.display())]
+    NotASnapshot {
+        /// The directory.
+        path: PathBuf,
+        /// The first of them.
+        found: String,
     },
     /// The system refused.
     #[error("{}: {source}", path.display())]
@@ -55,9 +86,41 @@ pub enum SnapshotError {
     },
 }
 
+/// How a file differs from its catalog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileDamage {
+    /// It is not there.
+    #[error("missing")]
+    Missing,
+    /// It has another length.
+    #[error("{found} bytes long, not {expected}")]
+    Len {
+        /// As it is.
+        found: u64,
+        /// As the catalog says.
+        expected: u64,
+    },
+    /// A part of it has another checksum.
+    #[error("bytes {start} to {end} have checksum {found:08x}, the catalog says {expected:08x}")]
+    Checksum {
+        /// Where the part begins.
+        start: u64,
+        /// Where it ends.
+        end: u64,
+        /// As computed.
+        found: u32,
+        /// As the catalog says.
+        expected: u32,
+    },
+}
+
 impl SnapshotError {
-    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         |source| Self::Io { path: path.into(), source }
+    }
+
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
@@ -68,7 +131,7 @@ impl SnapshotError {
 pub fn open(directory: &Path) -> Result<Catalog, SnapshotError> {
     let path = directory.join(CATALOG_FILE);
     let file = match open_file(&path) {
-        Err(SnapshotError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.is_not_found() => {
             return Err(SnapshotError::Missing { path: directory.into() });
         }
         other => other?,
@@ -94,6 +157,9 @@ pub fn list(directory: &Path) -> Result<Vec<Result<Catalog, SnapshotError>>, Sna
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.map_err(SnapshotError::io(directory))?;
+        if is_unfinished(&entry) {
+            continue;
+        }
         match open(&entry.path()) {
             Err(SnapshotError::Missing { .. }) => {}
             Err(SnapshotError::Io { source, .. })
@@ -105,7 +171,13 @@ pub fn list(directory: &Path) -> Result<Vec<Result<Catalog, SnapshotError>>, Sna
     Ok(found)
 }
 
-/// Removes what a crash left of snapshots in `directory` that were being taken or copied to it.
+fn is_unfinished(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name().to_string_lossy().into_owned();
+    name.starts_with('.') && name.ends_with(UNFINISHED_SUFFIX)
+}
+
+/// Removes what a crash left of snapshots in `directory` that were being taken, copied to it or
+/// deleted; what another process is working on stays.
 ///
 /// # Errors
 /// [`SnapshotError::Io`].
@@ -116,10 +188,16 @@ pub fn remove_unfinished(directory: &Path) -> Result<(), SnapshotError> {
     };
     for entry in entries {
         let entry = entry.map_err(SnapshotError::io(directory))?;
-        let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-        if name.starts_with('.') && name.ends_with(UNFINISHED_SUFFIX) {
-            fs::remove_dir_all(&path).map_err(SnapshotError::io(&path))?;
+        if !is_unfinished(&entry) {
+            continue;
         }
+        let path = entry.path();
+        let locked = match lock(&path) {
+            Err(SnapshotError::Busy { .. }) => continue,
+            locked => locked?,
+        };
+        fs::remove_dir_all(&path).map_err(SnapshotError::io(&path))?;
+        drop(locked);
     }
     Ok(())
 }
@@ -134,285 +212,127 @@ pub fn verify(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<SnapshotError>, SnapshotError> {
     let catalog = open(directory)?;
-    let check = |file: &CatalogFile| {
-        copy_file(&directory.join(&file.name), file, &mut io::sink(), progress).err()
-    };
+    let check = |file: &CatalogFile| check(&directory.join(&file.name), file, progress).err();
     Ok(catalog.files.iter().filter_map(check).collect())
 }
 
-/// Copies a snapshot to `target`, which must not exist, verifying it on the way. Files that
-/// another snapshot in `beside` has, too, are linked instead of copied. With `as_data_directory`
-/// the catalog is left out: a node can be started on the copy.
-///
-/// The copy is durable when this returns; after an error what was copied is removed.
-///
-/// # Errors
-/// [`SnapshotError`].
-pub fn copy(
-    directory: &Path,
-    target: &Path,
-    beside: Option<&Path>,
-    as_data_directory: bool,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Catalog, SnapshotError> {
-    let catalog = open(directory)?;
-    if target.exists() {
-        return Err(SnapshotError::Exists { path: target.into() });
-    }
-    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let unfinished = target.with_file_name(unfinished_name(&name));
-    if unfinished.exists() {
-        // Left by a copy that was cut short.
-        fs::remove_dir_all(&unfinished).map_err(SnapshotError::io(&unfinished))?;
-    }
-    let known = beside.map_or_else(|| Ok(BTreeMap::new()), known_files)?;
-    let copied = fill(directory, &unfinished, &catalog, &known, as_data_directory, progress);
-    let moved = copied.and_then(|()| {
-        fs::rename(&unfinished, target).map_err(SnapshotError::io(target))?;
-        sync_directory(target.parent().filter(|p| !p.as_os_str().is_empty()))
-    });
-    if moved.is_err() {
-        drop(fs::remove_dir_all(&unfinished));
-    }
-    moved.map(|()| catalog)
-}
-
-/// Deletes a snapshot; other snapshots and the data directory keep what they share with it.
+/// Deletes a snapshot, be it unfinished or damaged; other snapshots and the data directory keep
+/// what they share with it.
 ///
 /// # Errors
 /// [`SnapshotError`].
 pub fn delete(directory: &Path) -> Result<(), SnapshotError> {
-    open(directory)?;
-    // Without its catalog it is none any more, even if this is cut short.
-    let catalog = directory.join(CATALOG_FILE);
-    fs::remove_file(&catalog).map_err(SnapshotError::io(&catalog))?;
-    sync_directory(Some(directory))?;
-    fs::remove_dir_all(directory).map_err(SnapshotError::io(directory))
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let unfinished = directory.with_file_name(unfinished_name(&name));
+    let is_there = fs::symlink_metadata(directory).is_ok();
+    let is_left = fs::symlink_metadata(&unfinished).is_ok();
+    if !is_there && !is_left {
+        return Err(SnapshotError::Missing { path: directory.into() });
+    }
+    if is_left {
+        let locked = lock(&unfinished)?;
+        fs::remove_dir_all(&unfinished).map_err(SnapshotError::io(&unfinished))?;
+        drop(locked);
+    }
+    if is_there {
+        expect_snapshot(directory)?;
+        // Under this name it is none any more, even if this is cut short.
+        fs::rename(directory, &unfinished).map_err(SnapshotError::io(directory))?;
+        sync_directory(directory.parent())?;
+        fs::remove_dir_all(&unfinished).map_err(SnapshotError::io(&unfinished))?;
+    }
+    sync_directory(directory.parent())
 }
 
-type KnownFiles = BTreeMap<(String, u64, u32), PathBuf>;
-
-fn known_files(directory: &Path) -> Result<KnownFiles, SnapshotError> {
-    let mut known = KnownFiles::new();
-    for snapshot in list(directory)?.into_iter().flatten() {
-        let home = directory.join(&snapshot.id);
-        for file in snapshot.files {
-            let path = home.join(&file.name);
-            known.insert((file.name, file.used, file.crc32), path);
+/// Whoever gives a wrong directory must not lose it.
+fn expect_snapshot(directory: &Path) -> Result<(), SnapshotError> {
+    for entry in fs::read_dir(directory).map_err(SnapshotError::io(directory))? {
+        let entry = entry.map_err(SnapshotError::io(directory))?;
+        let found = entry.file_name().to_string_lossy().into_owned();
+        if found != CATALOG_FILE && !found.starts_with("shard-") {
+            return Err(SnapshotError::NotASnapshot { path: directory.into(), found });
         }
     }
-    Ok(known)
+    Ok(())
 }
 
-fn fill(
-    directory: &Path,
-    target: &Path,
-    catalog: &Catalog,
-    known: &KnownFiles,
-    as_data_directory: bool,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), SnapshotError> {
-    fs::create_dir_all(target).map_err(SnapshotError::io(target))?;
-    for file in &catalog.files {
-        let to = target.join(&file.name);
-        if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent).map_err(SnapshotError::io(parent))?;
-        }
-        let same = known.get(&(file.name.clone(), file.used, file.crc32));
-        if same.is_some_and(|same| fs::hard_link(same, &to).is_ok()) {
-            progress(file.used);
-            continue;
-        }
-        let mut out = create_file(&to)?;
-        copy_file(&directory.join(&file.name), file, &mut out, progress)?;
-        // Segments keep their length; what lies beyond the used bytes reads as zeros.
-        out.set_len(file.len).map_err(SnapshotError::io(&to))?;
-        out.sync_all().map_err(SnapshotError::io(&to))?;
-    }
-    if !as_data_directory {
-        let path = target.join(CATALOG_FILE);
-        let mut out = create_file(&path)?;
-        let written = out.write_all(catalog.encode().as_bytes()).and_then(|()| out.sync_all());
-        written.map_err(SnapshotError::io(&path))?;
-    }
-    let folders =
-        catalog.files.iter().filter_map(|file| target.join(&file.name).parent().map(PathBuf::from));
-    let folders: std::collections::BTreeSet<PathBuf> = folders.chain([target.into()]).collect();
-    folders.iter().try_for_each(|folder| sync_directory(Some(folder)))
-}
-
-/// Copies the used bytes of a file and compares them with the catalog.
-fn copy_file(
+/// Reads what of a file means something and compares it with the catalog.
+pub(super) fn check(
     path: &Path,
     wanted: &CatalogFile,
-    out: &mut dyn Write,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), SnapshotError> {
-    let damaged = |reason| SnapshotError::Damaged { path: path.into(), reason };
-    let file = open_file(path)?;
-    let len = file.metadata().map_err(SnapshotError::io(path))?.len();
-    if len != wanted.len {
-        return Err(damaged(format!("{len} bytes long, not {}", wanted.len)));
-    }
-    let (mut file, mut piece) = (file.take(wanted.used), vec![0; PIECE_BYTES]);
-    let mut crc = crc32fast::Hasher::new();
-    loop {
-        let len = match file.read(&mut piece) {
-            Ok(0) => break,
-            Ok(len) => len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(SnapshotError::io(path)(error)),
-        };
-        let bytes = piece.get(..len).unwrap_or_default();
-        crc.update(bytes);
-        out.write_all(bytes).map_err(SnapshotError::io(path))?;
-        progress(len as u64);
-    }
-    let (found, expected) = (crc.finalize(), wanted.crc32);
-    if found == expected {
+    read_file(path, wanted, &mut |_, bytes| {
+        progress(bytes.len() as u64);
         Ok(())
-    } else {
-        Err(damaged(format!("checksum {found:08x}, the catalog says {expected:08x}")))
+    })
+}
+
+/// Takes bytes of a file, and their offset.
+type Take<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), SnapshotError>;
+
+/// Gives what of a file means something to `take`, with its offset, and compares it with the
+/// catalog. All of it is given before a checksum is found to be wrong.
+pub(super) fn read_file(
+    path: &Path,
+    wanted: &CatalogFile,
+    take: Take<'_>,
+) -> Result<(), SnapshotError> {
+    let damaged = |damage| SnapshotError::Damaged { path: path.into(), damage };
+    let mut file = match open_file(path) {
+        Err(error) if error.is_not_found() => return Err(damaged(FileDamage::Missing)),
+        other => other?,
+    };
+    let (found, expected) = (file.metadata().map_err(SnapshotError::io(path))?.len(), wanted.len);
+    if found != expected {
+        return Err(damaged(FileDamage::Len { found, expected }));
     }
+    let content = wanted.content;
+    let tail = content.tail.map(|tail| (tail.offset, wanted.len, tail.crc32));
+    let (mut result, mut piece) = (Ok(()), vec![0; PIECE_BYTES]);
+    for (start, end, expected) in [(0, content.used, content.crc32)].into_iter().chain(tail) {
+        file.seek(SeekFrom::Start(start)).map_err(SnapshotError::io(path))?;
+        let (mut part, mut offset) = ((&mut file).take(end - start), start);
+        let mut crc = crc32fast::Hasher::new();
+        loop {
+            let len = match part.read(&mut piece) {
+                Ok(0) => break,
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(SnapshotError::io(path)(error)),
+            };
+            let bytes = piece.get(..len).unwrap_or_default();
+            crc.update(bytes);
+            take(offset, bytes)?;
+            offset += len as u64;
+        }
+        let found = crc.finalize();
+        if found != expected && result.is_ok() {
+            result = Err(damaged(FileDamage::Checksum { start, end, found, expected }));
+        }
+    }
+    result
 }
 
 #[expect(clippy::disallowed_types, reason = "at rest, with no driver; see the module's text")]
-fn open_file(path: &Path) -> Result<fs::File, SnapshotError> {
+pub(super) fn open_file(path: &Path) -> Result<fs::File, SnapshotError> {
     fs::File::open(path).map_err(SnapshotError::io(path))
 }
 
+/// Keeps a directory for this process for as long as the result lives.
 #[expect(clippy::disallowed_types, reason = "at rest, with no driver; see the module's text")]
-fn create_file(path: &Path) -> Result<fs::File, SnapshotError> {
-    fs::File::create_new(path).map_err(SnapshotError::io(path))
+pub(super) fn lock(directory: &Path) -> Result<fs::File, SnapshotError> {
+    let file = open_file(directory)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(SnapshotError::Busy { path: directory.into() }),
+        Err(fs::TryLockError::Error(source)) => Err(SnapshotError::io(directory)(source)),
+    }
 }
 
-/// Makes the names in a directory durable; `None` is the current one.
-fn sync_directory(path: Option<&Path>) -> Result<(), SnapshotError> {
+/// Makes the names in a directory durable; `None` and an empty path are the current one.
+pub(super) fn sync_directory(path: Option<&Path>) -> Result<(), SnapshotError> {
+    let path = path.filter(|path| !path.as_os_str().is_empty());
     let path = path.unwrap_or_else(|| Path::new("."));
     open_file(path)?.sync_all().map_err(SnapshotError::io(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{SnapshotError, copy, delete, list, open, remove_unfinished, verify};
-    use crate::snapshot::{CATALOG_FILE, Catalog, CatalogFile};
-    use std::fs;
-    use std::os::unix::fs::MetadataExt as _;
-    use std::path::Path;
-
-    /// Makes a snapshot with these files, of which one byte fewer than there are is used.
-    fn make(home: &Path, id: &str, created_ms: u64, files: &[(&str, &[u8])]) {
-        let directory = home.join(id);
-        fs::create_dir_all(&directory).unwrap();
-        let file = |(name, bytes): &(&str, &[u8])| {
-            let path = directory.join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, bytes).unwrap();
-            let used = &bytes[..bytes.len() - 1];
-            CatalogFile {
-                name: (*name).to_owned(),
-                len: bytes.len() as u64,
-                used: used.len() as u64,
-                crc32: crc32fast::hash(used),
-            }
-        };
-        let files = files.iter().map(file).collect();
-        let catalog = Catalog { id: id.to_owned(), created_ms, store: [1; 16], files };
-        fs::write(directory.join(CATALOG_FILE), catalog.encode()).unwrap();
-    }
-
-    fn home() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap()
-    }
-
-    const FILES: [(&str, &[u8]); 2] = [("shard-00/a", b"first file\0"), ("b", b"second\0")];
-
-    #[test]
-    fn snapshots_are_listed_by_age_and_strangers_left_out() {
-        let home = home();
-        assert!(list(&home.path().join("none")).unwrap().is_empty());
-        make(home.path(), "newer", 2, &FILES);
-        make(home.path(), "older", 1, &[]);
-        fs::write(home.path().join("file"), "x").unwrap();
-        fs::create_dir(home.path().join(".newest.unfinished")).unwrap();
-        let found = list(home.path()).unwrap();
-        let ids: Vec<String> = found.into_iter().map(|found| found.unwrap().id).collect();
-        assert_eq!(ids, ["older", "newer"]);
-    }
-
-    #[test]
-    fn what_is_unfinished_is_removed_and_nothing_else() {
-        let home = home();
-        remove_unfinished(&home.path().join("none")).unwrap();
-        make(home.path(), "x.unfinished", 1, &FILES);
-        make(home.path(), ".y.unfinished", 1, &FILES);
-        fs::create_dir(home.path().join(".other")).unwrap();
-        remove_unfinished(home.path()).unwrap();
-        assert!(home.path().join("x.unfinished/b").exists() && home.path().join(".other").exists());
-        assert!(!home.path().join(".y.unfinished").exists());
-    }
-
-    #[test]
-    fn damage_is_found_in_used_bytes_lengths_and_missing_files() {
-        let home = home();
-        make(home.path(), "s", 1, &FILES);
-        let (snapshot, mut read) = (home.path().join("s"), 0);
-        assert!(verify(&snapshot, &mut |bytes| read += bytes).unwrap().is_empty());
-        assert_eq!(read, 16);
-        fs::write(snapshot.join("b"), b"secondX").unwrap();
-        assert!(verify(&snapshot, &mut |_| ()).unwrap().is_empty(), "beyond the used bytes");
-        fs::write(snapshot.join("b"), b"sXcond\0").unwrap();
-        fs::write(snapshot.join("shard-00/a"), b"first file").unwrap();
-        assert_eq!(verify(&snapshot, &mut |_| ()).unwrap().len(), 2);
-        fs::remove_file(snapshot.join("b")).unwrap();
-        assert_eq!(verify(&snapshot, &mut |_| ()).unwrap().len(), 2);
-        fs::remove_file(snapshot.join(CATALOG_FILE)).unwrap();
-        let missing = verify(&snapshot, &mut |_| ());
-        assert!(matches!(missing, Err(SnapshotError::Missing { .. })));
-    }
-
-    #[test]
-    fn copies_are_whole_or_not_there() {
-        let home = home();
-        make(home.path(), "s", 1, &FILES);
-        let (from, to) = (home.path().join("s"), home.path().join("copy"));
-        copy(&from, &to, None, true, &mut |_| ()).unwrap();
-        assert_eq!(fs::read(to.join("shard-00/a")).unwrap(), b"first file\0");
-        assert!(!to.join(CATALOG_FILE).exists());
-        let again = copy(&from, &to, None, true, &mut |_| ());
-        assert!(matches!(again, Err(SnapshotError::Exists { .. })));
-        fs::write(from.join("b"), b"sXcond\0").unwrap();
-        let damaged = copy(&from, &home.path().join("bad"), None, true, &mut |_| ());
-        assert!(matches!(damaged, Err(SnapshotError::Damaged { .. })));
-        let mut names: Vec<_> =
-            fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["copy", "s"]);
-    }
-
-    #[test]
-    fn deleting_one_leaves_what_it_shares() {
-        let home = home();
-        make(home.path(), "one", 1, &FILES);
-        let (one, two) = (home.path().join("one"), home.path().join("two"));
-        copy(&one, &two, Some(home.path()), false, &mut |_| ()).unwrap();
-        delete(&one).unwrap();
-        assert!(!one.exists() && verify(&two, &mut |_| ()).unwrap().is_empty());
-        assert!(matches!(delete(&one), Err(SnapshotError::Missing { .. })));
-    }
-
-    #[test]
-    fn second_copy_links_what_the_first_brought() {
-        let (home, away) = (home(), home());
-        make(home.path(), "one", 1, &FILES);
-        make(home.path(), "two", 2, &[FILES[0], ("b", b"changed\0")]);
-        for id in ["one", "two"] {
-            let (from, to) = (home.path().join(id), away.path().join(id));
-            copy(&from, &to, Some(away.path()), false, &mut |_| ()).unwrap();
-            assert!(verify(&to, &mut |_| ()).unwrap().is_empty());
-            assert_eq!(open(&to).unwrap(), open(&from).unwrap());
-        }
-        let links = |file: &str| fs::metadata(away.path().join("two").join(file)).unwrap().nlink();
-        assert_eq!((links("shard-00/a"), links("b")), (2, 1));
-    }
 }

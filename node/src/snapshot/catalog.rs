@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use storage::{FileContent, FileTail};
 use wal::disk::BLOCK_SIZE;
 
 /// Its name in the snapshot's directory.
@@ -11,7 +12,7 @@ const FORMAT: i64 = 1;
 /// Starts the last line, which checks all lines before it.
 const CHECK_KIND: &str = "# crc32 ";
 /// Longest id in bytes.
-const ID_LEN_MAX: usize = 64;
+const SNAPSHOT_ID_LEN_MAX: usize = 64;
 
 /// A file of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +21,17 @@ pub struct CatalogFile {
     pub name: String,
     /// Its length in bytes.
     pub len: u64,
-    /// How many of these, from its start, mean something; the rest is unused space.
-    pub used: u64,
-    /// CRC-32 of the used bytes.
-    pub crc32: u32,
+    /// What of these means something; the rest is unused space.
+    pub content: FileContent,
+}
+
+impl CatalogFile {
+    /// Bytes that mean something.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let tail = self.content.tail.map_or(0, |tail| self.len.saturating_sub(tail.offset));
+        self.content.used.saturating_add(tail)
+    }
 }
 
 /// What belongs to a snapshot.
@@ -63,7 +71,7 @@ pub enum CatalogError {
 #[must_use]
 pub fn is_valid_id(id: &str) -> bool {
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-    (1..=ID_LEN_MAX).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
+    (1..=SNAPSHOT_ID_LEN_MAX).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
 }
 
 impl Catalog {
@@ -79,9 +87,13 @@ impl Catalog {
         };
         line(format_args!("format = {FORMAT}\nid = \"{id}\"\ncreated_ms = {created_ms}\n"));
         line(format_args!("store = \"{store}\"\n"));
-        for CatalogFile { name, len, used, crc32 } in &self.files {
+        for CatalogFile { name, len, content } in &self.files {
+            let FileContent { used, crc32, tail } = content;
             line(format_args!("\n[[file]]\nname = \"{name}\"\nlen = {len}\nused = {used}\n"));
             line(format_args!("crc32 = \"{crc32:08x}\"\n"));
+            if let Some(FileTail { offset, crc32 }) = tail {
+                line(format_args!("tail = {offset}\ntail_crc32 = \"{crc32:08x}\"\n"));
+            }
         }
         sealed(text)
     }
@@ -142,8 +154,14 @@ fn file_of(table: &toml::Table) -> Option<CatalogFile> {
         return None;
     }
     let (len, used) = (number_of(table, "len")?, number_of(table, "used")?);
-    let crc32 = u32::from_str_radix(text_of(table, "crc32")?, 16).ok()?;
-    (used <= len).then(|| CatalogFile { name: name.to_owned(), len, used, crc32 })
+    let sum = |key| u32::from_str_radix(text_of(table, key)?, 16).ok();
+    let tail = match table.get("tail") {
+        None => None,
+        Some(_) => Some(FileTail { offset: number_of(table, "tail")?, crc32: sum("tail_crc32")? }),
+    };
+    let within = tail.is_none_or(|tail| (used..=len).contains(&tail.offset));
+    let content = FileContent { used, crc32: sum("crc32")?, tail };
+    (used <= len && within).then(|| CatalogFile { name: name.to_owned(), len, content })
 }
 
 fn text_of<'a>(table: &'a toml::Table, key: &str) -> Option<&'a str> {
@@ -168,19 +186,24 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::{BLOCK_SIZE, Catalog, CatalogError, CatalogFile, is_valid_id};
+    use super::{FileContent, FileTail};
 
     fn catalog() -> Catalog {
         let file = |name: &str, used| CatalogFile {
             name: name.to_owned(),
             len: 4 << 20,
-            used,
-            crc32: 0x00AB_CDEF,
+            content: FileContent { used, crc32: 0x00AB_CDEF, tail: None },
         };
+        let tail = Some(FileTail { offset: 1 << 20, crc32: 7 });
         Catalog {
             id: "2026-11-21".to_owned(),
             created_ms: 1_763_700_000_000,
             store: [0x1F; 16],
-            files: vec![file("shard-00/manifest-0", 4096), file("shard-00/1.segment", 0)],
+            files: vec![
+                file("shard-00/manifest-0", 4096),
+                file("shard-00/1.segment", 0),
+                CatalogFile { content: FileContent { used: 9, crc32: 1, tail }, ..file("2", 0) },
+            ],
         }
     }
 
@@ -231,6 +254,9 @@ mod tests {
             ("shard-00/manifest-0", "/outside"),
             ("used = 4096", "used = 40960000"),
             ("used = 4096", "used = -1"),
+            ("tail = 1048576", "tail = 8"),
+            ("tail = 1048576", "tail = 4194305"),
+            ("tail_crc32", "other"),
             ("crc32 = \"", "crc32 = \"x"),
             ("store = \"1f", "store = \""),
             ("id = \"2026", "id = \"../2026"),

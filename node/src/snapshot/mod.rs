@@ -9,9 +9,15 @@
 
 pub mod at_rest;
 mod catalog;
+pub mod copy;
+mod facts;
 pub mod take;
 
+#[cfg(test)]
+mod tests;
+
 pub use catalog::{CATALOG_FILE, Catalog, CatalogError, CatalogFile, is_valid_id};
+pub use facts::{SnapshotFacts, SnapshotSpace};
 
 /// The folder of a data directory that holds its snapshots.
 pub const SNAPSHOTS_DIRECTORY: &str = "snapshots";

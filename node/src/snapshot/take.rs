@@ -14,7 +14,9 @@ use wal::disk::{DiskCompletion, DiskError, DiskErrorKind, DiskOperation, DiskOut
 use wal::disk::{Durability, FileId, FileName, IoBuffer, OpenMode};
 use wal::procedure::{DiskPort, Procedure};
 
-use super::{CATALOG_FILE, Catalog, CatalogFile, SNAPSHOTS_DIRECTORY, unfinished_name};
+use super::{
+    CATALOG_FILE, Catalog, CatalogFile, SNAPSHOTS_DIRECTORY, SnapshotFacts, unfinished_name,
+};
 use crate::config::SHARDS_MAX;
 use crate::io::DiskOwner;
 use crate::keyspace::{Keyspace, ShardIndex};
@@ -63,6 +65,8 @@ struct Taking {
     /// By shard; `None` as long as the shard is at it.
     shards: Vec<Option<Vec<SnapshotFile>>>,
     refusal: Option<Refusal>,
+    /// What is known of it once its catalog is made.
+    facts: Option<SnapshotFacts>,
     step: Step,
 }
 
@@ -72,6 +76,8 @@ enum Step {
     Shards,
     Ending(Procedure<Result<(), DiskError>>),
     Discarding(Procedure<()>),
+    /// One that was there goes; nothing is taken.
+    Deleting(Procedure<Result<(), DiskError>>),
 }
 
 /// Takes snapshots, one at a time.
@@ -86,19 +92,35 @@ impl SnapshotTaker {
     /// # Panics
     /// If one is being taken already: the door sees to that.
     pub fn begin(&mut self, keyspace: &Keyspace, order: OrderId, id: String) {
-        assert!(self.taking.is_none(), "one snapshot is taken at a time");
         let shard_count = keyspace.shards().end;
         let name = id.clone();
-        let beginning = Procedure::new(|port| begin(port, name, shard_count));
+        let step = Step::Beginning(Procedure::new(|port| begin(port, name, shard_count)));
+        self.start(keyspace, order, id, step);
+    }
+
+    /// Begins to delete the snapshot called `id`.
+    ///
+    /// # Panics
+    /// If one is being taken or deleted: the door sees to that.
+    pub fn delete(&mut self, keyspace: &Keyspace, order: OrderId, id: String) {
+        let shard_count = keyspace.shards().end;
+        let name = id.clone();
+        let step = Step::Deleting(Procedure::new(|port| delete(port, name, shard_count)));
+        self.start(keyspace, order, id, step);
+    }
+
+    fn start(&mut self, keyspace: &Keyspace, order: OrderId, id: String, step: Step) {
+        assert!(self.taking.is_none(), "one snapshot is taken or deleted at a time");
         self.taking = Some(Taking {
             order,
             id,
             created_ms: keyspace.now().clock_ms,
             store: keyspace.store(0).identity().store,
-            shard_count,
+            shard_count: keyspace.shards().end,
             shards: Vec::new(),
             refusal: None,
-            step: Step::Beginning(beginning),
+            facts: None,
+            step,
         });
     }
 
@@ -124,6 +146,7 @@ impl SnapshotTaker {
             Some(Step::Beginning(procedure)) => procedure.handle_disk(completion),
             Some(Step::Ending(procedure)) => procedure.handle_disk(completion),
             Some(Step::Discarding(procedure)) => procedure.handle_disk(completion),
+            Some(Step::Deleting(procedure)) => procedure.handle_disk(completion),
             Some(Step::Shards) | None => unreachable!("completion of nothing under way"),
         }
     }
@@ -134,6 +157,7 @@ impl SnapshotTaker {
             Step::Beginning(procedure) => procedure.poll_request(),
             Step::Ending(procedure) => procedure.poll_request(),
             Step::Discarding(procedure) => procedure.poll_request(),
+            Step::Deleting(procedure) => procedure.poll_request(),
             Step::Shards => None,
         }
     }
@@ -163,6 +187,10 @@ impl SnapshotTaker {
                     Ok(()) => return self.end(None),
                     Err(error) => taking.discard(error.into()),
                 },
+                Step::Deleting(procedure) => {
+                    let result = procedure.take_output()?;
+                    return self.end_deletion(result);
+                }
                 Step::Discarding(procedure) => {
                     procedure.take_output()?;
                     let refusal = taking.refusal;
@@ -173,11 +201,28 @@ impl SnapshotTaker {
     }
 
     fn end(&mut self, refusal: Option<Refusal>) -> Option<(OrderId, OrderEnd)> {
-        let Taking { order, id, .. } = self.taking.take()?;
-        let end = refusal.map_or(OrderEnd::Done, |refusal| OrderEnd::Failed(refusal.text(&id)));
-        if end == OrderEnd::Done {
+        let Taking { order, id, facts, .. } = self.taking.take()?;
+        let end = match (refusal, facts) {
+            (Some(refusal), _) => OrderEnd::Failed(refusal.text(&id)),
+            (None, Some(facts)) => OrderEnd::Taken(facts),
+            (None, None) => OrderEnd::Done,
+        };
+        if refusal.is_none() {
             tracing::info!(id, "snapshot taken");
         }
+        Some((order, end))
+    }
+
+    fn end_deletion(&mut self, result: Result<(), DiskError>) -> Option<(OrderId, OrderEnd)> {
+        let Taking { order, id, .. } = self.taking.take()?;
+        let end = match result {
+            Ok(()) => {
+                tracing::info!(id, "snapshot deleted");
+                OrderEnd::Done
+            }
+            Err(error) if error.kind == DiskErrorKind::NotFound => OrderEnd::Missing,
+            Err(error) => OrderEnd::Failed(format!("IOERR the snapshot is still there: {error}")),
+        };
         Some((order, end))
     }
 }
@@ -196,13 +241,15 @@ impl Taking {
         let mut files = Vec::new();
         for (shard, linked) in (0..).zip(&mut self.shards) {
             let directory = shard_directory(shard);
-            for SnapshotFile { name, len, used, crc32 } in linked.take().unwrap_or_default() {
+            for SnapshotFile { name, len, content } in linked.take().unwrap_or_default() {
                 let name = directory.join(&name).as_str().to_owned();
-                files.push(CatalogFile { name, len, used, crc32 });
+                files.push(CatalogFile { name, len, content });
             }
         }
         let (id, created_ms, store) = (self.id.clone(), self.created_ms, self.store);
-        let catalog = Catalog { id, created_ms, store, files }.encode_blocks();
+        let catalog = Catalog { id, created_ms, store, files };
+        self.facts = Some(SnapshotFacts::from(&catalog));
+        let catalog = catalog.encode_blocks();
         let id = self.id.clone();
         self.step = Step::Ending(Procedure::new(|port| end(port, id, catalog)));
     }
@@ -257,6 +304,19 @@ async fn end(port: DiskPort, id: String, catalog: String) -> Result<(), DiskErro
     port.call(DiskOperation::SyncDirectory { name: directory.clone() }).await?;
     port.call(DiskOperation::Rename { from: directory, to: snapshots().join(&id) }).await?;
     port.call(DiskOperation::SyncDirectory { name: snapshots() }).await?;
+    Ok(())
+}
+
+/// Takes the snapshot its name, then its files. Shards that the store does not have are no part of
+/// its snapshots.
+async fn delete(port: DiskPort, id: String, shard_count: ShardIndex) -> Result<(), DiskError> {
+    let (directory, doomed) = (snapshots().join(&id), unfinished(&id));
+    // The name must be free: what an earlier failure left goes first.
+    discard(&port, &doomed, shard_count).await;
+    port.call(DiskOperation::Rename { from: directory, to: doomed.clone() }).await?;
+    port.call(DiskOperation::SyncDirectory { name: snapshots() }).await?;
+    // What is left of it, if anything is, goes at the next start.
+    discard(&port, &doomed, shard_count).await;
     Ok(())
 }
 

@@ -10,6 +10,7 @@
 //! [`CheckpointWriter::handle_disk`]. The index may change between steps as it likes: the cut holds
 //! it as it was. A checkpoint counts only once it is in the manifest, which the caller sees to.
 
+use wal::checksum::RunningChecksum;
 use wal::disk::{DiskCompletion, DiskError, DiskOperation, Durability, FileId, FileName};
 use wal::disk::{IoBuffer, OpenMode};
 
@@ -44,6 +45,8 @@ pub(crate) struct CompleteCheckpoint {
     pub(crate) name: FileName,
     /// The file's bytes.
     pub(crate) len: u64,
+    /// Their CRC-32, not seeded: snapshots need it.
+    pub(crate) crc32: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +96,8 @@ pub(crate) struct CheckpointWriter {
     chunk: u64,
     filling: Option<Filling>,
     crcs: Vec<u32>,
+    /// Of everything so far: the parts are made in the order of the file.
+    sum: RunningChecksum,
     in_flight: usize,
     file_state: FileState,
     spare: Vec<IoBuffer>,
@@ -120,6 +125,7 @@ impl CheckpointWriter {
             chunk: 0,
             filling: None,
             crcs: Vec::new(),
+            sum: RunningChecksum::default(),
             in_flight: 0,
             file_state: FileState::Absent,
             spare: Vec::new(),
@@ -160,12 +166,15 @@ impl CheckpointWriter {
             _ if self.in_flight > 0 => Step::Waiting,
             State::Header => {
                 let header = format::encode_header(&self.facts, &self.layout);
+                self.sum.update(header.as_slice());
                 self.start(State::Chunks, self.write(0, header))
             }
             State::Trailer => {
                 let (id, layout) = (&self.facts.id, &self.layout);
                 let trailer = format::encode_trailer(id, layout, &self.crcs);
-                self.start(State::Sync, self.write(layout.trailer_offset(), trailer))
+                let offset = layout.trailer_offset();
+                self.sum.update(trailer.as_slice());
+                self.start(State::Sync, self.write(offset, trailer))
             }
             State::Sync => self.start(State::Close, DiskOperation::Sync { file: self.file }),
             State::Close => {
@@ -180,6 +189,7 @@ impl CheckpointWriter {
             State::Complete => Step::Complete(CompleteCheckpoint {
                 name: file_name(&self.directory, self.facts.id.lsn),
                 len: self.layout.file_len(),
+                crc32: self.sum.sum(),
             }),
             State::Abandon | State::Failed => self.step_failed(index),
         }
@@ -252,6 +262,7 @@ impl CheckpointWriter {
         let Filling { place, mut buffer, .. } = filling;
         pad(&mut buffer, place.len);
         self.crcs.push(format::checksum_at(&self.facts.id, place.offset, &[buffer.as_slice()]));
+        self.sum.update(buffer.as_slice());
         self.start(State::Chunks, self.write(place.offset, buffer))
     }
 

@@ -180,6 +180,11 @@ impl Checkpointing {
         }
     }
 
+    /// Whether an edit puts another checkpoint into the manifest right now.
+    pub(super) fn is_publishing(&self) -> bool {
+        matches!(self.stage, Stage::Publishing(..))
+    }
+
     /// Takes what may be copied now; 0 if it is too little to bother.
     fn take_budget(&mut self, now_ns: u64) -> usize {
         if self.closing {
@@ -308,9 +313,11 @@ impl Store {
             self.checkpointing.fail(self.now.monotonic_ns, error);
             return self.remove_checkpoint(cut.lsn);
         }
-        if self.log.durable_lsn() < cut.lsn {
+        // A snapshot may be about to link the one that this would replace.
+        if self.log.durable_lsn() < cut.lsn || self.snapshots.holds_files() {
             return Stage::Complete(complete, cut);
         }
+        self.snapshots.note_checkpoint(cut.lsn, complete.crc32);
         let entry = CheckpointEntry { lsn: cut.lsn, len: complete.len };
         let edit = self.keeper.edit(move |manifest| {
             manifest.checkpoint = Some(entry);

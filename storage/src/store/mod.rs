@@ -26,6 +26,8 @@ mod checkpointing;
 mod compaction;
 mod compaction_counters;
 mod disk_read;
+#[cfg(test)]
+mod error_tests;
 mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
@@ -38,6 +40,8 @@ mod scrub;
 #[cfg(test)]
 mod scrub_tests;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod supply;
 #[cfg(test)]
 mod tests;
@@ -46,7 +50,7 @@ mod write;
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction_counters::CompactionCounters;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
-pub use snapshot::SnapshotFile;
+pub use snapshot::{FileContent, FileTail, SnapshotFile};
 
 use checkpointing::Checkpointing;
 use compaction::Compaction;
@@ -514,6 +518,12 @@ impl Store {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.catalog.keys() == 0
+    }
+
+    /// Whether a segment of this id is part of the store, or still on its way out.
+    #[must_use]
+    pub fn has_segment(&self, id: u64) -> bool {
+        self.catalog.segments.by_id(id).is_some()
     }
 
     /// Figures for INFO and metrics.

@@ -65,7 +65,7 @@ impl Store {
         let durable_lsn = self.log.durable_lsn();
         let logged = self.is_log_anchored()
             && !self.compaction.is_reading_heads()
-            && !self.snapshots.holds_segments();
+            && !self.snapshots.holds_files();
         let now_ns = self.now.monotonic_ns;
         self.hasten_retirements();
         for retirement in &mut self.retirements {
@@ -286,4 +286,31 @@ fn free(manifest: &mut Manifest, id: u64, lsns: Option<(Lsn, Lsn)>, durable_lsn:
     }
     others.extend(merged);
     manifest.quarantine = others;
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::segment::Identity;
+
+    use super::*;
+
+    #[test]
+    fn freed_records_that_touch_are_kept_as_one_range() {
+        let mut manifest = Manifest {
+            identity: Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 },
+            sequence: 1,
+            next_segment: 7,
+            durable_lsn: Lsn::ZERO,
+            segments: Vec::new(),
+            quarantine: Vec::new(),
+            checkpoint: None,
+        };
+        for (id, (first, last)) in (0..).zip([(1, 10), (21, 30), (41, 50), (11, 20), (31, 35)]) {
+            free(&mut manifest, id, Some((Lsn(first), Lsn(last))), Lsn(last));
+        }
+        let ranges = manifest.quarantine.iter();
+        let ranges: Vec<_> = ranges.map(|range| (range.first_lsn.0, range.last_lsn.0)).collect();
+        assert_eq!(ranges, [(1, 35), (41, 50)]);
+        assert_eq!(manifest.durable_lsn, Lsn(50));
+    }
 }

@@ -13,7 +13,7 @@ const MINUTE_MS: u64 = 60_000;
 const FIRST_PASS_MS: u64 = 10 * MINUTE_MS + 1_000;
 const DAYS_MS: u64 = 86_400_000;
 /// The first segment's file, where the first record of its first frame starts.
-const FIRST: (FileId, usize) = (FileId(2), SEGMENT_HEADER_LEN as usize + FRAME_HEADER_LEN);
+const FIRST: (FileId, usize) = (FileId(3), SEGMENT_HEADER_LEN as usize + FRAME_HEADER_LEN);
 
 /// A store with sealed segments, each frame one value of 20 KiB: "0", "1", ...
 fn filled(scrub_bytes_per_second: u64) -> Played {

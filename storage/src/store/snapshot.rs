@@ -1,32 +1,40 @@
-//! Snapshots: the segments as they are at a cut, under second names (hard links) in a directory
-//! that is laid out as the shard's own.
+//! Snapshots: the segments as they are at a cut, and the newest checkpoint up to it, under second
+//! names (hard links) in a directory that is laid out as the shard's own.
 //!
 //! ```text
-//! asked for -> a spare is there -> no edit frees a segment -> the active segment is left: the cut
-//!           -> all segments up to the cut are sealed -> linked, summed, two manifests -> durable
+//! asked for -> a spare is there -> no edit frees a segment or changes the checkpoint
+//!           -> the active segment is left: the cut -> all segments up to the cut are sealed
+//!           -> linked, with what is known of their checksums -> two manifests -> durable
 //! ```
 //!
-//! From the moment a spare is there until it ends, no segment leaves the manifest; before that they
-//! do, or a full disk would never have room for the spare. A sealed segment is never written again,
-//! so its links stay as they are; that is why the file of a segment that may have been linked
-//! ([`Snapshots::may_be_linked`]) must never become another segment. Sealed segments have been
-//! summed as they were written; those from before the last start are read.
+//! From the moment a spare is there until it ends, no segment leaves the manifest and no checkpoint
+//! another's place; before that they do, or a full disk would never have room for the spare. A
+//! sealed segment is never written again, so its links stay as they are; that is why the file of a
+//! segment that may have been linked ([`Snapshots::may_be_linked`]) must never become another one.
+//!
+//! Frames have been summed as they were written, and the sum is in the footer: of a segment only
+//! the first and the last block are read. Read as a whole is what has no footer, what is known to
+//! be damaged, so that the sum is that of the bytes there are, and a checkpoint of an earlier life.
 
 use std::collections::BTreeMap;
 
-use wal::checksum::{self, RunningChecksum};
+use wal::Lsn;
+use wal::checksum::{self, Place, RunningChecksum};
 use wal::disk::{BLOCK_SIZE, DiskCompletion, DiskError, DiskErrorKind, DiskOperation, Durability};
-use wal::disk::{FileId, FileName, IoBuffer, OpenMode};
+use wal::disk::{DiskOutput, FileId, FileName, IoBuffer, OpenMode};
+use wal::footer::Trailer;
 use wal::group_commit::SealedSegment;
-use wal::manifest::{self, Manifest, SegmentEntry};
+use wal::manifest::{self, CheckpointEntry, Manifest, SegmentEntry, Verdict};
 use wal::procedure::{DiskPort, Procedure};
 use wal::segment::{self, SEGMENT_HEADER_LEN};
 
 use super::{Event, Source, Store};
+use crate::checkpoint;
+use crate::segments::SegmentState;
 
 /// The one file that a snapshot opens at a time; segments count from the other end.
 const SNAPSHOT_FILE: FileId = FileId(u32::MAX - 16);
-/// Segments that were not summed when they were written are read in pieces of this many bytes.
+/// Files whose sum nobody knows are read in pieces of this many bytes.
 const PIECE_LEN: usize = 256 << 10;
 
 /// A file of a snapshot.
@@ -36,28 +44,37 @@ pub struct SnapshotFile {
     pub name: String,
     /// Bytes of the file.
     pub len: u64,
-    /// How many of these, from its start, mean something.
+    /// What of them means something.
+    pub content: FileContent,
+}
+
+/// What of a file's bytes means something, and its checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileContent {
+    /// This many bytes from its start.
     pub used: u64,
-    /// CRC-32 of the used bytes.
+    /// CRC-32 of these.
+    pub crc32: u32,
+    /// A segment's footer.
+    pub tail: Option<FileTail>,
+}
+
+/// The end of a file, apart from what is used at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileTail {
+    /// Where it begins; it ends with the file.
+    pub offset: u64,
+    /// CRC-32 of its bytes.
     pub crc32: u32,
 }
 
-/// What is known of a segment's checksum.
+/// What is known of a segment that is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sum {
-    /// Of its frames, which end here; its first block is not part of it.
+    /// Its frames end here, and have this CRC-32; the first block is not part of them.
     Frames { end: u64, crc32: u32 },
-    /// Of all of its used bytes.
-    Whole { used: u64, crc32: u32 },
-}
-
-impl Sum {
-    fn end(self) -> u64 {
-        match self {
-            Self::Frames { end, .. } => end,
-            Self::Whole { used, .. } => used,
-        }
-    }
+    /// All that a snapshot says of it, and where its frames end if that is known.
+    File { end: Option<u64>, content: FileContent },
 }
 
 /// A segment to be linked.
@@ -66,11 +83,21 @@ struct Part {
     id: u64,
     file: FileId,
     len: u64,
-    used: u64,
+    /// Where its frames end; not known of a segment that recovery had no need to read.
+    end: Option<u64>,
     sum: Option<Sum>,
+    /// Its bytes are not those that were written, and that is known.
+    is_damaged: bool,
 }
 
-type Linked = Result<(Vec<SnapshotFile>, Vec<(u64, Sum)>), DiskError>;
+/// What linking has made, and what is known for the next time.
+struct Links {
+    files: Vec<SnapshotFile>,
+    sums: Vec<(u64, Sum)>,
+    checkpoint: Option<(Lsn, u32)>,
+}
+
+type Linked = Result<Links, DiskError>;
 
 enum Stage {
     Idle,
@@ -91,6 +118,8 @@ pub(super) struct Snapshots {
     stage: Stage,
     /// By segment.
     sums: BTreeMap<u64, Sum>,
+    /// The CRC-32 of the checkpoint of this cut.
+    checkpoint: Option<(Lsn, u32)>,
     /// Segments below this id may have been linked.
     linked_below: u64,
 }
@@ -98,11 +127,12 @@ pub(super) struct Snapshots {
 impl Snapshots {
     /// Nobody remembers what was linked before the start: segments below `next_segment` may be.
     pub(super) fn new(next_segment: u64) -> Self {
-        Self { stage: Stage::Idle, sums: BTreeMap::new(), linked_below: next_segment }
+        let (sums, checkpoint) = (BTreeMap::new(), None);
+        Self { stage: Stage::Idle, sums, checkpoint, linked_below: next_segment }
     }
 
-    /// Whether no segment may leave the manifest now.
-    pub(super) fn holds_segments(&self) -> bool {
+    /// Whether no segment and no checkpoint may leave the manifest now.
+    pub(super) fn holds_files(&self) -> bool {
         !matches!(self.stage, Stage::Idle | Stage::Asked(_))
     }
 
@@ -122,9 +152,18 @@ impl Snapshots {
         self.sums.remove(&segment);
     }
 
-    /// Where a segment's frames end, if it is sealed.
+    /// Notes the checksum of a checkpoint that is about to be published.
+    pub(super) fn note_checkpoint(&mut self, lsn: Lsn, crc32: u32) {
+        self.checkpoint = Some((lsn, crc32));
+    }
+
+    /// Where a segment's frames end, if that is known.
     fn end_of(&self, entry: &SegmentEntry) -> Option<u64> {
-        entry.cut.or_else(|| self.sums.get(&entry.id).map(|sum| sum.end()))
+        let summed = || match self.sums.get(&entry.id)? {
+            Sum::Frames { end, .. } => Some(*end),
+            Sum::File { end, .. } => *end,
+        };
+        entry.cut.or_else(summed)
     }
 }
 
@@ -184,7 +223,7 @@ impl Store {
             self.snapshots.stage = Stage::Asked(into);
             return;
         }
-        if self.is_freeing_segments() {
+        if self.is_freeing_segments() || self.checkpointing.is_publishing() {
             self.snapshots.stage = Stage::Ready(into);
             return;
         }
@@ -200,8 +239,6 @@ impl Store {
         });
         manifest.sequence += 1;
         manifest.durable_lsn = self.log.last_lsn();
-        // Checkpoint files are not part of a snapshot.
-        manifest.checkpoint = None;
         self.snapshots.stage = Stage::Sealing { into, manifest };
     }
 
@@ -211,31 +248,49 @@ impl Store {
             return self.end_snapshot(Err(error));
         }
         let Stage::Sealing { into, manifest } = &self.snapshots.stage else { return };
-        let ends = manifest.segments.iter().map(|entry| self.snapshots.end_of(entry));
-        let Some(ends) = ends.collect::<Option<Vec<u64>>>() else { return };
-        let (into, mut manifest) = (into.clone(), manifest.clone());
-        let mut parts = Vec::with_capacity(ends.len());
-        for (entry, end) in manifest.segments.iter_mut().zip(ends) {
-            entry.cut = Some(end);
-            let Some(segment) = self.catalog.segments.by_id(entry.id) else {
-                return self
-                    .end_snapshot(Err(DiskError { kind: DiskErrorKind::NotFound, code: 0 }));
-            };
-            let used = end.min(segment.len);
-            let sum = self.snapshots.sums.get(&entry.id).copied();
-            parts.push(Part { id: entry.id, file: segment.file, len: segment.len, used, sum });
+        if manifest.segments.iter().any(|entry| self.is_open(entry)) {
+            return;
         }
+        let (into, manifest) = (into.clone(), manifest.clone());
+        let parts: Option<Vec<Part>> =
+            manifest.segments.iter().map(|entry| self.part(entry, &manifest)).collect();
+        let Some(parts) = parts else {
+            let missing = DiskError { kind: DiskErrorKind::NotFound, code: 0 };
+            return self.end_snapshot(Err(missing));
+        };
         let highest = parts.iter().map(|part| part.id + 1).max().unwrap_or(0);
         self.snapshots.linked_below = self.snapshots.linked_below.max(highest);
         let from = self.directory.clone();
-        self.snapshots.stage =
-            Stage::Linking(Procedure::new(|port| link(port, from, into, parts, manifest)));
+        let known = self.snapshots.checkpoint;
+        let linking = move |port| Linker { port, from, into, manifest }.run(parts, known);
+        self.snapshots.stage = Stage::Linking(Procedure::new(linking));
+    }
+
+    /// Whether a segment may still get a frame or a footer.
+    fn is_open(&self, entry: &SegmentEntry) -> bool {
+        let segment = self.catalog.segments.by_id(entry.id);
+        entry.cut.is_none()
+            && !self.snapshots.sums.contains_key(&entry.id)
+            && segment.is_some_and(|segment| segment.state == SegmentState::Open)
+    }
+
+    fn part(&self, entry: &SegmentEntry, manifest: &Manifest) -> Option<Part> {
+        let segment = self.catalog.segments.by_id(entry.id)?;
+        let is_loss = |verdict| matches!(verdict, Verdict::Corruption | Verdict::Accepted);
+        let mut ranges = manifest.quarantine.iter().filter(|range| range.segment == entry.id);
+        let is_damaged =
+            segment.state == SegmentState::Unfit || ranges.any(|range| is_loss(range.verdict));
+        let sum = self.snapshots.sums.get(&entry.id).copied();
+        let (file, len) = (segment.file, segment.len);
+        let end = self.snapshots.end_of(entry).map(|end| end.min(len));
+        Some(Part { id: entry.id, file, len, end, sum, is_damaged })
     }
 
     fn end_snapshot(&mut self, result: Linked) {
         self.snapshots.stage = Stage::Idle;
-        let result = result.map(|(files, sums)| {
+        let result = result.map(|Links { files, sums, checkpoint }| {
             self.snapshots.sums.extend(sums);
+            self.snapshots.checkpoint = checkpoint.or(self.snapshots.checkpoint);
             files
         });
         let segments = &self.catalog.segments;
@@ -244,41 +299,122 @@ impl Store {
     }
 }
 
-/// Links the segments, writes the manifests, and makes all of it durable. Also tells the checksums
-/// that are known from now on.
-async fn link(
+/// Makes a snapshot's directory.
+struct Linker {
     port: DiskPort,
     from: FileName,
     into: FileName,
-    parts: Vec<Part>,
     manifest: Manifest,
-) -> Linked {
-    port.call(DiskOperation::CreateDirectory { name: into.clone() }).await?;
-    let (mut files, mut sums) = (Vec::new(), Vec::new());
-    for part in parts {
-        let to = segment::file_name(&into, part.id);
-        let link = DiskOperation::Link { from: segment::file_name(&from, part.id), to: to.clone() };
-        port.call(link).await?;
-        let crc32 = match part.sum {
-            Some(Sum::Whole { used, crc32 }) if used == part.used => crc32,
-            Some(Sum::Frames { end, crc32 }) if end == part.used => {
-                let first = read(&port, part.file, 0, IoBuffer::with_capacity(BLOCK_SIZE)).await?;
-                checksum::joined(first.as_slice(), crc32, part.used - SEGMENT_HEADER_LEN)
+}
+
+impl Linker {
+    /// Links segments and checkpoint, writes the manifests, and makes all of it durable.
+    async fn run(mut self, parts: Vec<Part>, known: Option<(Lsn, u32)>) -> Linked {
+        let into = self.into.clone();
+        self.port.call(DiskOperation::CreateDirectory { name: into.clone() }).await?;
+        let (mut files, mut sums) = (Vec::new(), Vec::new());
+        for part in parts {
+            let to = segment::file_name(&into, part.id);
+            self.link(segment::file_name(&self.from, part.id), to.clone()).await?;
+            let (end, content) = self.content(&part).await?;
+            sums.push((part.id, Sum::File { end, content }));
+            let mut entries = self.manifest.segments.iter_mut();
+            if let Some(entry) = entries.find(|entry| entry.id == part.id) {
+                entry.cut = end;
             }
-            _ => sum_of(&port, &part).await?,
+            files.push(SnapshotFile { name: base(&to), len: part.len, content });
+        }
+        let checkpoint = match self.manifest.checkpoint {
+            Some(entry) => self.link_checkpoint(entry, known).await?,
+            None => None,
         };
-        sums.push((part.id, Sum::Whole { used: part.used, crc32 }));
-        files.push(SnapshotFile { name: base(&to), len: part.len, used: part.used, crc32 });
+        let lsn = self.manifest.checkpoint.map(|entry| entry.lsn);
+        let known = lsn.zip(checkpoint.as_ref().map(|file| file.content.crc32));
+        if checkpoint.is_none() {
+            self.manifest.checkpoint = None;
+        }
+        files.extend(checkpoint);
+        for copy in 0..2 {
+            let name = manifest::file_name(&into, copy);
+            let buffer = self.manifest.encode();
+            let len = buffer.len() as u64;
+            let content = manifest_content(buffer.as_slice(), self.manifest.checksum_offset());
+            write_file(&self.port, &name, buffer).await?;
+            files.push(SnapshotFile { name: base(&name), len, content });
+        }
+        self.port.call(DiskOperation::SyncDirectory { name: into }).await?;
+        Ok(Links { files, sums, checkpoint: known })
     }
-    for copy in 0..2 {
-        let name = manifest::file_name(&into, copy);
-        let buffer = manifest.encode();
-        let (len, crc32) = (buffer.len() as u64, checksum::plain(buffer.as_slice()));
-        write_file(&port, &name, buffer).await?;
-        files.push(SnapshotFile { name: base(&name), len, used: len, crc32 });
+
+    async fn link(&self, from: FileName, to: FileName) -> Result<(), DiskError> {
+        self.port.call(DiskOperation::Link { from, to }).await.map(drop)
     }
-    port.call(DiskOperation::SyncDirectory { name: into }).await?;
-    Ok((files, sums))
+
+    /// Where a segment's frames end and what its bytes are, read as little as possible.
+    async fn content(&self, part: &Part) -> Result<(Option<u64>, FileContent), DiskError> {
+        let summed = match part.sum {
+            Some(Sum::File { end, content }) if !part.is_damaged => return Ok((end, content)),
+            Some(Sum::Frames { end, crc32 }) => Some((end, crc32)),
+            _ => None,
+        };
+        let trailer = self.trailer(part).await;
+        let trailer = trailer.filter(|(_, end, _)| part.end.is_none_or(|known| known == *end));
+        let end = part.end.or_else(|| trailer.map(|(_, end, _)| end));
+        let used = end.unwrap_or(part.len);
+        let frames = summed.or_else(|| trailer.map(|(_, end, crc32)| (end, crc32)));
+        let crc32 = match frames.filter(|(end, _)| *end == used && !part.is_damaged) {
+            Some((_, crc32)) => {
+                let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
+                let first = read(&self.port, part.file, 0, buffer).await?;
+                checksum::joined(first.as_slice(), crc32, used.saturating_sub(SEGMENT_HEADER_LEN))
+            }
+            None => sum_of(&self.port, part.file, used).await?,
+        };
+        let tail = trailer.map(|(tail, ..)| tail).filter(|tail| used <= tail.offset);
+        Ok((end, FileContent { used, crc32, tail }))
+    }
+
+    /// What a segment's footer says: its own place and sum, the end of the frames, their CRC-32.
+    async fn trailer(&self, part: &Part) -> Option<(FileTail, u64, u32)> {
+        let (buffer, last) = (IoBuffer::with_capacity(BLOCK_SIZE), BLOCK_SIZE as u64);
+        let block = read(&self.port, part.file, part.len.checked_sub(last)?, buffer).await.ok()?;
+        let place = Place { store: self.manifest.identity.store, segment: part.id, offset: 0 };
+        let trailer = Trailer::decode(block.as_slice(), &place, part.len).ok()?;
+        let crc32 = trailer.footer_crc(block.as_slice(), &place)?;
+        let tail = FileTail { offset: trailer.offset, crc32 };
+        Some((tail, trailer.summary.frames_end, trailer.summary.frames_crc))
+    }
+
+    /// Links the checkpoint. It is left out if it cannot be read: recovery does without it.
+    async fn link_checkpoint(
+        &self,
+        entry: CheckpointEntry,
+        known: Option<(Lsn, u32)>,
+    ) -> Result<Option<SnapshotFile>, DiskError> {
+        let CheckpointEntry { lsn, len } = entry;
+        let name = checkpoint::file_name(&self.from, lsn);
+        let crc32 = match known {
+            Some((of, crc32)) if of == lsn => crc32,
+            _ => match sum_of_file(&self.port, &name, len).await {
+                Ok(crc32) => crc32,
+                Err(_) => return Ok(None),
+            },
+        };
+        let to = checkpoint::file_name(&self.into, lsn);
+        match self.link(name, to.clone()).await {
+            Err(error) if error.kind == DiskErrorKind::NotFound => return Ok(None),
+            linked => linked?,
+        }
+        let content = FileContent { used: len, crc32, tail: None };
+        Ok(Some(SnapshotFile { name: base(&to), len, content }))
+    }
+}
+
+/// A manifest's bytes, its own checksum apart: together all manifests have the same CRC-32.
+fn manifest_content(bytes: &[u8], at: usize) -> FileContent {
+    let (body, rest) = bytes.split_at(at);
+    let tail = FileTail { offset: at as u64, crc32: checksum::plain(rest) };
+    FileContent { used: at as u64, crc32: checksum::plain(body), tail: Some(tail) }
 }
 
 /// The name within its directory.
@@ -297,14 +433,14 @@ async fn read(
     port.transfer(DiskOperation::Read { file, offset, len, buffer }).await
 }
 
-/// Reads a segment's used bytes.
-async fn sum_of(port: &DiskPort, part: &Part) -> Result<u32, DiskError> {
+/// The CRC-32 of a file's first `used` bytes, which are read.
+async fn sum_of(port: &DiskPort, file: FileId, used: u64) -> Result<u32, DiskError> {
     let mut sum = RunningChecksum::default();
     let mut buffer = IoBuffer::with_capacity(PIECE_LEN);
     let mut offset = 0;
-    while offset < part.used {
-        buffer = read(port, part.file, offset, buffer).await?;
-        let left = usize::try_from(part.used - offset).unwrap_or(usize::MAX);
+    while offset < used {
+        buffer = read(port, file, offset, buffer).await?;
+        let left = usize::try_from(used - offset).unwrap_or(usize::MAX);
         let piece = buffer.as_slice();
         let piece = piece.get(..left).unwrap_or(piece);
         if piece.is_empty() {
@@ -315,6 +451,18 @@ async fn sum_of(port: &DiskPort, part: &Part) -> Result<u32, DiskError> {
         offset += piece.len() as u64;
     }
     Ok(sum.sum())
+}
+
+/// The CRC-32 of a file that is `len` bytes long.
+async fn sum_of_file(port: &DiskPort, name: &FileName, len: u64) -> Result<u32, DiskError> {
+    let (file, mode) = (SNAPSHOT_FILE, OpenMode::Read);
+    let opened = port.call(DiskOperation::Open { file, name: name.clone(), mode }).await?;
+    let sum = match opened {
+        DiskOutput::Opened { len: found } if found == len => sum_of(port, file, len).await,
+        _ => Err(DiskError { kind: DiskErrorKind::Io, code: 0 }),
+    };
+    let closed = port.call(DiskOperation::Close { file }).await;
+    closed.and(sum)
 }
 
 async fn write_file(port: &DiskPort, name: &FileName, buffer: IoBuffer) -> Result<(), DiskError> {

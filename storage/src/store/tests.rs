@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use wal::disk::{DiskErrorKind, DiskOutput, HeapBuffers};
+use wal::disk::{DiskErrorKind, DiskOutput, HeapBuffers, OpenMode};
 use wal::manifest::SegmentEntry;
 
 use super::*;
 use crate::error::WriteError;
 
-const SEGMENT: OpenSegment = OpenSegment { id: 1, file: FileId(2), len: 64 << 10 };
-const NO_SPACE: DiskError = DiskError { kind: DiskErrorKind::NoSpace, code: 28 };
-const BROKEN: DiskError = DiskError { kind: DiskErrorKind::Io, code: 5 };
+pub(super) const SEGMENT: OpenSegment = OpenSegment { id: 1, file: FileId(3), len: 64 << 10 };
+pub(super) const NO_SPACE: DiskError = DiskError { kind: DiskErrorKind::NoSpace, code: 28 };
+pub(super) const BROKEN: DiskError = DiskError { kind: DiskErrorKind::Io, code: 5 };
 
 /// A store with one segment, the files' bytes, and the requests that have not ended.
 pub(super) struct Played {
@@ -21,7 +21,7 @@ pub(super) struct Played {
     version: u128,
 }
 
-fn played(cache_bytes: usize) -> Played {
+pub(super) fn played(cache_bytes: usize) -> Played {
     played_with(cache_bytes, GroupCommitLimits::default())
 }
 
@@ -33,6 +33,15 @@ pub(super) fn played_within(
     cache_bytes: usize,
     log: GroupCommitLimits,
     limits: StoreLimits,
+) -> Played {
+    played_by(cache_bytes, log, limits, CheckpointOptions::default())
+}
+
+pub(super) fn played_by(
+    cache_bytes: usize,
+    log: GroupCommitLimits,
+    limits: StoreLimits,
+    checkpoints: CheckpointOptions,
 ) -> Played {
     let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 };
     let directory = FileName::new("shard-00");
@@ -46,7 +55,7 @@ pub(super) fn played_within(
         limits,
         log,
         buffers: Rc::new(HeapBuffers),
-        checkpoints: CheckpointOptions::default(),
+        checkpoints,
         footers: true,
     };
     let entry = SegmentEntry { id: SEGMENT.id, len: SEGMENT.len, cut: None };
@@ -65,7 +74,7 @@ pub(super) fn played_within(
         catalog: Catalog::default(),
         first: Some(SEGMENT),
         shelved: Vec::new(),
-        next_file: FileId(3),
+        next_file: FileId(4),
         durable_lsn: Lsn::ZERO,
         log_ms: 0,
         version_max: Version::default(),
@@ -133,8 +142,13 @@ impl Played {
             DiskOperation::Read { file, offset, len, mut buffer } => {
                 let at = offset as usize;
                 buffer.set_len(0);
-                buffer.extend_from_slice(&self.files[&file][at..at + len]);
+                let bytes = &self.files[&file];
+                buffer.extend_from_slice(&bytes[at.min(bytes.len())..bytes.len().min(at + len)]);
                 (DiskOutput::Done, Some(buffer))
+            }
+            DiskOperation::Open { file, mode: OpenMode::Read, .. } => {
+                let len = self.files.get(&file).map_or(0, |bytes| bytes.len() as u64);
+                (DiskOutput::Opened { len }, None)
             }
             DiskOperation::Open { .. } => (DiskOutput::Opened { len: 0 }, None),
             _ => (DiskOutput::Done, None),
@@ -172,7 +186,7 @@ pub(super) fn key(name: &str) -> KeyRef<'_> {
     KeyRef::given(Key(id), name.as_bytes())
 }
 
-fn is_frame(operation: &DiskOperation) -> bool {
+pub(super) fn is_frame(operation: &DiskOperation) -> bool {
     matches!(operation, DiskOperation::Write { file, .. } if *file == SEGMENT.file)
 }
 
@@ -180,7 +194,7 @@ pub(super) fn is_read(operation: &DiskOperation) -> bool {
     matches!(operation, DiskOperation::Read { .. })
 }
 
-fn is_write(operation: &DiskOperation) -> bool {
+pub(super) fn is_write(operation: &DiskOperation) -> bool {
     matches!(operation, DiskOperation::Write { .. })
 }
 
@@ -417,92 +431,4 @@ fn failed_write_makes_the_shard_read_only_and_leaves_reads() {
     assert!(played.store.durable_lsn() < lost && played.store.failure().is_some());
     assert_eq!(played.found("b").unwrap(), &b"two"[..]);
     assert!(matches!(played.store.get(&key("a")), Ok(Get::Pending(_))));
-}
-
-fn is_link(operation: &DiskOperation) -> bool {
-    matches!(operation, DiskOperation::Link { .. })
-}
-
-/// Ends the snapshot under way; the files it says it has.
-fn snapshot_files(played: &mut Played) -> Vec<SnapshotFile> {
-    played.settle();
-    let ended = played.events().into_iter().find_map(|event| match event {
-        Event::Snapshotted { result } => Some(result),
-        _ => None,
-    });
-    ended.expect("it has ended").expect("nothing fails")
-}
-
-#[test]
-fn snapshot_holds_the_log_up_to_the_cut_and_no_more() {
-    let mut played = played(0);
-    played.put("a", b"one", 0).unwrap();
-    played.settle();
-    played.put("b", b"not durable yet", 0).unwrap();
-    played.store.snapshot(FileName::new("into/shard-00"));
-    played.turn();
-    let cut = played.put("c", b"after", 0).unwrap().before();
-    assert!(!played.held.iter().any(|held| is_link(&held.operation)), "linked before it is sealed");
-    let files = snapshot_files(&mut played);
-    let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
-    assert_eq!(names, ["0000000000000001.segment", "manifest-0", "manifest-1"]);
-    let used = usize::try_from(files[0].used).unwrap();
-    let crc32 = wal::checksum::plain(&played.files[&SEGMENT.file][..used]);
-    assert_eq!((files[0].len, files[0].crc32), (SEGMENT.len, crc32));
-    let manifest = played.files.values().filter_map(|bytes| Manifest::decode(bytes).ok());
-    let manifest = manifest.max_by_key(|manifest| manifest.durable_lsn).unwrap();
-    let entry = SegmentEntry { id: 1, len: SEGMENT.len, cut: Some(files[0].used) };
-    assert_eq!((manifest.durable_lsn, manifest.segments), (cut, vec![entry]));
-    assert!(played.store.snapshots.may_be_linked(1));
-    // The second one finds the first one's sum, and the segment with the later record.
-    played.store.snapshot(FileName::new("into/shard-00"));
-    let again = snapshot_files(&mut played);
-    assert_eq!((&again[0], again.len()), (&files[0], 4));
-}
-
-#[test]
-fn snapshot_that_fails_says_so_and_the_next_one_can_be_taken() {
-    let mut played = played(0);
-    played.put("a", b"one", 0).unwrap();
-    played.settle();
-    played.store.snapshot(FileName::new("into"));
-    for _ in 0..2 {
-        played.turn();
-        played.end_all(|operation| !is_link(operation));
-    }
-    assert!(played.end(is_link, Some(NO_SPACE)));
-    assert!(played.events().contains(&Event::Snapshotted { result: Err(NO_SPACE) }));
-    played.store.snapshot(FileName::new("into"));
-    assert_eq!(snapshot_files(&mut played).len(), 3);
-}
-
-#[test]
-fn snapshot_waits_until_writes_can_go_on_elsewhere() {
-    let mut played = played(0);
-    // The first append takes the only segment.
-    played.put("a", b"one", 0).unwrap();
-    played.turn();
-    played.end_all(is_frame);
-    played.store.snapshot(FileName::new("into"));
-    played.turn();
-    let before_the_cut = played.put("b", b"two", 0).unwrap();
-    assert_eq!(snapshot_files(&mut played).len(), 3);
-    let manifests = played.files.values().filter_map(|bytes| Manifest::decode(bytes).ok());
-    let cut = manifests.map(|manifest| manifest.durable_lsn).max().unwrap();
-    assert_eq!(cut, before_the_cut);
-}
-
-#[test]
-fn snapshot_on_a_full_disk_fails_at_once() {
-    let mut played = played(0);
-    played.put("a", &[1; 30_000], 0).unwrap();
-    played.turn();
-    played.end_all(is_frame);
-    while played.end(|operation| !is_write(operation), None) {}
-    played.end(is_write, Some(NO_SPACE));
-    played.end_all(|_| true);
-    played.events();
-    played.store.snapshot(FileName::new("into"));
-    played.turn();
-    assert_eq!(played.events(), [Event::Snapshotted { result: Err(NO_SPACE) }]);
 }

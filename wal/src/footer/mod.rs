@@ -338,6 +338,16 @@ impl Trailer {
         self.entries_len.is_some()
     }
 
+    /// CRC-32, not seeded, of the footer's bytes: what it is if none of them is damaged.
+    /// `last_block` and `segment` are what the trailer was decoded from.
+    #[must_use]
+    pub fn footer_crc(&self, last_block: &[u8], segment: &Place) -> Option<u32> {
+        let trailer: &[u8; TRAILER_LEN] = last_block.last_chunk()?;
+        let body_len = self.len.checked_sub(TRAILER_LEN)? as u64;
+        let body = checksum::unseeded(&segment.at(self.offset), self.entries_crc, body_len);
+        Some(checksum::continued(body, body_len, trailer))
+    }
+
     /// Verifies the bytes of the footer, from `offset` to the end of the segment.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use wal::disk::{
 };
 
 use super::buffers::{ReadRoom, WriteBytes};
-use super::fixed::{FixedBytes, FixedRoom, FixedSlabs};
+use super::fixed::{FixedSlabs, InSlab};
 use super::turns::Event;
 use crate::io::DiskOwner;
 use crate::io::directory::{DataDirectory, directory_flags};
@@ -364,8 +364,8 @@ async fn read_once(
     let Some(slab) = slab.map(Rc::clone) else {
         return file.read_at(room, offset).await;
     };
-    let (result, FixedRoom { room, .. }) =
-        file.read_fixed_at(FixedRoom { room, slab }, offset).await;
+    let (result, InSlab { bytes: room, .. }) =
+        file.read_fixed_at(InSlab { bytes: room, slab }, offset).await;
     (result, room)
 }
 
@@ -378,8 +378,7 @@ async fn write_once(
     let Some(slab) = slab.map(Rc::clone) else {
         return file.write_at(bytes, offset).submit().await;
     };
-    let (result, FixedBytes { bytes, .. }) =
-        file.write_fixed_at(FixedBytes { bytes, slab }, offset).await;
+    let (result, InSlab { bytes, .. }) = file.write_fixed_at(InSlab { bytes, slab }, offset).await;
     (result, bytes)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The runtime lends a registered buffer to one operation at a time, whole. A slab holds many
 //! buffers, though, all of which may be under way at once. So each slab is taken from the registry
-//! once, for good: [`FixedRoom`] and [`FixedBytes`] name it by a shared handle, and say themselves
-//! which of its bytes they mean.
+//! once, for good: [`InSlab`] names it by a shared handle, and says itself which of its bytes it
+//! means.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +16,7 @@ use tokio_uring::buf::fixed::{FixedBuf, FixedBufRegistry};
 use tokio_uring::buf::{BoundedBuf, BoundedBufMut, IoBuf, IoBufMut, Slice};
 use wal::disk::IoBuffer;
 
-use super::buffers::{ReadRoom, WriteBytes};
+use super::buffers::ReadRoom;
 use crate::io::BufferStatistics;
 use crate::io::uring::arena::Arena;
 
@@ -101,19 +101,13 @@ unsafe impl IoBufMut for Slab {
     unsafe fn set_init(&mut self, _len: usize) {}
 }
 
-/// The part of a buffer in a slab that a read is to fill.
-pub(super) struct FixedRoom {
-    pub(super) room: ReadRoom,
+/// Bytes of a buffer in a slab: those a read is to fill, or those to be written.
+pub(super) struct InSlab<B> {
+    pub(super) bytes: B,
     pub(super) slab: Rc<FixedBuf>,
 }
 
-/// The valid bytes of a buffer in a slab, to be written.
-pub(super) struct FixedBytes {
-    pub(super) bytes: WriteBytes,
-    pub(super) slab: Rc<FixedBuf>,
-}
-
-impl BoundedBuf for FixedRoom {
+impl<B: IoBuf> BoundedBuf for InSlab<B> {
     type Buf = FixedBuf;
     type Bounds = RangeFull;
 
@@ -138,63 +132,26 @@ impl BoundedBuf for FixedRoom {
     }
 
     fn stable_ptr(&self) -> *const u8 {
-        IoBuf::stable_ptr(&self.room)
+        self.bytes.stable_ptr()
     }
 
     fn bytes_init(&self) -> usize {
-        IoBuf::bytes_init(&self.room)
+        self.bytes.bytes_init()
     }
 
     fn bytes_total(&self) -> usize {
-        IoBuf::bytes_total(&self.room)
+        self.bytes.bytes_total()
     }
 }
 
-impl BoundedBufMut for FixedRoom {
+impl BoundedBufMut for InSlab<ReadRoom> {
     type BufMut = FixedBuf;
 
     fn stable_mut_ptr(&mut self) -> *mut u8 {
-        IoBufMut::stable_mut_ptr(&mut self.room)
+        IoBufMut::stable_mut_ptr(&mut self.bytes)
     }
 
     unsafe fn set_init(&mut self, _len: usize) {
         // As with `ReadRoom`.
-    }
-}
-
-impl BoundedBuf for FixedBytes {
-    type Buf = FixedBuf;
-    type Bounds = RangeFull;
-
-    fn slice(self, _range: impl RangeBounds<usize>) -> Slice<FixedBuf> {
-        unreachable!("single operations do not slice")
-    }
-
-    fn slice_full(self) -> Slice<FixedBuf> {
-        unreachable!("single operations do not slice")
-    }
-
-    fn get_buf(&self) -> &FixedBuf {
-        &self.slab
-    }
-
-    fn bounds(&self) -> RangeFull {
-        ..
-    }
-
-    fn from_buf_bounds(_buf: FixedBuf, _bounds: RangeFull) -> Self {
-        unreachable!("single operations do not slice")
-    }
-
-    fn stable_ptr(&self) -> *const u8 {
-        IoBuf::stable_ptr(&self.bytes)
-    }
-
-    fn bytes_init(&self) -> usize {
-        IoBuf::bytes_init(&self.bytes)
-    }
-
-    fn bytes_total(&self) -> usize {
-        IoBuf::bytes_total(&self.bytes)
     }
 }

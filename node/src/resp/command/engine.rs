@@ -3,9 +3,7 @@
 use super::spec::CommandId;
 use super::{CommandError, number_of_arguments};
 use crate::resp::frame::Arguments;
-
-/// Longest id of a snapshot, in bytes.
-const SNAPSHOT_ID_LEN_MAX: usize = 64;
+use crate::snapshot::is_valid_id;
 
 /// What a client asks of the storage engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +24,13 @@ pub enum EngineCommand<'a> {
         /// Its name.
         id: Option<&'a str>,
     },
+    /// KAD.SNAPSHOT LIST.
+    ListSnapshots,
+    /// KAD.SNAPSHOT DELETE.
+    DeleteSnapshot {
+        /// Its name.
+        id: &'a str,
+    },
 }
 
 impl<'a> EngineCommand<'a> {
@@ -40,6 +45,9 @@ impl<'a> EngineCommand<'a> {
             CommandId::Save => Ok(Self::Save),
             CommandId::LastSave => Ok(Self::LastSave),
             CommandId::SnapshotCreate => create_snapshot(arguments),
+            CommandId::SnapshotList => Ok(Self::ListSnapshots),
+            CommandId::SnapshotDelete => snapshot_id(arguments.get(2).unwrap_or_default())
+                .map(|id| Self::DeleteSnapshot { id }),
             _ => return None,
         })
     }
@@ -63,9 +71,6 @@ fn create_snapshot<'a>(arguments: &Arguments<'a>) -> Result<EngineCommand<'a>, C
 
 /// Checks that a snapshot may be called so: it is the name of a directory.
 fn snapshot_id<'a>(word: &'a [u8]) -> Result<&'a str, CommandError<'a>> {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
-    let fits = (1..=SNAPSHOT_ID_LEN_MAX).contains(&word.len());
-    let is_right = fits && word.iter().all(plain) && word[0] != b'.';
-    let id = std::str::from_utf8(word).ok().filter(|_| is_right);
+    let id = std::str::from_utf8(word).ok().filter(|id| is_valid_id(id));
     id.ok_or(CommandError::SnapshotId)
 }

@@ -17,7 +17,7 @@ pub enum CommandId {
     SetEx, PSetEx, SetNx, GetSet, GetDel, GetEx, GetRange, SetRange, ExpireAt, PExpireAt,
     ExpireTime, PExpireTime, BgSave, Save, LastSave, KadSnapshot, KadCompact,
     ClientSetName, ClientGetName, ClientSetInfo, ClientId, ClientList, CommandCount, CommandDocs,
-    ConfigGet, SnapshotCreate,
+    ConfigGet, SnapshotCreate, SnapshotList, SnapshotDelete,
 }
 
 /// Where the keys are among the arguments; all zero if there are none.

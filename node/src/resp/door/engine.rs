@@ -11,6 +11,8 @@ use super::execute::{Caller, Outcome};
 use super::task::TaskId;
 use crate::keyspace::Keyspace;
 use crate::resp::command::EngineCommand;
+use crate::resp::reply::ReplyWriter;
+use crate::snapshot::{SnapshotFacts, SnapshotSpace};
 
 /// Names an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +28,11 @@ pub enum Order {
         /// Its name.
         id: String,
     },
+    /// Delete a snapshot; ends when its name is gone and its files are.
+    Delete {
+        /// Its name.
+        id: String,
+    },
 }
 
 /// How an order ended.
@@ -33,6 +40,10 @@ pub enum Order {
 pub enum OrderEnd {
     /// It is carried out.
     Done,
+    /// The snapshot is there.
+    Taken(SnapshotFacts),
+    /// There is no such snapshot.
+    Missing,
     /// It could not be carried out; the text goes to the client, its error code first.
     Failed(String),
 }
@@ -53,6 +64,10 @@ pub(super) struct Orders {
     waiting: BTreeMap<OrderId, (TaskId, Answer)>,
     /// The snapshot being taken.
     saving: Option<OrderId>,
+    /// The snapshot being deleted.
+    deleting: Option<(OrderId, String)>,
+    /// Those there are, the oldest first.
+    snapshots: Vec<SnapshotFacts>,
     /// Whether another one is to follow it.
     scheduled: bool,
     /// The last name given to one without a name.
@@ -71,9 +86,21 @@ impl Orders {
     }
 
     /// What INFO says of snapshots.
-    pub(super) fn about(&self, started_ms: u64) -> [(&'static str, String); 3] {
+    pub(super) fn about(
+        &self,
+        keyspace: &Keyspace,
+        started_ms: u64,
+    ) -> [(&'static str, String); 6] {
         let status = if self.failed { "err" } else { "ok" };
+        let is_in_use = |shard, segment| {
+            let is_there = keyspace.shards().contains(&shard);
+            is_there && keyspace.store(shard).has_segment(segment)
+        };
+        let SnapshotSpace { bytes, bytes_apart } = SnapshotSpace::of(&self.snapshots, is_in_use);
         [
+            ("snapshots", self.snapshots.len().to_string()),
+            ("snapshot_bytes", bytes.to_string()),
+            ("snapshot_bytes_apart", bytes_apart.to_string()),
             ("rdb_bgsave_in_progress", u8::from(self.saving.is_some()).to_string()),
             ("rdb_last_save_time", (self.saved_ms.unwrap_or(started_ms) / 1000).to_string()),
             ("rdb_last_bgsave_status", status.to_owned()),
@@ -83,8 +110,10 @@ impl Orders {
     fn give(&mut self, order: Order) -> OrderId {
         let id = OrderId(self.next);
         self.next += 1;
-        if matches!(order, Order::Snapshot { .. }) {
-            self.saving = Some(id);
+        match &order {
+            Order::Snapshot { .. } => self.saving = Some(id),
+            Order::Delete { id: name } => self.deleting = Some((id, name.clone())),
+            Order::Compact => {}
         }
         self.outgoing.push_back((id, order));
         id
@@ -92,8 +121,15 @@ impl Orders {
 }
 
 const ALREADY_SAVING: &[u8] = b"ERR Background save already in progress";
+const ALREADY_DELETING: &[u8] = b"ERR a snapshot is being deleted; try again";
 
 impl Door {
+    /// Tells which snapshots there are at the start.
+    pub fn set_snapshots(&mut self, mut snapshots: Vec<SnapshotFacts>) {
+        snapshots.sort_by_key(|snapshot| snapshot.created_ms);
+        self.orders.snapshots = snapshots;
+    }
+
     /// Whether there is an order to take.
     #[must_use]
     pub fn has_orders(&self) -> bool {
@@ -109,21 +145,34 @@ impl Door {
     pub fn handle_order(&mut self, keyspace: &mut Keyspace, id: OrderId, end: OrderEnd) {
         if self.orders.saving == Some(id) {
             self.orders.saving = None;
-            self.orders.failed = end != OrderEnd::Done;
-            match &end {
-                OrderEnd::Failed(error) => tracing::error!(%error, "no snapshot was taken"),
-                _ => self.orders.saved_ms = Some(keyspace.now().clock_ms),
+            self.orders.failed = matches!(end, OrderEnd::Failed(_));
+            if let OrderEnd::Failed(error) = &end {
+                tracing::error!(%error, "no snapshot was taken");
+            } else {
+                self.orders.saved_ms = Some(keyspace.now().clock_ms);
+            }
+            if let OrderEnd::Taken(facts) = &end {
+                self.orders.snapshots.retain(|snapshot| snapshot.id != facts.id);
+                self.orders.snapshots.push(facts.clone());
             }
             if std::mem::take(&mut self.orders.scheduled) {
                 let id = self.orders.default_id(keyspace);
                 self.orders.give(Order::Snapshot { id });
             }
         }
+        if let Some((_, name)) = self.orders.deleting.take_if(|(deleting, _)| *deleting == id)
+            && !matches!(end, OrderEnd::Failed(_))
+        {
+            self.orders.snapshots.retain(|snapshot| snapshot.id != name);
+        }
         let Some((task, answer)) = self.orders.waiting.remove(&id) else { return };
         self.tasks.end_order(task, |reply| match (end, answer) {
             (OrderEnd::Failed(text), _) => reply.writer().error(text.as_bytes()),
-            (OrderEnd::Done, Answer::Ok) => reply.writer().ok(),
-            (OrderEnd::Done, Answer::Text(text)) => reply.writer().bulk(text.as_bytes()),
+            (OrderEnd::Missing, _) => reply.writer().error(b"ERR there is no such snapshot"),
+            (OrderEnd::Done | OrderEnd::Taken(_), Answer::Ok) => reply.writer().ok(),
+            (OrderEnd::Done | OrderEnd::Taken(_), Answer::Text(text)) => {
+                reply.writer().bulk(text.as_bytes());
+            }
         });
         self.deliver_finished(keyspace);
     }
@@ -157,6 +206,14 @@ impl Door {
                 let id = id.map_or_else(|| self.orders.default_id(keyspace), str::to_owned);
                 self.order(caller, Order::Snapshot { id: id.clone() }, Answer::Text(id))
             }
+            EngineCommand::ListSnapshots => {
+                let snapshots = &self.orders.snapshots;
+                caller.reply(None, |reply| list(reply.writer(), snapshots));
+                Outcome::Done
+            }
+            EngineCommand::DeleteSnapshot { id } => {
+                self.order(caller, Order::Delete { id: id.to_owned() }, Answer::Ok)
+            }
         }
     }
 
@@ -166,6 +223,9 @@ impl Door {
         caller: &mut Caller<'_>,
         schedule: bool,
     ) -> Outcome {
+        if self.orders.deleting.is_some() {
+            return caller.error(ALREADY_DELETING);
+        }
         let text = match self.orders.saving {
             Some(_) if !schedule => return caller.error(ALREADY_SAVING),
             Some(_) => {
@@ -184,12 +244,29 @@ impl Door {
 
     /// Gives an order whose end the client waits for.
     fn order(&mut self, caller: &mut Caller<'_>, order: Order, answer: Answer) -> Outcome {
-        if self.orders.saving.is_some() && matches!(order, Order::Snapshot { .. }) {
+        if self.orders.saving.is_some() {
             return caller.error(ALREADY_SAVING);
+        }
+        if self.orders.deleting.is_some() {
+            return caller.error(ALREADY_DELETING);
         }
         let id = self.orders.give(order);
         let task = self.tasks.order(caller.place());
         self.orders.waiting.insert(id, (task, answer));
         Outcome::Behind(task)
+    }
+}
+
+/// Each snapshot as a map of what is known of it.
+fn list(mut reply: ReplyWriter<'_>, snapshots: &[SnapshotFacts]) {
+    reply.array_header(snapshots.len());
+    for SnapshotFacts { id, created_ms, files, bytes, .. } in snapshots {
+        reply.map_header(4);
+        reply.bulk(b"id");
+        reply.bulk(id.as_bytes());
+        for (name, figure) in [("created_ms", created_ms), ("files", files), ("bytes", bytes)] {
+            reply.bulk(name.as_bytes());
+            reply.integer(i64::try_from(*figure).unwrap_or(i64::MAX));
+        }
     }
 }

@@ -107,7 +107,7 @@ impl Door {
         let failed = keyspace.stores().any(|(_, store)| store.failure().is_some());
         let status = if failed { "err" } else { "ok" };
         let mut fields = vec![("loading", "0".to_owned())];
-        fields.extend(self.orders.about(self.facts.started_ms));
+        fields.extend(self.orders.about(keyspace, self.facts.started_ms));
         fields.push(("aof_enabled", "1".to_owned()));
         fields.push(("aof_last_write_status", status.to_owned()));
         fields

@@ -15,6 +15,7 @@ use super::*;
 use crate::config::{Config, DurabilityMode};
 use crate::io::device::{DeviceProbe, SyncMethod};
 use crate::node::shard_directory;
+use crate::snapshot::{Catalog, SnapshotFacts};
 
 const NOW_MS: u64 = 1_800_000_000_000;
 
@@ -336,7 +337,7 @@ fn snapshot_is_answered_when_it_is_there() {
     assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT CREATE monday"), "");
     let (id, taken) = rig.door.poll_order().unwrap();
     assert_eq!(taken, Order::Snapshot { id: "monday".into() });
-    for refused in ["SAVE", "BGSAVE", "KAD.SNAPSHOT CREATE"] {
+    for refused in ["SAVE", "BGSAVE", "KAD.SNAPSHOT CREATE", "KAD.SNAPSHOT DELETE x"] {
         let reply = order(&mut rig, two, refused);
         assert_eq!(reply, "-ERR Background save already in progress\r\n", "{refused}");
     }
@@ -359,6 +360,50 @@ fn snapshot_is_answered_when_it_is_there() {
 }
 
 #[test]
+fn snapshots_are_listed_and_deleted() {
+    let mut rig = Rig::new();
+    let (one, two) = (rig.connect(), rig.connect());
+    assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT LIST"), "*0\r\n");
+    let snapshot = |id: &str, created_ms| {
+        let (id, store, files) = (id.to_owned(), [1; 16], Vec::new());
+        SnapshotFacts::from(&Catalog { id, created_ms, store, files })
+    };
+    rig.door.set_snapshots(vec![snapshot("newer", 9), snapshot("older", 8)]);
+    assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT CREATE a"), "");
+    let (id, _) = rig.door.poll_order().unwrap();
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Taken(snapshot("a", 10)));
+    rig.turn();
+    assert_eq!(rig.replies(one), "$1\r\na\r\n");
+    assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT DELETE older"), "");
+    let (id, given) = rig.door.poll_order().unwrap();
+    assert_eq!(given, Order::Delete { id: "older".into() });
+    for refused in ["SAVE", "BGSAVE", "BGSAVE SCHEDULE", "KAD.SNAPSHOT DELETE a"] {
+        let reply = order(&mut rig, two, refused);
+        assert_eq!(reply, "-ERR a snapshot is being deleted; try again\r\n", "{refused}");
+    }
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Done);
+    rig.turn();
+    assert_eq!(rig.replies(one), "+OK\r\n");
+    let entry = |id: &str, ms| {
+        let len = id.len();
+        format!(
+            "*8\r\n$2\r\nid\r\n${len}\r\n{id}\r\n$10\r\ncreated_ms\r\n:{ms}\r\n\
+             $5\r\nfiles\r\n:0\r\n$5\r\nbytes\r\n:0\r\n"
+        )
+    };
+    let expected = format!("*2\r\n{}{}", entry("newer", 9), entry("a", 10));
+    assert_eq!(order(&mut rig, two, "KAD.SNAPSHOT LIST"), expected);
+    // One that somebody else has deleted is none any more.
+    assert_eq!(order(&mut rig, one, "KAD.SNAPSHOT DELETE newer"), "");
+    let (id, _) = rig.door.poll_order().unwrap();
+    rig.door.handle_order(&mut rig.keyspace, id, OrderEnd::Missing);
+    rig.turn();
+    assert_eq!(rig.replies(one), "-ERR there is no such snapshot\r\n");
+    let expected = format!("*1\r\n{}", entry("a", 10));
+    assert_eq!(order(&mut rig, two, "KAD.SNAPSHOT LIST"), expected);
+}
+
+#[test]
 fn orders_are_parsed_and_answered() {
     let mut rig = Rig::new();
     let one = rig.connect();
@@ -373,6 +418,7 @@ fn orders_are_parsed_and_answered() {
         ("KAD.SNAPSHOT CREATE ..", bad_id),
         ("KAD.SNAPSHOT CREATE a/b", bad_id),
         ("KAD.SNAPSHOT CREATE .a", bad_id),
+        ("KAD.SNAPSHOT DELETE ../a", bad_id),
         (
             "KAD.SNAPSHOT CREATE a b",
             "-ERR wrong number of arguments for 'kad.snapshot|create' command\r\n",

@@ -78,7 +78,7 @@ pub(super) const KAD_COMPACT: CommandSpec = CommandSpec {
     subcommands: &[],
 };
 
-const SNAPSHOT_SUBCOMMANDS: &[CommandSpec] = &[CommandSpec {
+const SNAPSHOT_CREATE: CommandSpec = CommandSpec {
     id: CommandId::SnapshotCreate,
     name: "kad.snapshot|create",
     arity: -2,
@@ -91,4 +91,24 @@ const SNAPSHOT_SUBCOMMANDS: &[CommandSpec] = &[CommandSpec {
     complexity: "O(N) in the number of segments",
     summary: "Takes a snapshot and answers its id.",
     subcommands: &[],
-}];
+};
+
+const SNAPSHOT_SUBCOMMANDS: &[CommandSpec] = &[
+    SNAPSHOT_CREATE,
+    CommandSpec {
+        id: CommandId::SnapshotList,
+        name: "kad.snapshot|list",
+        arity: 2,
+        complexity: "O(N) in the number of snapshots",
+        summary: "Answers the snapshots, the oldest first.",
+        ..SNAPSHOT_CREATE
+    },
+    CommandSpec {
+        id: CommandId::SnapshotDelete,
+        name: "kad.snapshot|delete",
+        arity: 3,
+        complexity: "O(N) in the number of segments",
+        summary: "Deletes a snapshot.",
+        ..SNAPSHOT_CREATE
+    },
+];
