@@ -7,7 +7,7 @@
 //! ```
 
 use fastrand::Rng;
-use storage::{SnapshotFile, StoreOptions};
+use storage::{FileContent, SnapshotFile, StoreOptions};
 use wal::Lsn;
 use wal::checksum;
 use wal::disk::{DiskError, DiskErrorKind, DiskOperation, DiskRequest, FileName, RequestId};
@@ -119,14 +119,19 @@ impl StoreWorld {
     fn check_files(&self, directory: &FileName, files: &[SnapshotFile]) -> Result<Lsn, String> {
         for file in files {
             let bytes = self.wire.disk.read_file(directory.join(&file.name).as_str());
-            let used = usize::try_from(file.used).map_err(|error| error.to_string())?;
-            let used = bytes.get(..used).ok_or_else(|| format!("{file:?} is too short"))?;
-            let crc32 = checksum::plain(used);
             if bytes.len() as u64 != file.len {
                 return Err(format!("{file:?} has {} bytes", bytes.len()));
             }
-            if crc32 != file.crc32 && self.condition == Condition::Sound {
-                return Err(format!("{file:?} has checksum {crc32:08x}"));
+            let FileContent { used, crc32, tail } = file.content;
+            let tail = tail.map(|tail| (tail.offset..file.len, tail.crc32));
+            for (range, told) in [Some((0..used, crc32)), tail].into_iter().flatten() {
+                let start = usize::try_from(range.start).map_err(|error| error.to_string())?;
+                let end = usize::try_from(range.end).map_err(|error| error.to_string())?;
+                let part = bytes.get(start..end).ok_or_else(|| format!("{file:?} is too short"))?;
+                let found = checksum::plain(part);
+                if found != told && self.condition == Condition::Sound {
+                    return Err(format!("{file:?} has checksum {found:08x} at {start}"));
+                }
             }
         }
         let manifest = self.wire.disk.read_file(manifest::file_name(directory, 0).as_str());
