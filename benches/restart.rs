@@ -165,7 +165,9 @@ fn reopen(
     for _ in 0..CHECKED {
         check(&mut rig, &values, random.u64(..keys));
     }
-    assert_eq!(rig.status().keys, keys, "every key is there");
+    // The count is off by keys whose 40-bit prefixes coincide: about 50 of 10 M.
+    let missing = rig.status().keys.abs_diff(keys);
+    assert!(missing <= 10 + keys / 100_000, "{missing} keys are not there");
     let resident = resident_bytes().saturating_sub(resident_before);
     let closing = Instant::now();
     rig.close();
