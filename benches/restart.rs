@@ -165,13 +165,16 @@ fn reopen(
     for _ in 0..CHECKED {
         check(&mut rig, &values, random.u64(..keys));
     }
-    assert_eq!(rig.status().keys, keys, "every key is there");
+    // The count is off by keys whose 40-bit prefixes coincide: about 50 of 10 M.
+    let missing = rig.status().keys.abs_diff(keys);
+    assert!(missing <= 10 + keys / 100_000, "{missing} keys are not there");
     let resident = resident_bytes().saturating_sub(resident_before);
     let closing = Instant::now();
     rig.close();
     let closing = closing.elapsed();
     let sources = times.sources;
-    assert_eq!(sources.checkpoint_refused, None, "no checkpoint is refused");
+    let by_checkpoint = matches!(way, Way::Direct | Way::Mapped);
+    assert!(!by_checkpoint || sources.checkpoint_refused.is_none(), "{sources:?}");
     let millis = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
     let said = json!({
         "start_ms": millis(opened.saturating_sub(times.recovery)),
