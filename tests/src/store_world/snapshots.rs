@@ -70,7 +70,7 @@ impl StoreWorld {
             return;
         }
         self.snapshots.begun += 1;
-        let directory = FileName::new(&format!("snapshot-{:03}", self.snapshots.begun));
+        let directory = FileName::new(format!("snapshot-{:03}", self.snapshots.begun));
         let floor = self.store().last_lsn();
         self.model.pin(Some(floor));
         self.store_mut().snapshot(directory.clone());
