@@ -1,5 +1,5 @@
-//! Snapshots taken in mid-run: each is opened later, from the links, as a store of its own, and must
-//! hold what the cut held, whatever has become of the store since.
+//! Snapshots taken in mid-run: each is opened later, from the links, as a store of its own, and
+//! must hold what the cut held, whatever has become of the store since.
 //!
 //! ```text
 //! command -> under way -> told: files and checksums compared, directory synced -> taken
