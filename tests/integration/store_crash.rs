@@ -158,9 +158,9 @@ const fn variant(bug: PlantedBug, seeds: u64, operations: u32) -> Variant {
 }
 
 /// Between the store and its disk: writes are lost, cached only, or acknowledged before they are
-/// completed; syncs of files or directories do nothing; headers are sealed again with a durable LSN
-/// one too high; stale frames are sealed for where they are found, as if checksums did not depend on
-/// the segment.
+/// completed; syncs of files or directories do nothing; headers are sealed again with a durable
+/// LSN one too high; stale frames are sealed for where they are found, as if checksums did not
+/// depend on the segment.
 const BROKEN_WIRES: &[Variant] = &[
     variant(PlantedBug::LosesDurableWrites, 4, 100),
     variant(PlantedBug::AcknowledgesCachedWrites, 4, 100),
