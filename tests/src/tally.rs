@@ -37,7 +37,6 @@ occurrences! {
     TornAt4096 = "writes torn at 4 KiB",
     GarbledSector = "lost sectors of zeros or noise",
     LostLength = "extensions lost",
-    LostTruncation = "emptied files back whole",
     LostEntry = "directory entries lost",
     LostRename = "renames lost",
     LostRemoval = "removals lost",

@@ -155,7 +155,9 @@ impl DeviceProbe {
         Ok(Self { dsync_us: Some(dsync_us), sync_us: Some(sync_us), choice, ..unmeasured })
     }
 
-    fn to_toml(self) -> String {
+    /// Writes it down, for people to read too.
+    #[must_use]
+    pub fn to_toml(self) -> String {
         let mut text = "# How this directory's device takes durable writes, measured at the first \
                         start.\n# Remove this file to have it measured again.\n"
             .to_owned();
@@ -177,7 +179,8 @@ impl DeviceProbe {
     }
 
     /// Understands what [`DeviceProbe::to_toml`] wrote; nothing else.
-    fn from_toml(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn from_toml(text: &str) -> Option<Self> {
         let table: toml::Table = text.parse().ok()?;
         let word = |key: &str| table.get(key).and_then(toml::Value::as_str);
         let time = |key: &str| match table.get(key) {

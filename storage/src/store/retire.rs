@@ -86,14 +86,10 @@ impl Store {
         self.pump_keeper();
     }
 
-    /// Where space is short, does not wait until a log that seldom syncs gets to it.
+    /// Where space is short, does not wait until a log that seldom syncs gets to it: segments are
+    /// sealed, and given back, only when what is in them, or what replaced it, is durable.
     fn hasten_retirements(&mut self) {
-        let durable_lsn = self.log.durable_lsn();
-        let mut retirements = self.retirements.iter();
-        let waits = retirements.any(|retirement| {
-            matches!(retirement.step, Step::Waiting { .. }) && retirement.replaced_lsn > durable_lsn
-        });
-        if waits && self.supply.is_disk_full() {
+        if self.supply.is_disk_full() && self.log.durable_lsn() < self.log.last_lsn() {
             self.log.request_sync();
         }
     }

@@ -340,7 +340,6 @@ impl Inode {
         if let Some(before) = &self.before
             && !choices.keeps_name()
         {
-            choices.note(Occurrence::LostTruncation);
             return before.after_power_loss(choices);
         }
         let len = self.surviving_len(choices);

@@ -17,11 +17,11 @@ use wal::record::{
 };
 use wal::segment::{self, Identity, SegmentHeader};
 
-use super::Target;
+use super::{Target, files};
 use crate::disk::{SimulatedDisk, run_procedure};
 
 /// Every decoder.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "frame_header", run: frame_header, valid: valid_frame, seal: seal_frame },
     Target { name: "record", run: record, valid: valid_record, seal: seal_record },
     Target { name: "segment_header", run: segment_header, valid: valid_segment, seal: keep },
@@ -29,6 +29,26 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "touch_body", run: touch_body, valid: valid_touch_body, seal: keep },
     Target { name: "resp", run: resp, valid: valid_resp, seal: keep },
     Target { name: "segment_file", run: segment_file, valid: valid_frames, seal: seal_frame },
+    Target {
+        name: "footer",
+        run: files::footer,
+        valid: files::valid_footer,
+        seal: files::seal_footer,
+    },
+    Target {
+        name: "checkpoint",
+        run: files::checkpoint,
+        valid: files::valid_checkpoint,
+        seal: keep,
+    },
+    Target { name: "export", run: files::export, valid: files::valid_export, seal: keep },
+    Target {
+        name: "catalog",
+        run: files::catalog,
+        valid: files::valid_catalog,
+        seal: files::seal_catalog,
+    },
+    Target { name: "device", run: files::device, valid: files::valid_device, seal: keep },
 ];
 
 const IDENTITY: Identity = Identity { store: [9; 16], node_id: [7; 20], shard: 0, shard_count: 1 };

@@ -92,6 +92,7 @@ impl StoreWorld {
                 Ok(())
             }
             Command::FillDisk => self.toggle_disk_full(),
+            Command::Rest => self.rest(),
         }
     }
 

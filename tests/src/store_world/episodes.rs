@@ -10,6 +10,9 @@ use crate::disk::OperationKind;
 /// Turns in which a store at its own limit must have given space back after a clear.
 const LIMITED_TURNS_MAX: u32 = 60;
 
+/// Longer than the scrub waits for its first pass.
+const REST_MS: u64 = 700_000;
+
 impl StoreWorld {
     /// Lets requests of this generation fail, in some; tells whether they heal within it.
     pub(super) fn plan_faults(&mut self) -> bool {
@@ -114,6 +117,17 @@ impl StoreWorld {
             }
         }
         Err(format!("LSN {lsn} is never acknowledged"))
+    }
+
+    /// Lets minutes pass, then a few turns in which nobody asks for anything.
+    pub(super) fn rest(&mut self) -> Result<(), String> {
+        self.advance_clock(REST_MS);
+        for _ in 0..6 {
+            self.turn()?;
+            while self.complete_one()? {}
+            self.advance_clock(2_000);
+        }
+        Ok(())
     }
 
     /// Whether the store may refuse writes on a disk that has room.

@@ -1,5 +1,5 @@
-//! Snapshots taken in mid-run: each is opened later, from the links, as a store of its own, and must
-//! hold what the cut held, whatever has become of the store since.
+//! Snapshots taken in mid-run: each is opened later, from the links, as a store of its own, and
+//! must hold what the cut held, whatever has become of the store since.
 //!
 //! ```text
 //! command -> under way -> told: files and checksums compared, directory synced -> taken
@@ -70,7 +70,7 @@ impl StoreWorld {
             return;
         }
         self.snapshots.begun += 1;
-        let directory = FileName::new(&format!("snapshot-{:03}", self.snapshots.begun));
+        let directory = FileName::new(format!("snapshot-{:03}", self.snapshots.begun));
         let floor = self.store().last_lsn();
         self.model.pin(Some(floor));
         self.store_mut().snapshot(directory.clone());

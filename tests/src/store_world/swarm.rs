@@ -57,9 +57,11 @@ pub(super) enum Command {
     Snapshot,
     /// Lets the disk run full, or gives it room again.
     FillDisk,
+    /// Lets minutes pass in which nobody asks for anything: the scrub has its turn.
+    Rest,
 }
 
-const COMMANDS: usize = 10;
+const COMMANDS: usize = 11;
 
 /// What may go wrong besides crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,8 +196,9 @@ impl Mix {
 fn draw_weights(rng: &mut Rng, faults: FaultMix) -> [(Command, u32); COMMANDS] {
     let fill = u32::from(faults.full_disk);
     let snapshot = pick(rng, &[0, 1, 1, 3]);
+    let rest = pick(rng, &[0, 0, 1]);
     if rng.u8(..3) == 0 {
-        return draw_churn(rng, snapshot, fill);
+        return draw_churn(rng, snapshot, fill, rest);
     }
     let usual = [
         (Command::Put, 45),
@@ -208,9 +211,12 @@ fn draw_weights(rng: &mut Rng, faults: FaultMix) -> [(Command, u32); COMMANDS] {
         (Command::Compact, 1),
         (Command::Snapshot, snapshot),
         (Command::FillDisk, fill),
+        (Command::Rest, rest),
     ];
     usual.map(|(command, weight)| match (command, rng.u8(..6)) {
-        (Command::Put | Command::Snapshot | Command::FillDisk, _) => (command, weight),
+        (Command::Put | Command::Snapshot | Command::FillDisk | Command::Rest, _) => {
+            (command, weight)
+        }
         (_, 0) => (command, 0),
         (Command::Clear, 1..4) => (command, 0),
         (Command::Clear, _) => (command, 1),
@@ -221,7 +227,7 @@ fn draw_weights(rng: &mut Rng, faults: FaultMix) -> [(Command, u32); COMMANDS] {
 
 /// Mostly writes, and compaction by hand, so that most of what is written is dead soon: overwrites,
 /// tombstones or new expiries prevail.
-fn draw_churn(rng: &mut Rng, snapshot: u32, fill: u32) -> [(Command, u32); COMMANDS] {
+fn draw_churn(rng: &mut Rng, snapshot: u32, fill: u32, rest: u32) -> [(Command, u32); COMMANDS] {
     let (puts, removals, touches) = pick(rng, &[(80, 5, 5), (45, 45, 0), (40, 10, 40)]);
     [
         (Command::Put, puts),
@@ -234,6 +240,7 @@ fn draw_churn(rng: &mut Rng, snapshot: u32, fill: u32) -> [(Command, u32); COMMA
         (Command::Compact, pick(rng, &[1, 4, 12])),
         (Command::Snapshot, snapshot),
         (Command::FillDisk, fill),
+        (Command::Rest, rest),
     ]
 }
 

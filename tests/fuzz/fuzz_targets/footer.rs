@@ -1,0 +1,4 @@
+//! `footer` of kadring-tests for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kadring_tests::fuzz::files::footer(bytes));
