@@ -197,7 +197,8 @@ impl Door {
                 format!("shard{index}"),
                 format!(
                     "keys={},segments={},segment_bytes={},shelved_bytes={},last_lsn={},\
-                 durable_lsn={},frames={},frame_bytes={},damaged_reads={},segments_freed={},bytes_copied={},checkpoints={},\
+                 durable_lsn={},frames={},frame_bytes={},damaged_reads={},segments_freed={},\
+                 bytes_copied={},checkpoints={},\
                  suspect={},disk_full={},read_only={}",
                     status.keys,
                     status.segments,
