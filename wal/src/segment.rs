@@ -5,8 +5,8 @@
 //! is written full of zeros and synced before it is used, because only overwrites of
 //! already-written blocks are cheap to make durable. Its id is never used again.
 //!
-//! A file that is written through but part of no log is *shelved*, under a name of its own: one made
-//! for the purpose ([`prepare_shelved`]) or that of a segment that is no longer needed ([`shelve`]).
+//! A file that is written through but part of no log is *shelved*, under a name of its own: one
+//! made for that ([`prepare_shelved`]) or that of a segment no longer needed ([`shelve`]).
 //! It becomes a segment without taking space ([`recycle`]). Its first block says whether its space
 //! is reused: what follows the last frame is then of an earlier life and means nothing. All
 //! checksums of frames, records and footers are seeded with the segment's id, so nothing old

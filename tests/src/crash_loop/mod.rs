@@ -57,7 +57,7 @@ const START_KILL_ONE_IN: u32 = 5;
 /// Half of those come within so many microseconds of its start.
 const EARLY_KILL_MICROS: u64 = 5_000;
 
-/// Kills between two snapshots that are compared, and between two looks at what snapshots there are.
+/// Kills between two snapshots that are compared, and between two looks at what there are.
 const COMPARE_KILLS: u64 = 10;
 const THIN_KILLS: u64 = 4;
 

@@ -196,8 +196,9 @@ impl Door {
             fields.push((
                 format!("shard{index}"),
                 format!(
-                    "keys={},segments={},segment_bytes={},shelved_bytes={},last_lsn={},durable_lsn={},frames={},\
-                 frame_bytes={},damaged_reads={},segments_freed={},bytes_copied={},checkpoints={},\
+                    "keys={},segments={},segment_bytes={},shelved_bytes={},last_lsn={},\
+                 durable_lsn={},frames={},frame_bytes={},damaged_reads={},segments_freed={},\
+                 bytes_copied={},checkpoints={},\
                  suspect={},disk_full={},read_only={}",
                     status.keys,
                     status.segments,
