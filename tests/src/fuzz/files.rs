@@ -6,7 +6,9 @@ use fastrand::Rng;
 use kadring::export::{Reader, Writer};
 use kadring::io::device::DeviceProbe;
 use kadring::snapshot::{Catalog, CatalogFile};
-use storage::{CheckpointLoader, CheckpointOptions, KeyRef, Now, Put, StoreOptions};
+use storage::{
+    CheckpointLoader, CheckpointOptions, FileContent, FileTail, KeyRef, Now, Put, StoreOptions,
+};
 use wal::Lsn;
 use wal::checksum::{self, Place};
 use wal::disk::{FileName, HeapBuffers, IoBuffer};
@@ -140,7 +142,7 @@ pub(super) fn valid_checkpoint(rng: &mut Rng) -> Vec<u8> {
             let mut id = [rng.u8(..3); 20];
             id[19] = rng.u8(..);
             let version = Version(u128::from(turn).to_be_bytes());
-            let key = KeyRef { id: Key(id), user_key: b"a user key" };
+            let key = KeyRef::given(Key(id), b"a user key");
             let _ = store.put(&Put { key, version, expiry_ms: 0, value: b"value" });
         }
         store.end_turn();
@@ -210,11 +212,13 @@ pub fn catalog(bytes: &[u8]) {
 pub(super) fn valid_catalog(rng: &mut Rng) -> Vec<u8> {
     let file = |rng: &mut Rng| {
         let len = u64::from(rng.u32(..));
+        let used = rng.u64(..=len);
+        let tail = FileTail { offset: rng.u64(used..=len), crc32: rng.u32(..) };
+        let tail = rng.bool().then_some(tail).filter(|tail| tail.offset < len);
         CatalogFile {
             name: format!("shard-{:02}/{:016x}.segment", rng.u8(..4), rng.u64(..)),
             len,
-            used: rng.u64(..=len),
-            crc32: rng.u32(..),
+            content: FileContent { used, crc32: rng.u32(..), tail },
         }
     };
     let catalog = Catalog {
