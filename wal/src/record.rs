@@ -151,6 +151,33 @@ impl Record<'_> {
         }
         finish(place, start, self.value, out);
     }
+
+    /// Appends the header alone to `out`, as it stands at `place` in the log, for a value whose
+    /// chunks have the checksums `sums`.
+    ///
+    /// # Panics
+    /// If the value is not chunked or has another number of chunks, if it or the user key is longer
+    /// than the format admits, or `out` has no room.
+    pub fn encode_header(&self, place: &Place, first_lsn: Lsn, sums: &[u32], out: &mut IoBuffer) {
+        let chunked = self.value.len() > VALUE_CHUNK_LEN;
+        assert!(chunked && sums.len() == self.value.len().div_ceil(VALUE_CHUNK_LEN), "chunk sums");
+        let fields = FixedFields {
+            kind: self.kind,
+            namespace: self.namespace,
+            key: self.key,
+            user_key_len: self.user_key.len(),
+            version: self.version,
+            expiry_ms: self.expiry_ms,
+            first_lsn,
+            value_len: self.value.len(),
+            value_crc: 0,
+        };
+        let start = out.len();
+        out.extend_from_slice(&fields.encode());
+        out.extend_from_slice(self.user_key);
+        sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
+        seal_header(place, start, out);
+    }
 }
 
 /// The fields of a header that every record has, but for the header's own checksum.
@@ -187,12 +214,17 @@ impl FixedFields {
 
 /// Seals the header that `out` holds from `start` on, then appends the value and the padding.
 fn finish(place: &Place, start: usize, value: &[u8], out: &mut IoBuffer) {
-    let header = &mut out.as_mut_slice()[start..];
-    let crc = checksum::seeded(place, &[&header[4..]]);
-    header[..4].copy_from_slice(&crc.to_le_bytes());
+    seal_header(place, start, out);
     out.extend_from_slice(value);
     let padding = padded_len(out.len() - start) - (out.len() - start);
     out.extend_from_slice(&[0; RECORD_ALIGNMENT][..padding]);
+}
+
+/// Fills in the checksum of the header that `out` holds from `start` on.
+fn seal_header(place: &Place, start: usize, out: &mut IoBuffer) {
+    let header = &mut out.as_mut_slice()[start..];
+    let crc = checksum::seeded(place, &[&header[4..]]);
+    header[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Rounds a record's length up to where the next one starts.
@@ -355,6 +387,35 @@ impl<'a> RecordHeader<'a> {
         out.extend_from_slice(self.user_key);
         out.extend_from_slice(self.chunk_crcs);
         finish(place, start, value, out);
+    }
+
+    /// Appends a copy of the header alone to `out`, as it stands at `place` in the log: as long as
+    /// the original, and all it says is the same.
+    ///
+    /// # Panics
+    /// If `out` has no room.
+    pub fn encode_header_copy(&self, place: &Place, out: &mut IoBuffer) {
+        let fields = FixedFields {
+            kind: self.kind,
+            namespace: self.namespace,
+            key: self.key,
+            user_key_len: self.user_key.len(),
+            version: self.version,
+            expiry_ms: self.expiry_ms,
+            first_lsn: self.first_lsn,
+            value_len: self.value_len,
+            value_crc: self.value_crc,
+        };
+        let start = out.len();
+        out.extend_from_slice(&fields.encode());
+        out.extend_from_slice(self.user_key);
+        out.extend_from_slice(self.chunk_crcs);
+        seal_header(place, start, out);
+    }
+
+    /// Checksums of the value's chunks; none of a value that is not chunked.
+    pub fn chunk_sums(&self) -> impl ExactSizeIterator<Item = u32> + 'a {
+        self.chunk_crcs.as_chunks().0.iter().map(|crc| u32::from_le_bytes(*crc))
     }
 
     /// Takes the value out of the bytes that the header was decoded from and verifies it.
