@@ -44,5 +44,5 @@ pub use recovery::{DamagedFile, Opened, RecoveryReport, RecoverySources, identif
 pub use store::{
     CheckpointCounters, CheckpointLoader, CheckpointOptions, CompactionCounters, Effect, Entry,
     Event, Get, KeyRef, Lookup, Put, ReadId, Repair, RepairReason, ScannedKey, ScrubStatus,
-    SnapshotFile, Store, StoreLimits, StoreOptions, StoreStatus, Value,
+    SharedPut, SnapshotFile, Store, StoreLimits, StoreOptions, StoreStatus, Value,
 };

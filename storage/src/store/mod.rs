@@ -24,6 +24,11 @@ use crate::segments::{Segment, SegmentState};
 mod checkpointing;
 mod compaction;
 mod disk_read;
+mod extent;
+mod extent_compaction;
+mod extent_copy;
+#[cfg(test)]
+mod extent_tests;
 mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
@@ -43,12 +48,15 @@ mod write;
 
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction::CompactionCounters;
+pub use extent::SharedPut;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::SnapshotFile;
 
 use checkpointing::Checkpointing;
 use compaction::Compaction;
 use disk_read::Reads;
+use extent::Extents;
+pub(crate) use extent::base_len;
 use manifest_keeper::ManifestKeeper;
 use read::Jobs;
 use retire::Retirement;
@@ -340,6 +348,8 @@ enum Source {
     Checkpoint(Option<RequestId>),
     Read,
     Scrub,
+    /// A piece of an extent that is moved.
+    Extent(u64),
 }
 
 /// One shard: see the crate's documentation for how it is driven.
@@ -360,6 +370,7 @@ pub struct Store {
     supply: SegmentSupply,
     keeper: ManifestKeeper,
     compaction: Compaction,
+    extents: Extents,
     scrub: Scrub,
     checkpointing: Checkpointing,
     retirements: Vec<Retirement>,
@@ -420,6 +431,7 @@ impl Store {
             snapshots: Snapshots::new(manifest.next_segment),
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
+            extents: Extents::new(&options.log),
             scrub: Scrub::new(options.limits.scrub_bytes_per_second),
             checkpointing,
             retirements: Vec::new(),
@@ -556,6 +568,7 @@ impl Store {
             self.idle_since_ns = None;
         }
         self.pump_snapshot();
+        self.pump_extents();
         self.log.submit(self.now.clock_ms);
         self.pump_log();
         self.pump_scrub();
@@ -596,7 +609,7 @@ impl Store {
         let paused = self.compaction.is_paused();
         let scrub = self.scrub.due_at_ns().filter(|_| !paused);
         let checkpoint = self.checkpointing.deadline_ns();
-        let background = [compaction, checkpoint, scrub];
+        let background = [compaction, checkpoint, scrub, self.extents.deadline_ns()];
         [idle, expiry, sweep, retry, sync].into_iter().chain(background).flatten().min()
     }
 
@@ -660,6 +673,10 @@ impl Store {
             }
             Source::Read => self.handle_read(completion),
             Source::Scrub => self.handle_scrub(completion),
+            Source::Extent(number) => {
+                self.handle_copy_read(number, completion);
+                self.pump_log();
+            }
         }
     }
 
@@ -681,6 +698,7 @@ impl Store {
         if let (false, Some(error)) = (failed_before, self.log.failure()) {
             self.events.push_back(Event::Failed(error));
         }
+        self.pump_extents();
         self.pump_log();
         self.tell_writable();
     }
@@ -732,7 +750,7 @@ impl Store {
         }
     }
 
-    fn tell_writable(&mut self) {
+    pub(super) fn tell_writable(&mut self) {
         if std::mem::take(&mut self.starved) {
             self.events.push_back(Event::Writable);
         }

@@ -2,12 +2,12 @@
 
 use bytes::{Bytes, BytesMut};
 use wal::Lsn;
-use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{
     Key, Location, Namespace, RECORD_HEADER_LEN, Record, RecordKind, TouchBody, Version,
 };
 
+use super::extent::base_len;
 use super::read::{Memory, Purpose, found_in};
 use super::{Effect, KeyRef, Put, Store};
 use crate::cache::CachedRecord;
@@ -26,15 +26,18 @@ pub(crate) const REWRITTEN_LEN_MAX: usize = 4096;
 impl Store {
     /// Stores a value. Never reads the disk.
     ///
+    /// A value that is written beside the log ([`Store::put_shared`]) is refused as
+    /// [`WriteError::Busy`] until that is done: the same is then to be asked again.
+    ///
     /// # Errors
     /// [`WriteError`].
     pub fn put(&mut self, put: &Put<'_>) -> Result<Lsn, WriteError> {
+        if self.extents.wants(put.value.len()) {
+            return self.put_large(put);
+        }
         let KeyRef { id, user_key } = put.key;
         let memory = self.memory(&id);
-        if let Memory::Known(Known::Present(found)) = memory
-            && !found.is_expired(self.now.clock_ms)
-            && found.user_key_crc != checksum::plain(user_key)
-        {
+        if self.is_conflict(&memory, &put.key) {
             return Err(WriteError::KeyConflict);
         }
         let appended = self.append(&Record {
@@ -163,10 +166,8 @@ impl Store {
         let place = self.place_of(&appended.location);
         let base_place = self.catalog.segments.place_of(&base);
         let slot = self.slot(place, SlotKind::Touch, TOUCH_LEN, expiry_ms);
-        let base_slot = base_place.map(|place| {
-            let len = u64::from(base.header_len) + u64::from(base.value_len);
-            self.slot(place, SlotKind::Put, len, expiry_ms)
-        });
+        let base_slot = base_place
+            .map(|place| self.slot(place, SlotKind::Put, base_len(&base, base_lsn), expiry_ms));
         self.catalog.expect_no_more(&key, found.place, found.expiry_ms);
         let now_ms = self.now.clock_ms;
         if let Some(base_place) = base_place {
@@ -225,7 +226,7 @@ impl Store {
     }
 
     /// Changes a key's slots; `memory` is what is known of the key.
-    fn change_slots(
+    pub(super) fn change_slots(
         &mut self,
         key: &Key,
         memory: Memory,
@@ -297,7 +298,7 @@ impl Store {
         place.expect("records are appended to segments that the catalog knows")
     }
 
-    fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
+    pub(super) fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
         let len = record.encoded_len() as u64;
         if record.kind == RecordKind::Put
             && self.supply.is_disk_full()
@@ -331,7 +332,7 @@ impl Store {
     }
 
     /// Room that is not for new values on a full disk: spares, if any, are not either.
-    fn full_disk_reserve(&self) -> u64 {
+    pub(super) fn full_disk_reserve(&self) -> u64 {
         let last_len = self.supply.last_len();
         FULL_DISK_RESERVE.max(last_len / 2) + self.log.spare_count() as u64 * last_len
     }
