@@ -172,20 +172,24 @@ impl Store {
             return Err(WriteError::ReadOnly(error));
         }
         let memory = self.memory(&key.id);
-        if self.is_conflict(&memory, &key) {
-            return Err(WriteError::KeyConflict);
-        }
+        let conflict = self.is_conflict(&memory, &key);
         let Some(index) = self.extents.find(&key, value) else {
-            return self.stage(put).map(Effect::Pending);
+            let staged = if conflict { Err(WriteError::KeyConflict) } else { self.stage(put) };
+            return staged.map(Effect::Pending);
         };
         let staged = &self.extents.staged[index];
         let Stage::Written { location, .. } = staged.stage else {
             return Ok(Effect::Pending(staged.id));
         };
-        let lsn = self.put_extent(put, memory, location)?;
-        self.extents.take(index);
-        self.tell_writable();
-        Ok(Effect::Done(Some(lsn)))
+        let result = match conflict {
+            true => Err(WriteError::KeyConflict),
+            false => self.put_extent(put, memory, location),
+        };
+        if result != Err(WriteError::Busy) {
+            self.extents.take(index);
+            self.tell_writable();
+        }
+        result.map(|lsn| Effect::Done(Some(lsn)))
     }
 
     /// As [`Store::put_shared`], for those who have lent the value and ask again when they are told

@@ -33,7 +33,7 @@ mod timeline;
 mod wire;
 
 use crate::disk::{OperationKind, SimulatedDisk};
-use adapter::{StoreUnderTest, Told};
+use adapter::{Effect, StoreUnderTest, Told};
 use commands::Waiting;
 use model::{CrashKind, KeyState, Model};
 use recovery::{Again, Crash, Depth, Recovered, inspect};
@@ -488,7 +488,8 @@ impl StoreWorld {
             self.turn()?;
             while self.complete_one()? {}
             match self.put(key)? {
-                Ok(lsn) => return self.await_durable(lsn),
+                Ok(Effect::Done(Some(lsn))) => return self.await_durable(lsn),
+                Ok(_) => "a large value takes its time".clone_into(&mut answer),
                 Err(WriteError::ReadOnly(_)) if self.store().failure().is_some() => return Ok(()),
                 Err(error) => answer = error.to_string(),
             }
@@ -616,7 +617,10 @@ impl StoreWorld {
                 Told::Read { id, result } => self.check_read(id, result)?,
                 Told::Resolved { id } => self.redo(id)?,
                 Told::Scanned { id, keys, next } => self.check_scan(id, &keys, next)?,
-                Told::Writable => self.waiting.writer = false,
+                Told::Writable => {
+                    self.waiting.writer = false;
+                    self.retry_stalled()?;
+                }
                 Told::Damaged if self.condition != Condition::Sound => {}
                 Told::Failed(_) if self.condition == Condition::Faulty => {}
                 other => return Err(format!("unexpected {other:?}")),
