@@ -150,9 +150,10 @@ impl<'a, I: Io> Appender<'a, I> {
         let record = Record {
             kind: RecordKind::Put,
             namespace: Namespace::PLAIN,
-            key: Key([9; 20]),
+            key: Key::of(USER_KEY),
+            hashed: true,
             user_key: USER_KEY,
-            version: Version::default(),
+            version: Version([7; 16]),
             expiry_ms: 0,
             value: &self.value,
         };

@@ -16,12 +16,12 @@ use storage::{Event, Get, KeyRef, LogClock, Put, Store, StoreOptions, WriteError
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskOperation, DiskRequest, FileName, RequestId};
 use wal::group_commit::GroupCommitLimits;
-use wal::record::Version;
+use wal::record::{Version, own_half};
 use wal::segment::Identity;
 
 const STORE: DiskOwner = DiskOwner(0);
 const RAW: DiskOwner = DiskOwner(1);
-const IDENTITY: Identity = Identity { store: [7; 16], node_id: [1; 20], shard: 0, shard_count: 1 };
+const IDENTITY: Identity = Identity { store: [7; 16], node_id: [7; 20], shard: 0, shard_count: 1 };
 /// Where the store is, below the data directory.
 const DIRECTORY: &str = "shard-00";
 
@@ -142,7 +142,8 @@ impl StoreRig {
             records: opened.report.records,
             segments: opened.report.segments,
         };
-        let version = u128::from_be_bytes(opened.store.version_max().0);
+        let counter = u128::from_be_bytes(opened.store.version_max().0) >> 64;
+        let version = counter << 64 | u128::from(u64::from_be_bytes(own_half(&IDENTITY.store)));
         let mut rig = Self {
             io,
             store: opened.store,
@@ -163,9 +164,10 @@ impl StoreRig {
     /// If the disk is full or broken.
     pub fn put(&mut self, index: u64, value: &[u8]) -> Option<Lsn> {
         let (id, user_key) = key(index);
-        self.version += 1;
+        // The second half is the store's own, as a node's.
+        self.version += 1 << 64;
         let put = Put {
-            key: KeyRef { id, user_key: &user_key },
+            key: KeyRef::hashed(id, &user_key),
             version: Version(self.version.to_be_bytes()),
             expiry_ms: 0,
             value,
@@ -183,7 +185,7 @@ impl StoreRig {
     /// If the store has lost it.
     pub fn get(&mut self, index: u64) -> Got {
         let (id, user_key) = key(index);
-        match self.store.get(&KeyRef { id, user_key: &user_key }) {
+        match self.store.get(&KeyRef::hashed(id, &user_key)) {
             Ok(Get::Missing) => Got::Missing,
             Ok(Get::Found(value)) => Got::Found(value.value),
             Ok(Get::Pending(read)) => Got::Pending(read.0),

@@ -1,6 +1,7 @@
 //! Keys, values and the choice among them, the same in every run.
 
 use sha1::{Digest, Sha1};
+use wal::Lsn;
 use wal::record::Key;
 
 /// Bytes of a user key.
@@ -61,7 +62,11 @@ impl Values {
     /// Bytes of the record that holds them, padded.
     #[must_use]
     pub fn record_bytes(&self) -> u64 {
-        let header = wal::record::header_len(USER_KEY_LEN, self.bytes.len());
+        let own_lsn = wal::record::told_lsn(Lsn(1), Lsn(1), self.bytes.len());
+        let header = wal::record::RECORD_FIXED_LEN
+            + if own_lsn.is_some() { 8 } else { 0 }
+            + USER_KEY_LEN
+            + wal::record::chunk_crcs_len(self.bytes.len());
         wal::record::padded_len(header + self.bytes.len()) as u64
     }
 }

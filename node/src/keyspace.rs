@@ -1,6 +1,5 @@
 //! All shards of a node as one key space: which shard a key belongs to, time, and versions.
 
-use sha1::{Digest, Sha1};
 use storage::{Effect, Event, KeyRef, Lookup, Now, Put, ReadError, Store, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskRequest};
@@ -59,8 +58,8 @@ impl Keyspace {
     /// follow the node's own id.
     #[must_use]
     pub fn address<'a>(&self, user_key: &'a [u8]) -> Address<'a> {
-        let id: [u8; 20] = Sha1::digest(user_key).into();
-        Address { shard: self.shard_of(Key(id)), key: KeyRef { id: Key(id), user_key } }
+        let id = Key::of(user_key);
+        Address { shard: self.shard_of(id), key: KeyRef::hashed(id, user_key) }
     }
 
     /// Finds the shard of a key id.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use storage::{LogClock, OpenError, Opened, RecoveryReport, StoreLimits, StoreOptions};
 use wal::disk::FileName;
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
+use wal::record::own_half;
 use wal::segment::Identity;
 
 use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
@@ -350,7 +351,9 @@ impl<'a, I: Io> Shards<'a, I> {
 
     fn draw_identity(&self) -> Identity {
         let shard_count = self.config.shards.unwrap_or_else(|| process::cores().min(SHARDS_MAX));
-        let (store, node_id) = (process::random_bytes(), process::random_bytes());
+        let (store, mut node_id) = (process::random_bytes(), process::random_bytes());
+        // Records do not hold the half of a version that all of a store's own share.
+        node_id[..8].copy_from_slice(&own_half(&store));
         Identity { store, node_id, shard: 0, shard_count }
     }
 

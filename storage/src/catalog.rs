@@ -26,7 +26,7 @@ const NEAR_COUNT_MAX: usize = 1 << 16;
 /// Only expiries less than this ahead are among them, in ms.
 const NEAR_MS_MAX: u64 = 120_000;
 /// Bytes a tombstone record takes.
-pub(crate) const TOMBSTONE_LEN: u64 = 72;
+pub(crate) const TOMBSTONE_LEN: u64 = wal::record::RECORD_LEN_MIN as u64;
 
 /// Whether a slot is of the key at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use wal::replay::ReplayedRecord;
 use crate::catalog::{Catalog, Kin};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
 use crate::knowledge::Mixing;
-use crate::store::{REWRITTEN_LEN_MAX, TOUCH_LEN, base_len, tombstone};
+use crate::store::{REWRITTEN_LEN_MAX, base_len, parts_len, tombstone};
 
 /// Slots whose keys are remembered: an overwrite of one of these leaves no shadowed slot behind.
 const REMEMBERED_COUNT_MAX: usize = 64 << 10;
@@ -75,8 +75,7 @@ impl Rebuild {
             return self.hide(record, place, None);
         }
         let location = &record.location;
-        let len = u64::from(location.header_len) + u64::from(location.value_len);
-        let slot = self.slot(record, place, kind, len);
+        let slot = self.slot(record, place, kind, parts_len(location));
         let keys = &self.keys;
         self.catalog.put(&record.key, slot, &mut |old| kin(keys, &record.key, old));
         if location.value_len as usize <= REWRITTEN_LEN_MAX {
@@ -112,7 +111,7 @@ impl Rebuild {
         if self.is_expired(record) && !record.damaged {
             return self.hide(record, place, base);
         }
-        let slot = self.slot(record, place, SlotKind::Touch, TOUCH_LEN);
+        let slot = self.slot(record, place, SlotKind::Touch, parts_len(&record.location));
         let len = base_len(&body.base, body.base_lsn);
         let base = base.map(|place| {
             let slot = self.slot(record, place, SlotKind::Put, len);

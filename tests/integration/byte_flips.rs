@@ -15,7 +15,7 @@ use wal::checksum::Place;
 use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers};
 use wal::frame::{FRAME_HEADER_LEN, FrameHeader};
 use wal::group_commit::GroupCommitLimits;
-use wal::record::{Key, RecordHeader, Version};
+use wal::record::{Key, RECORD_FIXED_LEN, RecordHeader, Version, own_half};
 use wal::segment::{self, Identity, SegmentHeader, Space};
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -31,7 +31,8 @@ struct Item {
 
 impl Item {
     fn key(&self) -> KeyRef<'_> {
-        KeyRef { id: self.id, user_key: &self.user_key }
+        let hashed = self.id == Key::of(&self.user_key);
+        KeyRef { id: self.id, user_key: &self.user_key, hashed }
     }
 
     fn now(&self) -> Option<&[u8]> {
@@ -69,10 +70,11 @@ fn rest() -> Rested {
     store.set_now(Now { monotonic_ns: 0, clock_ms: NOW_MS });
     let mut rng = Rng::with_seed(3);
     let mut items: Vec<Item> = (0..KEYS)
-        .map(|index| Item {
-            id: Key([u8::try_from(index).unwrap(); 20]),
-            user_key: format!("user key {index}").into_bytes(),
-            values: Vec::new(),
+        .map(|index| {
+            let user_key = format!("user key {index}").into_bytes();
+            let given = Key([u8::try_from(index).unwrap(); 20]);
+            let id = if index % 2 == 0 { Key::of(&user_key) } else { given };
+            Item { id, user_key, values: Vec::new() }
         })
         .collect();
     for number in 1..=260_u128 {
@@ -114,7 +116,10 @@ fn write(
     number: u128,
     rng: &mut Rng,
 ) {
-    let version = Version(number.to_be_bytes());
+    let mut version = Version((number << 64).to_be_bytes());
+    if number.is_multiple_of(2) {
+        version.0[8..].copy_from_slice(&own_half(&[9; 16]));
+    }
     let live = item.now().map(<[u8]>::to_vec);
     match (rng.u8(..10), live) {
         (0, Some(_)) => {
@@ -258,7 +263,7 @@ fn layout(name: &str, bytes: &[u8]) -> (Vec<Extent>, Vec<Extent>) {
         let len = header.len as usize;
         frames.push((start as u64, len as u64));
         let mut at = start + FRAME_HEADER_LEN;
-        while at + 72 <= start + len {
+        while at + RECORD_FIXED_LEN <= start + len {
             let place = Place { store: [9; 16], segment, offset: at as u64 };
             let Ok(header) = RecordHeader::decode(&bytes[at..start + len], &place) else { break };
             records.push((at as u64, header.len() as u64));

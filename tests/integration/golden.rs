@@ -15,8 +15,8 @@ use wal::footer::{self, Footer, FooterTable, SegmentSummary, Trailer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::manifest::{CheckpointEntry, Manifest, Quarantine, SegmentEntry, Verdict};
 use wal::record::{
-    Key, Location, Namespace, RECORD_HEADER_LEN, Record, RecordHeader, RecordKind, TouchBody,
-    Version,
+    Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody, Version, own_half,
+    told_lsn,
 };
 use wal::replay::ReplayedRecord;
 use wal::segment::{Identity, SegmentHeader, Space};
@@ -77,7 +77,7 @@ fn first_place() -> Place {
 fn version(counter: u64) -> Version {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&((WALL_MS << 16) | counter).to_be_bytes());
-    bytes[8..].copy_from_slice(&identity().node_id[..8]);
+    bytes[8..].copy_from_slice(&own_half(&identity().store));
     Version(bytes)
 }
 
@@ -86,6 +86,7 @@ fn put(value: &[u8], expiry_ms: u64) -> Record<'_> {
         kind: RecordKind::Put,
         namespace: Namespace::PLAIN,
         key: Key(Sha1::digest(USER_KEY).into()),
+        hashed: true,
         user_key: USER_KEY,
         version: version(1),
         expiry_ms,
@@ -94,11 +95,12 @@ fn put(value: &[u8], expiry_ms: u64) -> Record<'_> {
 }
 
 fn bare(kind: RecordKind, counter: u64, expiry_ms: u64, value: &[u8]) -> Record<'_> {
-    Record { kind, user_key: &[], version: version(counter), ..put(value, expiry_ms) }
+    let version = version(counter);
+    Record { kind, hashed: false, user_key: &[], version, ..put(value, expiry_ms) }
 }
 
 fn touch_body(offset: u32) -> TouchBody {
-    let (header_len, value_len) = (79, u32::try_from(VALUE.len()).unwrap());
+    let (header_len, value_len) = (39, u32::try_from(VALUE.len()).unwrap());
     TouchBody {
         base: Location { segment: SEGMENT, offset, header_len, value_len },
         user_key_crc: checksum::plain(USER_KEY),
@@ -108,35 +110,45 @@ fn touch_body(offset: u32) -> TouchBody {
 
 /// Encodes the record, compares, and reads the golden bytes back.
 #[track_caller]
-fn check_record(name: &str, record: &Record<'_>, first_lsn: u64) {
-    let mut buffer = IoBuffer::with_capacity(record.encoded_len());
-    record.encode(&first_place(), Lsn(first_lsn), &mut buffer);
+fn check_record(name: &str, record: &Record<'_>, first_lsn: Option<u64>) {
+    let first_lsn = first_lsn.map(Lsn);
+    let mut buffer = IoBuffer::with_capacity(record.encoded_len_max());
+    record.encode(&first_place(), first_lsn, &mut buffer);
     check(name, buffer.as_slice());
 
     let bytes = golden(name);
     let header = RecordHeader::decode(&bytes, &first_place()).unwrap();
     assert_eq!(header.kind, record.kind);
     assert_eq!(header.namespace, record.namespace);
-    assert_eq!(header.key, record.key);
+    assert_eq!((header.key, header.hashed), (record.key, record.hashed));
     assert_eq!(header.user_key, record.user_key);
     assert_eq!(header.version, record.version);
     assert_eq!(header.expiry_ms, record.expiry_ms);
-    assert_eq!(header.first_lsn, Lsn(first_lsn));
+    assert_eq!(header.first_lsn, first_lsn);
     assert_eq!(header.value(&bytes).unwrap(), record.value);
     assert_eq!(header.record_len(), bytes.len());
 }
 
 #[test]
 fn records_have_their_golden_bytes() {
-    check_record("record-put.hex", &put(VALUE, WALL_MS + 60_000), 5);
-    check_record("record-put-chunked.hex", &put(&ramp(8193), 0), 5);
-    check_record("record-tombstone.hex", &bare(RecordKind::Tombstone, 2, 0, &[]), 6);
+    check_record("record-put.hex", &put(VALUE, 0), None);
+    let mut full = Record {
+        namespace: Namespace(3),
+        key: Key(std::array::from_fn(|index| 0x40 + u8::try_from(index).unwrap())),
+        hashed: false,
+        ..put(VALUE, WALL_MS + 60_000)
+    };
+    full.version.0[8..].copy_from_slice(&identity().node_id[..8]);
+    check_record("record-put-full.hex", &full, Some(3));
+    check_record("record-put-chunked.hex", &put(&ramp(8193), 0), Some(5));
+    check_record("record-tombstone.hex", &bare(RecordKind::Tombstone, 2, 0, &[]), None);
     let body = touch_body(0x2050);
     let encoded = body.encode();
-    check_record("record-touch.hex", &bare(RecordKind::Touch, 3, WALL_MS + 120_000, &encoded), 7);
+    let touch = bare(RecordKind::Touch, 3, WALL_MS + 120_000, &encoded);
+    check_record("record-touch.hex", &touch, None);
     assert_eq!(TouchBody::decode(&encoded), Some(body));
     let clear = Record { key: Key([0; 20]), ..bare(RecordKind::Clear, 4, 0, &[]) };
-    check_record("record-clear.hex", &clear, 8);
+    check_record("record-clear.hex", &clear, None);
 }
 
 /// Encodes a frame of the records, compares, and reads the golden bytes back.
@@ -145,9 +157,9 @@ fn check_frame(name: &str, records: &[Record<'_>], first_lsn: u64, durable_lsn: 
     let record_count = u32::try_from(records.len()).unwrap();
     let mut buffer = IoBuffer::zeroed(4096);
     buffer.set_len(FRAME_HEADER_LEN);
-    for (record, lsn) in records.iter().zip(first_lsn..) {
+    for record in records {
         let at = place(FRAME_OFFSET + buffer.len() as u64);
-        record.encode(&at, Lsn(lsn), &mut buffer);
+        record.encode(&at, None, &mut buffer);
     }
     let (first_lsn, durable_lsn) = (Lsn(first_lsn), Lsn(durable_lsn));
     let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms: WALL_MS };
@@ -199,7 +211,8 @@ fn segment_header_has_its_golden_bytes() {
 
 /// A record as a footer lists it: at `offset`, with its own LSN and first LSN.
 fn listed(record: &Record<'_>, offset: u32, lsn: u64, first_lsn: u64) -> ReplayedRecord {
-    let header_len = RECORD_HEADER_LEN + record.user_key.len();
+    let told = told_lsn(Lsn(lsn), Lsn(first_lsn), record.value.len());
+    let header_len = record.header_len(&identity().store, told);
     let is_touch = record.kind == RecordKind::Touch;
     ReplayedRecord {
         kind: record.kind,
@@ -227,7 +240,7 @@ fn footers_have_their_golden_bytes() {
     let body = touch_body(0x1050).encode();
     let records = [
         listed(&put(VALUE, WALL_MS + 60_000), 0x1050, 5, 5),
-        listed(&bare(RecordKind::Touch, 3, WALL_MS + 120_000, &body), 0x10b0, 6, 3),
+        listed(&bare(RecordKind::Touch, 3, WALL_MS + 120_000, &body), 0x1090, 6, 3),
         listed(&bare(RecordKind::Tombstone, 4, 0, &[]), 0x2050, 7, 7),
     ];
     let mut table = FooterTable::default();

@@ -264,7 +264,7 @@ fn carry_out<I: Io, T>(io: &mut I, owner: DiskOwner, mut procedure: Procedure<T>
 fn key(name: &str) -> KeyRef<'_> {
     let mut id = [0; 20];
     id[..name.len()].copy_from_slice(name.as_bytes());
-    KeyRef { id: Key(id), user_key: name.as_bytes() }
+    KeyRef::given(Key(id), name.as_bytes())
 }
 
 /// Makes a test on each driver of each generic function.

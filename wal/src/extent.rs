@@ -21,9 +21,7 @@
 use crate::checksum::{self, Place, RunningChecksum};
 use crate::disk::{BLOCK_SIZE, DiskOperation, IoBuffer};
 use crate::procedure::DiskPort;
-use crate::record::{
-    Key, Location, Namespace, RecordHeader, RecordKind, VALUE_CHUNK_LEN, header_len,
-};
+use crate::record::{Key, Location, Namespace, RecordHeader, RecordKind, VALUE_CHUNK_LEN};
 use crate::replay::SegmentSource;
 
 /// Where an extent's record stands, from the extent's start.
@@ -37,10 +35,10 @@ pub const PIECES_IN_FLIGHT_MAX: usize = 2;
 /// Extents under way at once.
 pub const EXTENTS_UNDER_WAY_MAX: usize = 4;
 
-/// Bytes of the record of a value in an extent, padded to whole blocks: its pieces'.
+/// Bytes of a record with parts of these lengths in an extent, padded to whole blocks: its pieces'.
 #[must_use]
-pub fn record_len(user_key_len: usize, value_len: usize) -> usize {
-    (header_len(user_key_len, value_len) + value_len).next_multiple_of(BLOCK_SIZE)
+pub fn record_len(header_len: usize, value_len: usize) -> usize {
+    (header_len + value_len).next_multiple_of(BLOCK_SIZE)
 }
 
 /// The checksums of a value's chunks, from bytes that come in any pieces.

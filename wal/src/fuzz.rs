@@ -10,7 +10,7 @@ use crate::footer::{Footer, TRAILER_LEN, Trailer};
 use crate::frame::{FRAME_HEADER_LEN, FrameHeader};
 use crate::lsn::Lsn;
 use crate::manifest::Manifest;
-use crate::record::{RecordHeader, TouchBody};
+use crate::record::{self, RECORD_FIXED_LEN, RecordHeader, TouchBody};
 use crate::replay;
 use crate::segment::{SegmentHeader, Space};
 
@@ -29,27 +29,36 @@ fn set_magic(bytes: &mut [u8], at: usize, magic: &[u8]) {
     }
 }
 
-/// Decodes a record, its value and its touch body.
+/// Decodes a record, its value and its touch body. What decodes is encoded to the same bytes again.
 pub fn fuzz_record(bytes: &[u8]) {
     let place = SEGMENT.at(4176);
     let check = |bytes: &[u8]| {
         if let Ok(header) = RecordHeader::decode(bytes, &place) {
             assert!(header.len() <= bytes.len(), "a header lies within its bytes");
+            assert!(record::is_plausible(bytes), "a record is looked at");
             if let Ok(value) = header.value(bytes) {
                 assert_eq!(value.len(), header.value_len);
                 let _ = TouchBody::decode(value);
+                let mut again = IoBuffer::with_capacity(header.record_len());
+                header.record(value).encode(&place, header.first_lsn, &mut again);
+                let len = header.len() + value.len();
+                assert_eq!(again.as_slice()[..len], bytes[..len], "a record has one form");
             }
         }
     };
     check(bytes);
     let mut sealed = bytes.to_vec();
-    let user_key_len = sealed.get(28..30).map_or(0, |b| usize::from(b[0]) | usize::from(b[1]) << 8);
-    set_u32(&mut sealed, 64, u32::try_from(bytes.len() % 512).unwrap_or(0));
-    let end = (72 + user_key_len).min(sealed.len());
-    if end > 4 {
-        let crc = checksum::seeded(&place, &[&sealed[4..end]]);
-        set_u32(&mut sealed, 0, crc);
-    }
+    let Some(fixed) = sealed.first_chunk_mut::<RECORD_FIXED_LEN>() else { return };
+    fixed[5] &= 0x1F;
+    fixed[7] = 0;
+    set_u32(fixed, 8, u32::try_from(bytes.len() % 512).unwrap_or(0));
+    let optional = [20, 8, 8, 8].iter().enumerate().filter(|(bit, _)| fixed[5] & 1 << bit != 0);
+    let len = RECORD_FIXED_LEN + optional.map(|(_, len)| len).sum::<usize>();
+    let end = (len + usize::from(fixed[6])).min(sealed.len());
+    let value = sealed.get(end..end + bytes.len() % 512).map(checksum::plain);
+    set_u32(&mut sealed, 12, value.unwrap_or(0));
+    let crc = checksum::seeded(&place, &[&sealed[4..end]]);
+    set_u32(&mut sealed, 0, crc);
     check(&sealed);
 }
 

@@ -100,7 +100,7 @@ fn write_keys<W: Write>(
         while under_way.len() < READS_MAX
             && let Some(scanned) = left.pop_front()
         {
-            let key = KeyRef { id: scanned.key, user_key: &scanned.user_key };
+            let key = KeyRef::given(scanned.key, &scanned.user_key);
             match offline.keyspace().store_mut(shard).get(&key) {
                 Ok(Get::Missing) => {}
                 Ok(Get::Found(value)) => write_key(writer, &scanned.user_key, &value)?,

@@ -28,7 +28,7 @@ use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::disk_read::Head;
 use super::extent_copy::ExtentCopy;
-use super::write::{FULL_DISK_RESERVE, TOUCH_LEN, bare, tombstone};
+use super::write::{FULL_DISK_RESERVE, bare, parts_len, tombstone};
 use super::{Source, Store};
 use crate::cache::CachedRecord;
 use crate::catalog::Kin;
@@ -89,7 +89,18 @@ struct Frame {
     len: u64,
     /// The next record, from the frame's start.
     at: usize,
+    /// The next record's LSN.
+    lsn: Lsn,
     records_left: u32,
+}
+
+impl Frame {
+    /// Goes on to the next record.
+    fn pass(&mut self, record_len: usize) {
+        self.at += record_len;
+        self.lsn = self.lsn.next();
+        self.records_left -= 1;
+    }
 }
 
 /// The state of compaction.
@@ -170,6 +181,8 @@ struct Original<'a> {
     value: &'a [u8],
     location: Location,
     place: Place,
+    /// Where it was first logged.
+    first_lsn: Lsn,
 }
 
 impl Store {
@@ -356,7 +369,7 @@ impl Store {
             return Step::Done(BLOCK_SIZE as u64);
         }
         let Some(bytes) = victim.bytes(frame.offset, frame.len) else { return Step::Unfit };
-        let Some(original) = self.original(victim, &frame, frame.at, bytes) else {
+        let Some(original) = self.original(victim, &frame, bytes) else {
             return Step::Unfit;
         };
         let done = match self.decide(&original) {
@@ -377,8 +390,7 @@ impl Store {
             return Step::Wait;
         }
         let len = original.header.record_len();
-        frame.at += len;
-        frame.records_left -= 1;
+        frame.pass(len);
         victim.frame = Some(frame);
         Step::Done(len as u64)
     }
@@ -423,8 +435,8 @@ impl Store {
         if FrameHeader::payload_checksum(&seed, &bytes[FRAME_HEADER_LEN..]) != header.payload_crc {
             return Step::Unfit;
         }
-        let records_left = header.record_count;
-        victim.frame = Some(Frame { offset, len, at: FRAME_HEADER_LEN, records_left });
+        let (lsn, records_left) = (header.first_lsn, header.record_count);
+        victim.frame = Some(Frame { offset, len, at: FRAME_HEADER_LEN, lsn, records_left });
         Step::Done(0)
     }
 
@@ -473,12 +485,11 @@ impl Store {
         &self,
         victim: &Victim,
         frame: &Frame,
-        at: usize,
         bytes: &'a [u8],
     ) -> Option<Original<'a>> {
-        let offset = frame.offset + at as u64;
+        let offset = frame.offset + frame.at as u64;
         let seed = Seed { store: self.identity.store, segment: victim.id, offset };
-        let bytes = bytes.get(at..)?;
+        let bytes = bytes.get(frame.at..)?;
         let header = RecordHeader::decode(bytes, &seed).ok()?;
         let value = header.value(bytes).ok()?;
         let offset = u32::try_from(offset).ok()?;
@@ -489,7 +500,8 @@ impl Store {
             value_len: u32::try_from(value.len()).ok()?,
         };
         let place = Place { segment: victim.number, line: offset / LINE_LEN };
-        Some(Original { header, value, location, place })
+        let first_lsn = header.first_lsn.unwrap_or(frame.lsn);
+        Some(Original { header, value, location, place, first_lsn })
     }
 
     fn decide(&self, original: &Original<'_>) -> Decision {
@@ -561,9 +573,9 @@ impl Store {
 
     /// A record that keeps older ones of its key from coming back.
     fn decide_hiding(&self, original: &Original<'_>) -> Decision {
-        let Original { header, place, .. } = original;
+        let Original { header, place, first_lsn, .. } = original;
         let may_hide = self.catalog.segments.iter().any(|(number, segment)| {
-            let older = segment.lsns.is_some_and(|(first, _)| first <= header.first_lsn);
+            let older = segment.lsns.is_some_and(|(first, _)| first <= *first_lsn);
             number != place.segment && older
         });
         // What stands behind its slot would come to light: a copy may hide records that are newer
@@ -642,13 +654,10 @@ impl Store {
 
     /// Reads the headers that this record and the next ones of the frame wait for.
     fn read_ahead(&mut self, victim: &Victim, frame: &Frame, bytes: &[u8]) {
-        let mut at = frame.at;
-        for _ in 0..frame.records_left {
-            if self.compaction.heads_wanted.len() >= HEADS_AHEAD_MAX {
-                return;
-            }
-            let Some(original) = self.original(victim, frame, at, bytes) else { return };
-            at += original.header.record_len();
+        let mut frame = *frame;
+        while frame.records_left > 0 && self.compaction.heads_wanted.len() < HEADS_AHEAD_MAX {
+            let Some(original) = self.original(victim, &frame, bytes) else { return };
+            frame.pass(original.header.record_len());
             if !matches!(self.decide(&original), Decision::Wait) {
                 continue;
             }
@@ -668,25 +677,16 @@ impl Store {
 
     /// Appends a live put again. False if the log cannot take it now.
     fn copy(&mut self, original: &Original<'_>, touch: Option<Found>) -> bool {
-        let Original { header, value, place, location } = *original;
+        let Original { header, value, place, location, first_lsn } = *original;
         let key = header.key;
         let (version, expiry_ms) =
             touch.map_or((header.version, header.expiry_ms), |t| (t.version, t.expiry_ms));
-        let record = Record {
-            kind: RecordKind::Put,
-            namespace: header.namespace,
-            key,
-            user_key: header.user_key,
-            version,
-            expiry_ms,
-            value,
-        };
+        let record = Record { version, expiry_ms, ..header.record(value) };
         // Older touches may be in any segment there is now: with one merged, the record is new.
-        let first_lsn = if touch.is_some() { self.log.last_lsn().next() } else { header.first_lsn };
+        let first_lsn = if touch.is_some() { self.log.last_lsn().next() } else { first_lsn };
         let Some(appended) = self.append_copy(&record, first_lsn) else { return false };
         let new = self.place_of(&appended.location);
-        let len = u64::from(location.header_len) + u64::from(location.value_len);
-        let slot = self.slot(new, SlotKind::Put, len, expiry_ms);
+        let slot = self.slot(new, SlotKind::Put, parts_len(&appended.location), expiry_ms);
         if let Some(touch) = touch {
             self.catalog.expect_no_more(&key, touch.place, touch.expiry_ms);
             self.catalog.expect_no_more(&key, place, touch.expiry_ms);
@@ -717,13 +717,13 @@ impl Store {
     }
 
     fn copy_touch(&mut self, original: &Original<'_>, body: &TouchBody) -> bool {
-        let Original { header, place, .. } = original;
+        let Original { header, place, first_lsn, .. } = original;
         let (key, expiry_ms) = (header.key, header.expiry_ms);
         let encoded = body.encode();
         let record = bare(RecordKind::Touch, key, header.version, expiry_ms, &encoded);
-        let Some(appended) = self.append_copy(&record, header.first_lsn) else { return false };
+        let Some(appended) = self.append_copy(&record, *first_lsn) else { return false };
         let new = self.place_of(&appended.location);
-        let slot = self.slot(new, SlotKind::Touch, TOUCH_LEN, expiry_ms);
+        let slot = self.slot(new, SlotKind::Touch, parts_len(&appended.location), expiry_ms);
         self.catalog.expect_no_more(&key, *place, expiry_ms);
         self.catalog.replace(&key, *place, slot);
         self.catalog.expect(&key, new, expiry_ms, self.now.clock_ms);
@@ -742,10 +742,10 @@ impl Store {
 
     /// Appends a tombstone for a deleted or expired key.
     fn bury(&mut self, original: &Original<'_>) -> bool {
-        let Original { header, place, .. } = original;
+        let Original { header, place, first_lsn, .. } = original;
         let (key, version) = (header.key, header.version);
         let record = bare(RecordKind::Tombstone, key, version, 0, &[]);
-        let Some(appended) = self.append_copy(&record, header.first_lsn) else { return false };
+        let Some(appended) = self.append_copy(&record, *first_lsn) else { return false };
         let new = self.place_of(&appended.location);
         self.catalog.note_tombstone(new);
         if self.catalog.replace(&key, *place, tombstone(new)) {
@@ -755,15 +755,15 @@ impl Store {
     }
 
     pub(super) fn append_copy(&mut self, record: &Record<'_>, first_lsn: Lsn) -> Option<Appended> {
-        let len = record.encoded_len() as u64;
-        if self.supply.is_disk_full() && self.log.room() < len + FULL_DISK_RESERVE / 8 {
+        let len_max = record.encoded_len_max() as u64;
+        if self.supply.is_disk_full() && self.log.room() < len_max + FULL_DISK_RESERVE / 8 {
             return None;
         }
         match self.log.append_copy(record, first_lsn) {
             Ok(appended) => {
                 self.idle_since_ns = None;
-                self.note_append(&appended, len);
-                self.compaction.counters.bytes_copied += len;
+                self.note_append(&appended);
+                self.compaction.counters.bytes_copied += appended.location.record_len();
                 Some(appended)
             }
             Err(AppendError::NoSegment { frame_len }) => {

@@ -9,8 +9,8 @@ use wal::Lsn;
 use wal::checksum::{self, Place as Seed};
 use wal::disk::{BLOCK_SIZE, DiskCompletion, DiskOperation, IoBuffer, RequestId};
 use wal::record::{
-    Key, Location, Namespace, RECORD_ALIGNMENT, RecordError, RecordHeader, RecordKind, TouchBody,
-    Version,
+    self, Key, Location, Namespace, RECORD_ALIGNMENT, RecordError, RecordHeader, RecordKind,
+    TouchBody, Version,
 };
 use wal::segment;
 
@@ -63,7 +63,10 @@ impl Target {
         match *self {
             Self::Candidate { spot, len_max, whole } => {
                 let start = u64::from(spot.line) * u64::from(LINE_LEN);
-                let len = if whole { len_max } else { len_max.min(header_len_max) };
+                // The slot of an expired put that hides older ones tells too small a size.
+                let is_second = header_len_max == HEADER_LEN_MAX;
+                let len = if is_second { len_max.max(header_len_max) } else { len_max };
+                let len = if whole { len } else { len.min(header_len_max) };
                 (start, start + u64::from(LINE_LEN) - RECORD_ALIGNMENT as u64 + len)
             }
             Self::Exact { location, whole } => {
@@ -105,6 +108,7 @@ pub(super) struct Head {
     pub(super) user_key: Bytes,
     pub(super) version: Version,
     pub(super) expiry_ms: u64,
+    /// Where it was first logged; 0 if a single record does not tell, as of small values.
     pub(super) lsn: Lsn,
     pub(super) touch: Option<TouchBody>,
     /// The value, and the bytes of memory that it and the user key keep in use.
@@ -310,7 +314,8 @@ impl Store {
         let mut unread = Unread::Damaged;
         for offset in read.target.starts() {
             let at = usize::try_from(offset - first).expect("a record lies within its read");
-            let Some(bytes) = buffer.as_slice().get(at..).filter(|bytes| is_plausible(bytes))
+            let Some(bytes) =
+                buffer.as_slice().get(at..).filter(|bytes| record::is_plausible(bytes))
             else {
                 continue;
             };
@@ -324,11 +329,6 @@ impl Store {
         }
         Err(unread)
     }
-}
-
-/// Whether bytes can start a record at all; spares most checksums.
-fn is_plausible(bytes: &[u8]) -> bool {
-    matches!(bytes, [_, _, _, _, 1..=4, 0, ..]) && bytes.get(30..32) == Some(&[0, 0])
 }
 
 /// Takes the record out of the buffer at `at`.
@@ -349,7 +349,7 @@ fn take(buffer: IoBuffer, at: usize, seed: &Seed, whole: bool) -> Result<Head, U
         user_key: Bytes::copy_from_slice(header.user_key),
         version: header.version,
         expiry_ms: header.expiry_ms,
-        lsn: header.first_lsn,
+        lsn: header.first_lsn.unwrap_or_default(),
         touch: None,
         value: None,
     };

@@ -21,11 +21,11 @@ use wal::checksum;
 use wal::disk::{BLOCK_SIZE, IoBuffer};
 use wal::extent::{self, ChunkSums, PIECE_LEN};
 use wal::group_commit::{AppendError, EXTENT_BYTES_MIN, Extent, ExtentId, GroupCommitLimits};
-use wal::record::{Key, Location, Namespace, Record, RecordKind, TouchBody, Version, header_len};
+use wal::record::{Key, Location, Namespace, Record, RecordKind, TouchBody, Version};
 
 use super::extent_copy::ExtentCopy;
 use super::read::Memory;
-use super::write::{TOUCH_LEN, bare};
+use super::write::{bare, parts_len};
 use super::{Effect, Event, KeyRef, Put, ReadId, Store};
 use crate::cache::CachedRecord;
 use crate::error::WriteError;
@@ -56,10 +56,27 @@ struct Staged {
     /// What its owner waits for.
     id: ReadId,
     key: Key,
+    hashed: bool,
     user_key: Bytes,
     value: Bytes,
     version: Version,
     stage: Stage,
+}
+
+impl Staged {
+    /// The record in its extent. What is true of the key then, the one that names it tells.
+    fn record(&self) -> Record<'_> {
+        Record {
+            kind: RecordKind::Put,
+            namespace: Namespace::PLAIN,
+            key: self.key,
+            hashed: self.hashed,
+            user_key: &self.user_key,
+            version: self.version,
+            expiry_ms: 0,
+            value: &self.value,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -228,6 +245,7 @@ impl Store {
         let mut staged = Staged {
             id,
             key: key.id,
+            hashed: key.hashed,
             user_key: Bytes::copy_from_slice(key.user_key),
             value: value.clone(),
             version,
@@ -242,8 +260,8 @@ impl Store {
 
     /// Reserves room for a value, if there is some; an error if there will not be.
     fn reserve(&mut self, staged: &mut Staged) -> Result<(), WriteError> {
-        let header_len = header_len(staged.user_key.len(), staged.value.len());
-        let record_len = extent::record_len(staged.user_key.len(), staged.value.len());
+        let header_len = staged.record().header_len(&self.identity.store, None);
+        let record_len = extent::record_len(header_len, staged.value.len());
         if self.supply.is_disk_full()
             && self.log.room() < (record_len + BLOCK_SIZE) as u64 + self.full_disk_reserve()
         {
@@ -352,18 +370,9 @@ impl Store {
             return;
         }
         writing.is_given = true;
-        let record = Record {
-            kind: RecordKind::Put,
-            namespace: Namespace::PLAIN,
-            key: staged.key,
-            user_key: &staged.user_key,
-            version: staged.version,
-            expiry_ms: 0,
-            value: &staged.value,
-        };
         let sums = std::mem::take(&mut writing.sums).finish();
         let place = extent.place(self.identity.store).at(extent.record_offset());
-        record.encode_header(&place, Lsn::ZERO, &sums, &mut buffer);
+        staged.record().encode_header(&place, &sums, &mut buffer);
         let in_first = PIECE_LEN.saturating_sub(header_len).min(staged.value.len());
         buffer.extend_from_slice(&staged.value[..in_first]);
         pad(&mut buffer);
@@ -458,7 +467,7 @@ impl Store {
     ) -> Found {
         let Named { base, user_key_crc, version, expiry_ms } = *named;
         let (place, base_place) = (self.place_of(location), self.place_of(&base));
-        let slot = self.slot(place, SlotKind::Touch, TOUCH_LEN, expiry_ms);
+        let slot = self.slot(place, SlotKind::Touch, parts_len(location), expiry_ms);
         let len = base_len(&base, Lsn::ZERO);
         let base_slot = self.slot(base_place, SlotKind::Put, len, expiry_ms);
         let now_ms = self.now.clock_ms;
@@ -474,7 +483,7 @@ impl Store {
 
 /// Bytes that a touched value takes, all of its extent if it is one; `base_lsn` as in the touch.
 pub(crate) fn base_len(base: &Location, base_lsn: Lsn) -> u64 {
-    let len = u64::from(base.header_len) + u64::from(base.value_len);
+    let len = parts_len(base);
     if base_lsn == Lsn::ZERO {
         len.next_multiple_of(BLOCK_SIZE as u64) + extent::RECORD_OFFSET
     } else {

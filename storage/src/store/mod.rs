@@ -64,7 +64,7 @@ use scan::Scans;
 use scrub::Scrub;
 use snapshot::Snapshots;
 use supply::SegmentSupply;
-pub(crate) use write::{REWRITTEN_LEN_MAX, TOUCH_LEN, tombstone};
+pub(crate) use write::{REWRITTEN_LEN_MAX, parts_len, tombstone};
 
 /// An idle log says that everything is durable after this many nanoseconds (DESIGN 3.4).
 const IDLE_FRAME_AFTER_NS: u64 = 50_000_000;
@@ -126,6 +126,22 @@ pub struct KeyRef<'a> {
     pub id: Key,
     /// The user key.
     pub user_key: &'a [u8],
+    /// Whether `id` is SHA-1 of `user_key`: then records need not hold it.
+    pub hashed: bool,
+}
+
+impl<'a> KeyRef<'a> {
+    /// A key whose id is SHA-1 of the user key, as the caller knows.
+    #[must_use]
+    pub fn hashed(id: Key, user_key: &'a [u8]) -> Self {
+        Self { id, user_key, hashed: true }
+    }
+
+    /// A key with an id of any other origin.
+    #[must_use]
+    pub fn given(id: Key, user_key: &'a [u8]) -> Self {
+        Self { id, user_key, hashed: false }
+    }
 }
 
 /// A value to be stored.

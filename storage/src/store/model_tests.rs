@@ -255,7 +255,7 @@ impl World {
         let (mut value, expiry_ms) = (vec![0; len], self.expiry());
         self.rng.fill(&mut value);
         let version = self.next_version();
-        let key = KeyRef { id, user_key: &id.0 };
+        let key = KeyRef::given(id, &id.0);
         if self.rng.bool() {
             let value = Bytes::from(value.clone());
             let put = SharedPut { key, version, expiry_ms, value: &value };
@@ -295,13 +295,13 @@ impl World {
 
     fn remove(&mut self, id: Key) {
         let version = self.next_version();
-        let removed = self.effect(|store| store.remove(KeyRef { id, user_key: &id.0 }, version));
+        let removed = self.effect(|store| store.remove(KeyRef::given(id, &id.0), version));
         assert_eq!(removed.is_some(), self.model.remove(&id).is_some(), "{id:?}");
     }
 
     fn touch(&mut self, id: Key) {
         let (version, expiry) = (self.next_version(), self.expiry());
-        let key = KeyRef { id, user_key: &id.0 };
+        let key = KeyRef::given(id, &id.0);
         let touched = self.effect(|store| store.touch(key, version, expiry));
         assert_eq!(touched.is_some(), self.model.contains_key(&id), "{id:?}");
         if let Some(state) = self.model.get_mut(&id) {
@@ -319,7 +319,7 @@ impl World {
     }
 
     fn check_get(&mut self, id: Key) {
-        let key = KeyRef { id, user_key: &id.0 };
+        let key = KeyRef::given(id, &id.0);
         let found = match self.store.get(&key).unwrap() {
             Get::Missing => None,
             Get::Found(value) => Some(value),
@@ -336,7 +336,7 @@ impl World {
 
     fn check_lookup(&mut self, id: Key) {
         let found = loop {
-            match self.store.lookup(&KeyRef { id, user_key: &id.0 }).unwrap() {
+            match self.store.lookup(&KeyRef::given(id, &id.0)).unwrap() {
                 Lookup::Missing => break None,
                 Lookup::Found(found) => break Some(found),
                 Lookup::Pending(id) => self.resolved(id),
@@ -504,7 +504,7 @@ fn compaction_keeps_space_near_what_is_live() {
     for round in 0..60_u8 {
         for id in &ids {
             let version = world.next_version();
-            let key = KeyRef { id: *id, user_key: &id.0 };
+            let key = KeyRef::given(*id, &id.0);
             let put = Put { key, version, expiry_ms: 0, value: &[round; 5_000] };
             while world.store.put(&put).is_err() {
                 world.settle();

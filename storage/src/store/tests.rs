@@ -168,7 +168,7 @@ impl Played {
 pub(super) fn key(name: &str) -> KeyRef<'_> {
     let mut id = [0; 20];
     id[..name.len()].copy_from_slice(name.as_bytes());
-    KeyRef { id: Key(id), user_key: name.as_bytes() }
+    KeyRef::given(Key(id), name.as_bytes())
 }
 
 fn is_frame(operation: &DiskOperation) -> bool {

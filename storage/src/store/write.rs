@@ -4,7 +4,8 @@ use bytes::{Bytes, BytesMut};
 use wal::Lsn;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{
-    Key, Location, Namespace, RECORD_HEADER_LEN, Record, RecordKind, TouchBody, Version,
+    Key, Location, Namespace, RECORD_LEN_MIN, Record, RecordKind, TouchBody,
+    UNNUMBERED_VALUE_LEN_MAX, Version,
 };
 
 use super::extent::base_len;
@@ -20,8 +21,9 @@ use crate::knowledge::{Found, Known, Recent};
 /// compaction, in bytes; half of a segment, if that is more: a delete that comes alone takes a
 /// block, and a segment that is copied to free its space needs room for what is live of it.
 pub(super) const FULL_DISK_RESERVE: u64 = 1 << 20;
-/// A touch rewrites values up to this many bytes; larger ones stay where they are.
-pub(crate) const REWRITTEN_LEN_MAX: usize = 4096;
+/// A touch rewrites values up to this many bytes; larger ones stay where they are, and their records
+/// tell the LSN that a touch record names.
+pub(crate) const REWRITTEN_LEN_MAX: usize = UNNUMBERED_VALUE_LEN_MAX;
 
 impl Store {
     /// Stores a value. Never reads the disk.
@@ -35,7 +37,7 @@ impl Store {
         if self.extents.wants(put.value.len()) {
             return self.put_large(put);
         }
-        let KeyRef { id, user_key } = put.key;
+        let KeyRef { id, user_key, hashed } = put.key;
         let memory = self.memory(&id);
         if self.is_conflict(&memory, &put.key) {
             return Err(WriteError::KeyConflict);
@@ -44,6 +46,7 @@ impl Store {
             kind: RecordKind::Put,
             namespace: Namespace::PLAIN,
             key: id,
+            hashed,
             user_key,
             version: put.version,
             expiry_ms: put.expiry_ms,
@@ -141,6 +144,7 @@ impl Store {
             kind: RecordKind::Put,
             namespace: Namespace::PLAIN,
             key: key.id,
+            hashed: key.hashed && key.user_key == record.user_key,
             user_key: &record.user_key,
             version,
             expiry_ms,
@@ -165,7 +169,7 @@ impl Store {
         let appended = self.append(&bare(RecordKind::Touch, key, version, expiry_ms, &body))?;
         let place = self.place_of(&appended.location);
         let base_place = self.catalog.segments.place_of(&base);
-        let slot = self.slot(place, SlotKind::Touch, TOUCH_LEN, expiry_ms);
+        let slot = self.slot(place, SlotKind::Touch, parts_len(&appended.location), expiry_ms);
         let base_slot = base_place
             .map(|place| self.slot(place, SlotKind::Put, base_len(&base, base_lsn), expiry_ms));
         self.catalog.expect_no_more(&key, found.place, found.expiry_ms);
@@ -212,8 +216,7 @@ impl Store {
     fn note_put(&mut self, memory: Memory, record: CachedRecord) {
         let (key, location, expiry_ms) = (record.key, record.location, record.expiry_ms);
         let place = self.place_of(&location);
-        let len = u64::from(location.header_len) + u64::from(location.value_len);
-        let slot = self.slot(place, SlotKind::Put, len, expiry_ms);
+        let slot = self.slot(place, SlotKind::Put, parts_len(&location), expiry_ms);
         if self.catalog.candidates(&key).next().is_none() {
             self.catalog.put_first(&key, slot);
         } else {
@@ -299,10 +302,9 @@ impl Store {
     }
 
     pub(super) fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
-        let len = record.encoded_len() as u64;
         if record.kind == RecordKind::Put
             && self.supply.is_disk_full()
-            && self.log.room() < len + self.full_disk_reserve()
+            && self.log.room() < record.encoded_len_max() as u64 + self.full_disk_reserve()
         {
             return Err(WriteError::DiskFull);
         }
@@ -311,7 +313,7 @@ impl Store {
                 self.idle_since_ns = None;
                 self.compaction.resume();
                 self.checkpointing.note_write(record.version);
-                self.note_append(&appended, len);
+                self.note_append(&appended);
                 Ok(appended)
             }
             Err(AppendError::Failed(error)) => Err(WriteError::ReadOnly(error)),
@@ -337,8 +339,9 @@ impl Store {
         FULL_DISK_RESERVE.max(last_len / 2) + self.log.spare_count() as u64 * last_len
     }
 
-    pub(super) fn note_append(&mut self, appended: &Appended, len: u64) {
+    pub(super) fn note_append(&mut self, appended: &Appended) {
         let Appended { lsn, location } = *appended;
+        let len = location.record_len();
         self.checkpointing.note_append(len);
         if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
             segment.note_append(lsn, u64::from(location.offset), len);
@@ -346,14 +349,16 @@ impl Store {
     }
 }
 
-/// Bytes of a touch record.
-pub(crate) const TOUCH_LEN: u64 = (RECORD_HEADER_LEN + TouchBody::LEN) as u64;
+/// Bytes of a record without its padding.
+pub(crate) fn parts_len(location: &Location) -> u64 {
+    u64::from(location.header_len) + u64::from(location.value_len)
+}
 
 /// The slot of a tombstone.
 pub(crate) fn tombstone(place: Place) -> Slot {
     Slot {
         place,
-        size_class: SizeClass::of(RECORD_HEADER_LEN as u64),
+        size_class: SizeClass::of(RECORD_LEN_MIN as u64),
         kind: SlotKind::Tombstone,
         damaged: false,
         foreign: false,
@@ -369,5 +374,14 @@ pub(super) fn bare(
     expiry_ms: u64,
     value: &[u8],
 ) -> Record<'_> {
-    Record { kind, namespace: Namespace::PLAIN, key, user_key: &[], version, expiry_ms, value }
+    Record {
+        kind,
+        namespace: Namespace::PLAIN,
+        key,
+        hashed: false,
+        user_key: &[],
+        version,
+        expiry_ms,
+        value,
+    }
 }

@@ -11,7 +11,10 @@ use wal::disk::{BLOCK_SIZE, FileName, HeapBuffers, IoBuffer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::group_commit::GroupCommitLimits;
 use wal::manifest::{CheckpointEntry, Manifest, Quarantine, SegmentEntry, Verdict};
-use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody, Version};
+use wal::record::{
+    Key, Location, Namespace, RECORD_FIXED_LEN, Record, RecordHeader, RecordKind, TouchBody,
+    Version, own_half,
+};
 use wal::segment::{self, Identity, SegmentHeader};
 
 use super::Target;
@@ -89,16 +92,8 @@ pub fn record(bytes: &[u8]) {
     let Ok(header) = RecordHeader::decode(bytes, &record_place()) else { return };
     assert!(header.record_len() >= header.len());
     let Ok(value) = header.value(bytes) else { return };
-    let copy = Record {
-        kind: header.kind,
-        namespace: header.namespace,
-        key: header.key,
-        user_key: header.user_key,
-        version: header.version,
-        expiry_ms: header.expiry_ms,
-        value,
-    };
-    let mut buffer = IoBuffer::with_capacity(copy.encoded_len());
+    let copy = header.record(value);
+    let mut buffer = IoBuffer::with_capacity(header.record_len());
     copy.encode(&record_place(), header.first_lsn, &mut buffer);
     let again = RecordHeader::decode(buffer.as_slice(), &record_place());
     let again = again.expect("what was encoded can be decoded");
@@ -127,27 +122,37 @@ fn valid_record(rng: &mut Rng) -> Vec<u8> {
         _ => (RecordKind::Put, &value[..]),
     };
     let user_key = if kind == RecordKind::Put { &b"a user key"[..] } else { &[] };
+    let hashed = rng.bool();
+    let mut version = Version(rng.u128(..).to_be_bytes());
+    if rng.bool() {
+        version.0[8..].copy_from_slice(&own_half(&IDENTITY.store));
+    }
     let record = Record {
         kind,
         namespace: Namespace::PLAIN,
-        key: Key([3; 20]),
+        key: if hashed { Key::of(user_key) } else { Key([3; 20]) },
+        hashed,
         user_key,
-        version: Version(rng.u128(..).to_be_bytes()),
-        expiry_ms: rng.u64(..),
+        version,
+        expiry_ms: if rng.bool() { rng.u64(..) } else { 0 },
         value,
     };
-    let mut buffer = IoBuffer::with_capacity(record.encoded_len());
-    record.encode(&record_place(), Lsn(rng.u64(1..100)), &mut buffer);
+    let mut buffer = IoBuffer::with_capacity(record.encoded_len_max());
+    let first_lsn = rng.bool().then(|| Lsn(rng.u64(1..100)));
+    record.encode(&record_place(), first_lsn, &mut buffer);
     buffer.as_slice().to_vec()
 }
 
 /// Makes the header's checksum right for the lengths that it tells.
 fn seal_record(bytes: &mut [u8]) {
-    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.first_chunk::<4>()).copied();
-    let (Some(key), Some(value)) = (word(28), word(64)) else { return };
-    let user_key_len = usize::from(u16::from_le_bytes([key[0], key[1]]));
-    let value_len = usize::try_from(u32::from_le_bytes(value)).expect("64-bit");
-    let len = wal::record::header_len(user_key_len, value_len);
+    let Some(fixed) = bytes.first_chunk::<RECORD_FIXED_LEN>() else { return };
+    let [.., flags, low, high, a, b, c, d, _, _, _, _, _, _, _, _, _, _, _, _] = *fixed;
+    let optional = [20, 8, 8, 8].iter().enumerate().filter(|(bit, _)| flags & 1 << bit != 0);
+    let value_len = u32::from_le_bytes([a, b, c, d]) as usize;
+    let len = RECORD_FIXED_LEN
+        + optional.map(|(_, len)| len).sum::<usize>()
+        + usize::from(u16::from_le_bytes([low, high]))
+        + wal::record::chunk_crcs_len(value_len);
     let Some(header) = bytes.get_mut(..len) else { return };
     let crc = checksum::seeded(&record_place(), &[&header[4..]]);
     header[..4].copy_from_slice(&crc.to_le_bytes());
@@ -332,7 +337,7 @@ pub fn segment_file(bytes: &[u8]) {
         let opened = run_procedure(&mut disk, 0, &mut opening);
         let storage::Opened { mut store, log_ms, .. } = opened.expect("bad data is no reason");
         store.set_now(Now { monotonic_ns: 0, clock_ms: log_ms });
-        let key = storage::KeyRef { id: Key([3; 20]), user_key: b"a user key" };
+        let key = storage::KeyRef::given(Key([3; 20]), b"a user key");
         let _ = store.get(&key);
         let _ = store.remove(key, Version([0xFF; 16]));
         store.end_turn();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use storage::{Get, ReadError, ReadId, Value, WriteError};
 use wal::Lsn;
-use wal::record::{Key, Version};
+use wal::record::{Key, Version, own_half};
 
 use super::adapter::{Effect, Lookup, ScannedKey};
 use super::model::KeyState;
@@ -112,8 +112,15 @@ impl StoreWorld {
     }
 
     fn draw_version(&mut self) -> Version {
-        self.waiting.next_version += 1;
-        Version((self.waiting.next_version - 1).to_be_bytes())
+        let counter = (self.waiting.next_version >> 64) as u64 + 1;
+        let mut version = Version::default();
+        version.0[..8].copy_from_slice(&counter.to_be_bytes());
+        // The store's own, and those of others.
+        let own = own_half(&self.mix.options.identity.store);
+        let half = if counter.is_multiple_of(4) { counter.to_be_bytes() } else { own };
+        version.0[8..].copy_from_slice(&half);
+        self.waiting.next_version = u128::from_be_bytes(version.0) + 1;
+        version
     }
 
     fn draw_value(&mut self) -> Bytes {

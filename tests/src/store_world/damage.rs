@@ -9,7 +9,7 @@ use fastrand::Rng;
 use wal::checksum::Place;
 use wal::disk::{BLOCK_SIZE, IoBuffer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
-use wal::record::{Record, RecordHeader};
+use wal::record::RecordHeader;
 use wal::segment;
 
 use super::model::{CrashKind, Moment};
@@ -184,16 +184,11 @@ fn sealed_for(segment: u64, place: &Place, header: &FrameHeader, bytes: &[u8]) -
         let here = place.at(place.offset + at as u64);
         let Ok(record) = RecordHeader::decode(&bytes[at..], &here) else { break };
         let value = record.value(&bytes[at..]).unwrap_or_default();
-        let copy = Record {
-            kind: record.kind,
-            namespace: record.namespace,
-            key: record.key,
-            user_key: record.user_key,
-            version: record.version,
-            expiry_ms: record.expiry_ms,
-            value,
-        };
-        copy.encode(&other.at(place.offset + at as u64), record.first_lsn, &mut buffer);
+        record.record(value).encode(
+            &other.at(place.offset + at as u64),
+            record.first_lsn,
+            &mut buffer,
+        );
         at += record.record_len();
     }
     let stamp = FrameStamp {

@@ -98,7 +98,10 @@ impl KeyPattern {
             Self::Prefix40 | Self::Prefix60 => {}
         }
         id[12..].copy_from_slice(&number.to_be_bytes());
-        ModelKey { id: Key(id), user_key: format!("key {index}").into_bytes() }
+        let user_key = format!("key {index}").into_bytes();
+        let hashed = self == Self::Spread && index.is_multiple_of(2);
+        let id = if hashed { Key::of(&user_key) } else { Key(id) };
+        ModelKey { id, user_key, hashed }
     }
 }
 
@@ -109,13 +112,15 @@ pub struct ModelKey {
     pub id: Key,
     /// The user key.
     pub user_key: Vec<u8>,
+    /// Whether the id is the user key's hash, as a node's are.
+    pub hashed: bool,
 }
 
 impl ModelKey {
     /// Lends it to a command.
     #[must_use]
     pub fn borrowed(&self) -> KeyRef<'_> {
-        KeyRef { id: self.id, user_key: &self.user_key }
+        KeyRef { id: self.id, user_key: &self.user_key, hashed: self.hashed }
     }
 }
 

@@ -29,8 +29,7 @@
 //! | 3 | 1 | reserved | 0 |
 //! | 4 | 4 | offset | of the record in the segment, in bytes |
 //! | 8 | 4 | value length | |
-//! | 12 | 2 | user key length | |
-//! | 14 | 2 | reserved | 0 |
+//! | 12 | 4 | header length | bytes of the record before its value |
 //! | 16 | 4 | user key CRC | CRC-32 of the user key |
 //! | 20 | 20 | key | key id |
 //! | 40 | 8 | version, first half | bytes 0 to 7 |
@@ -68,7 +67,8 @@ use crate::frame::{FORMAT_VERSION, FRAME_HEADER_LEN};
 use crate::lsn::Lsn;
 use crate::procedure::DiskPort;
 use crate::record::{
-    self, Key, Location, Namespace, RECORD_ALIGNMENT, RecordKind, TouchBody, VALUE_LEN_MAX, Version,
+    self, Key, Location, Namespace, RECORD_ALIGNMENT, RECORD_FIXED_LEN, RECORD_HEADER_LEN_MAX,
+    RecordKind, TouchBody, VALUE_LEN_MAX, Version,
 };
 use crate::replay::{ReplayedRecord, SegmentSource};
 use crate::segment::{SEGMENT_BYTES_MAX, SEGMENT_HEADER_LEN};
@@ -122,11 +122,6 @@ impl FooterTable {
     /// Adds the segment's next record.
     pub fn push(&mut self, record: &ReplayedRecord) {
         let Location { offset, header_len, value_len, .. } = record.location;
-        let value = usize::try_from(value_len).expect("values are far below 4 GiB");
-        let user_key_len = usize::try_from(header_len).ok().and_then(|header_len| {
-            u16::try_from(header_len.checked_sub(record::header_len(0, value))?).ok()
-        });
-        let user_key_len = user_key_len.expect("a header is its user key's length apart from it");
         let (first_half, node_half) = record.version.0.split_at(8);
         let has_node_half = *node_half != self.node_half;
         let has_first_lsn = record.first_lsn != record.lsn;
@@ -137,7 +132,7 @@ impl FooterTable {
         out.extend_from_slice(&[record.kind.code(), flags, record.namespace.0, 0]);
         out.extend_from_slice(&offset.to_le_bytes());
         out.extend_from_slice(&value_len.to_le_bytes());
-        out.extend_from_slice(&u32::from(user_key_len).to_le_bytes());
+        out.extend_from_slice(&header_len.to_le_bytes());
         out.extend_from_slice(&record.user_key_crc.to_le_bytes());
         out.extend_from_slice(&record.key.0);
         out.extend_from_slice(first_half);
@@ -390,11 +385,10 @@ impl Footer {
         let mut end = SEGMENT_HEADER_LEN + FRAME_HEADER_LEN as u64;
         while let Some(record) = entries.next() {
             let starts = u64::from(record.location.offset);
-            let len = u64::from(record.location.header_len) + u64::from(record.location.value_len);
             if starts < end || !starts.is_multiple_of(RECORD_ALIGNMENT as u64) {
                 return Err(FooterError::Entry { position: entries.position });
             }
-            end = starts + len;
+            end = starts + record.location.record_len();
             count = count.checked_add(1).ok_or(FooterError::Trailer)?;
         }
         let Records { position, .. } = entries;
@@ -457,9 +451,11 @@ impl Records<'_> {
         let kind = RecordKind::from_code(kind)?;
         let known = flags & !(HAS_NODE_HALF | HAS_EXPIRY | HAS_FIRST_LSN) == 0;
         let (offset, value_len) = (self.take_u32(&mut at)?, self.take_u32(&mut at)?);
-        let user_key_len = u16::try_from(self.take_u32(&mut at)?).ok()?;
+        let header_len = self.take_u32(&mut at)?;
         let value = usize::try_from(value_len).ok().filter(|len| *len <= VALUE_LEN_MAX)?;
-        let header_len = record::header_len(usize::from(user_key_len), value);
+        let besides =
+            usize::try_from(header_len).ok()?.checked_sub(record::chunk_crcs_len(value))?;
+        let known_len = (RECORD_FIXED_LEN..=RECORD_HEADER_LEN_MAX).contains(&besides);
         let user_key_crc = self.take_u32(&mut at)?;
         let key = Key(self.field(&mut at)?);
         let first_half: [u8; 8] = self.field(&mut at)?;
@@ -480,6 +476,7 @@ impl Records<'_> {
             let body: [u8; TouchBody::LEN] = self.field(&mut at)?;
             touch = Some(TouchBody::decode(&body)?);
         }
+        let known = known && known_len && namespace < 16;
         if !known || reserved != 0 || first_lsn > self.lsn {
             return None;
         }
@@ -487,7 +484,6 @@ impl Records<'_> {
         let (whole, half) = (first_half.into_iter().chain(node_half), node_half);
         let mut version = [0; 16];
         version.iter_mut().zip(whole).for_each(|(to, from)| *to = from);
-        let header_len = u32::try_from(header_len).ok()?;
         self.lsn = Lsn(lsn.0.checked_add(1)?);
         (self.position, self.node_half) = (at, half);
         Some(ReplayedRecord {

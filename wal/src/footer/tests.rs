@@ -62,28 +62,30 @@ fn append(log: &mut GroupCommit, &(kind, seed, len): &Plan) -> Result<(), ()> {
     let base = Location { segment: 1, offset: 4176, header_len: 80, value_len: 9 };
     let body = TouchBody { base, user_key_crc: 5, base_lsn: Lsn(6) }.encode();
     let (value, user_key) = (vec![seed; len], vec![seed; usize::from(seed) * 3]);
+    let (hashed, first_lsn) = (seed % 4 == 1, Lsn(1 + u64::from(seed)));
     let put = Record {
         kind: RecordKind::Put,
         namespace: Namespace(seed % 2),
-        key: Key([seed; 20]),
+        key: if hashed { Key::of(&user_key) } else { Key([seed; 20]) },
+        hashed,
         user_key: &user_key,
         version,
         expiry_ms: u64::from(seed % 4) * 1000,
         value: &value,
     };
-    let bare = Record { user_key: &[], value: &[], ..put };
+    let bare = Record { hashed: false, user_key: &[], value: &[], ..put };
     let record = match kind {
         0 => Record { kind: RecordKind::Tombstone, ..bare },
         1 => Record { kind: RecordKind::Touch, value: &body, ..bare },
         2 => Record { kind: RecordKind::Clear, ..bare },
         3 => {
-            let mut original = IoBuffer::with_capacity(put.encoded_len());
-            put.encode(&place(), Lsn(u64::from(seed)), &mut original);
+            let mut original = IoBuffer::with_capacity(put.encoded_len_max());
+            put.encode(&place(), None, &mut original);
             let header = RecordHeader::decode(original.as_slice(), &place()).unwrap();
-            return log.append_copy_of(&header, &value).map(|_| ()).map_err(|_| ());
+            return log.append_copy_of(&header, first_lsn, &value).map(|_| ()).map_err(|_| ());
         }
         4 if seed % 5 == 0 => {
-            return log.append_copy(&put, Lsn(u64::from(seed))).map(|_| ()).map_err(|_| ());
+            return log.append_copy(&put, first_lsn).map(|_| ()).map_err(|_| ());
         }
         _ => put,
     };

@@ -43,7 +43,7 @@ use crate::disk::{
 use crate::frame::{self, FRAME_HEADER_LEN, FrameStamp};
 use crate::lsn::Lsn;
 use crate::record::{
-    Location, Record, RecordHeader, RecordKind, TouchBody, VALUE_CHUNK_LEN, header_len, padded_len,
+    Location, Record, RecordHeader, RecordKind, TouchBody, VALUE_CHUNK_LEN, padded_len, told_lsn,
 };
 use crate::replay::ReplayedRecord;
 use crate::segment::SEGMENT_HEADER_LEN;
@@ -380,9 +380,10 @@ impl GroupCommit {
     /// # Errors
     /// [`AppendError`]; the record is then not part of the log.
     pub fn append(&mut self, record: &Record<'_>) -> Result<Appended, AppendError> {
-        let lengths = (record.user_key.len(), record.value.len());
-        let appended = self.append_with(lengths, &mut |place, lsn, out| {
-            record.encode(place, lsn, out);
+        let told = told_lsn(self.next_lsn, self.next_lsn, record.value.len());
+        let lengths = (record.header_len(&self.store, told), record.value.len());
+        let appended = self.append_with(lengths, &mut |place, out| {
+            record.encode(place, told, out);
         })?;
         self.note_record(record, appended.lsn, &appended);
         Ok(appended)
@@ -401,18 +402,19 @@ impl GroupCommit {
         record: &Record<'_>,
         first_lsn: Lsn,
     ) -> Result<Appended, AppendError> {
-        let lengths = (record.user_key.len(), record.value.len());
-        let appended = self.append_with(lengths, &mut |place, _, out| {
-            record.encode(place, first_lsn, out);
+        let told = told_lsn(self.next_lsn, first_lsn, record.value.len());
+        let lengths = (record.header_len(&self.store, told), record.value.len());
+        let appended = self.append_with(lengths, &mut |place, out| {
+            record.encode(place, told, out);
         })?;
         self.counters.copies += 1;
         self.note_record(record, first_lsn, &appended);
         Ok(appended)
     }
 
-    /// Appends a copy of a record that keeps its first LSN and value checksums; its version and
-    /// expiry are those that `original` has by now. `value` is the original's value, which the
-    /// caller has verified ([`RecordHeader::value`]); it is not summed again.
+    /// Appends a copy of a record first logged as `first_lsn` that keeps its value checksums; its
+    /// version and expiry are those that `original` has by now. `value` is the original's value,
+    /// which the caller has verified ([`RecordHeader::value`]); it is not summed again.
     ///
     /// # Errors
     /// [`AppendError`]; the copy is then not part of the log.
@@ -422,23 +424,16 @@ impl GroupCommit {
     pub fn append_copy_of(
         &mut self,
         original: &RecordHeader<'_>,
+        first_lsn: Lsn,
         value: &[u8],
     ) -> Result<Appended, AppendError> {
-        let lengths = (original.user_key.len(), value.len());
-        let appended = self.append_with(lengths, &mut |place, _, out| {
-            original.encode_copy(value, place, out);
+        let record = original.record(value);
+        let lengths = (record.header_len(&self.store, Some(first_lsn)), value.len());
+        let appended = self.append_with(lengths, &mut |place, out| {
+            original.encode_copy(value, place, first_lsn, out);
         })?;
         self.counters.copies += 1;
-        let record = Record {
-            kind: original.kind,
-            namespace: original.namespace,
-            key: original.key,
-            user_key: original.user_key,
-            version: original.version,
-            expiry_ms: original.expiry_ms,
-            value,
-        };
-        self.note_record(&record, original.first_lsn, &appended);
+        self.note_record(&record, first_lsn, &appended);
         Ok(appended)
     }
 
@@ -464,13 +459,12 @@ impl GroupCommit {
 
     fn append_with(
         &mut self,
-        (user_key_len, value_len): (usize, usize),
-        encode: &mut dyn FnMut(&Place, Lsn, &mut IoBuffer),
+        (header_len, value_len): (usize, usize),
+        encode: &mut dyn FnMut(&Place, &mut IoBuffer),
     ) -> Result<Appended, AppendError> {
         if let Some(error) = self.failure {
             return Err(AppendError::Failed(error));
         }
-        let header_len = header_len(user_key_len, value_len);
         let len = padded_len(header_len + value_len);
         let pending = self.progress.pending_bytes();
         if pending > 0 && pending + len > self.limits.pending_bytes_max {
@@ -481,7 +475,7 @@ impl GroupCommit {
         let at = filling.offset + filling.buffer.len() as u64;
         let place = Place { store: self.store, segment: filling.segment.id, offset: at };
         let lsn = self.next_lsn;
-        encode(&place, lsn, &mut filling.buffer);
+        encode(&place, &mut filling.buffer);
         filling.record_count += 1;
         self.next_lsn = lsn.next();
         self.progress.add_pending(len);

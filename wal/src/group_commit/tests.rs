@@ -14,6 +14,7 @@ pub(super) fn record(value: &[u8]) -> Record<'_> {
         kind: RecordKind::Put,
         namespace: Namespace::PLAIN,
         key: Key([1; 20]),
+        hashed: false,
         user_key: b"k",
         version: Version::default(),
         expiry_ms: 0,
@@ -158,8 +159,10 @@ fn copy_has_an_lsn_of_its_own_and_keeps_its_first_one() {
     let bytes = &buffer.as_slice()[usize::try_from(at).unwrap()..];
     let place = Place { store: [7; 16], segment: 1, offset: original.location.offset.into() };
     let header = RecordHeader::decode(bytes, &place).unwrap();
-    let copy = log.append_copy_of(&header, header.value(bytes).unwrap()).unwrap();
-    assert_eq!((header.first_lsn, copy.lsn), (Lsn(11), Lsn(12)));
+    let value = header.value(bytes).unwrap();
+    let copy = log.append_copy_of(&header, original.lsn, value).unwrap();
+    assert_eq!((header.first_lsn, original.lsn, copy.lsn), (None, Lsn(11), Lsn(12)));
+    assert_eq!(copy.location.header_len, original.location.header_len + 8);
     assert_eq!(copy.location.value_len, original.location.value_len);
     log.submit(1);
     let DiskOperation::Write { buffer, .. } = log.poll_write().unwrap().operation else {
@@ -167,6 +170,6 @@ fn copy_has_an_lsn_of_its_own_and_keeps_its_first_one() {
     };
     let place = place.at(copy.location.offset.into());
     let copied = RecordHeader::decode(&buffer.as_slice()[FRAME_HEADER_LEN..], &place).unwrap();
-    assert_eq!(copied.first_lsn, Lsn(11));
+    assert_eq!(copied.first_lsn, Some(Lsn(11)));
     assert_eq!((log.counters().records, log.counters().copies), (2, 1));
 }

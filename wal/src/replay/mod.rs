@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::manifest::{Quarantine, Verdict};
 use crate::procedure::DiskPort;
 use crate::record::{
-    Key, Location, Namespace, RECORD_ALIGNMENT, RECORD_HEADER_LEN, RecordHeader, RecordKind,
+    self, Key, Location, Namespace, RECORD_ALIGNMENT, RECORD_FIXED_LEN, RecordHeader, RecordKind,
     TouchBody, Version,
 };
 use crate::segment::{SEGMENT_HEADER_LEN, SegmentHeader, Space};
@@ -47,7 +47,7 @@ pub struct ReplayedRecord {
     pub version: Version,
     /// Milliseconds since 1970, 0 = never.
     pub expiry_ms: u64,
-    /// Where it was first logged; a copy keeps it.
+    /// Where it was first logged, if a copy; else as `lsn`.
     pub first_lsn: Lsn,
     /// Its own number in the log: records count in the order of these. In a frame of which records
     /// are lost it is the lowest that it can have; the order within the frame is true.
@@ -565,10 +565,10 @@ fn read_records(
 fn salvage(bytes: &[u8], place: &Place, frame: &FrameHeader) -> (Vec<ReplayedRecord>, u32) {
     let mut records = Vec::new();
     let mut at = FRAME_HEADER_LEN;
-    while at + RECORD_HEADER_LEN <= bytes.len() {
+    while at + RECORD_FIXED_LEN <= bytes.len() {
         let here = place.at(place.offset + at as u64);
         let rest = &bytes[at..];
-        let plausible = (1..=4).contains(&rest[4]) && rest[5] == 0 && rest[30..32] == [0, 0];
+        let plausible = record::is_plausible(rest);
         let header = plausible.then(|| RecordHeader::decode(rest, &here).ok()).flatten();
         let Some(header) = header else {
             at += RECORD_ALIGNMENT;
@@ -600,7 +600,7 @@ fn replayed(
         user_key_crc: checksum::plain(header.user_key),
         version: header.version,
         expiry_ms: header.expiry_ms,
-        first_lsn: header.first_lsn,
+        first_lsn: header.first_lsn.unwrap_or(lsn),
         lsn,
         location: Location {
             segment: place.segment,

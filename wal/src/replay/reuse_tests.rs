@@ -34,6 +34,7 @@ fn writes(id: u64, lens: &[usize], leave: bool) -> Vec<(usize, Vec<u8>)> {
             kind: RecordKind::Put,
             namespace: Namespace::PLAIN,
             key: Key([index as u8; 20]),
+            hashed: false,
             user_key: b"user key",
             version: Version::default(),
             expiry_ms: 0,

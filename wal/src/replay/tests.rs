@@ -10,6 +10,8 @@ use crate::segment::{Identity, SegmentHeader};
 pub(crate) const STORE: [u8; 16] = [5; 16];
 const SEGMENT: u64 = 3;
 const SEGMENT_LEN: usize = 64 << 10;
+/// Bytes before the value of the images' records: key, second half and first LSN are told.
+const HEADER_LEN: usize = RECORD_FIXED_LEN + 20 + 8 + 8 + 8;
 
 /// A segment image under construction.
 struct Image {
@@ -38,12 +40,14 @@ impl Image {
                 kind: RecordKind::Put,
                 namespace: Namespace::PLAIN,
                 key: Key([lsn as u8; 20]),
+                hashed: false,
                 user_key: b"user key",
                 version: Version::default(),
                 expiry_ms: 0,
                 value,
             };
-            record.encode(&place.at(place.offset + buffer.len() as u64), Lsn(lsn), &mut buffer);
+            let here = place.at(place.offset + buffer.len() as u64);
+            record.encode(&here, Some(Lsn(lsn)), &mut buffer);
         }
         let stamp = FrameStamp {
             first_lsn: Lsn(self.next_lsn),
@@ -219,9 +223,9 @@ fn damaged_frame_below_the_watermark_is_salvaged_by_record() {
     let start = image.frame(0, &[b"one", b"two", b"three"]);
     image.frame(3, &[]);
     // Two bytes apart: the header of the second record and the value of the third.
-    let second = start + FRAME_HEADER_LEN + 88;
+    let second = start + FRAME_HEADER_LEN + record::padded_len(HEADER_LEN + 3);
     image.bytes[second + 9] ^= 1;
-    image.bytes[second + 88 + RECORD_HEADER_LEN + 8] ^= 1;
+    image.bytes[second + record::padded_len(HEADER_LEN + 3) + HEADER_LEN] ^= 1;
     let (scan, records) = image.scan();
     assert!(records.is_empty(), "held back until the watermark is known");
     let settled = settle(&[scan], &[], Lsn::ZERO);
@@ -266,7 +270,7 @@ fn one_damaged_byte_above_the_watermark_is_a_torn_tail() {
     let mut image = Image::new();
     image.frame(0, &[b"one"]);
     let torn = image.frame(1, &[b"two"]);
-    image.bytes[torn + FRAME_HEADER_LEN + RECORD_HEADER_LEN + 8] ^= 1;
+    image.bytes[torn + FRAME_HEADER_LEN + HEADER_LEN] ^= 1;
     let (scan, records) = image.scan();
     assert_eq!(lsns(&records), [1]);
     let settled = settle(&[scan], &[], Lsn::ZERO);
@@ -316,7 +320,7 @@ fn settled_scan_hands_out_salvaged_records_in_place_and_torn_ones_not_at_all() {
     image.frame(3, &[b"four"]);
     let torn = image.frame(3, &[b"five", &[7; 9000]]);
     image.frame(3, &[b"seven"]);
-    image.bytes[rotten + FRAME_HEADER_LEN + RECORD_HEADER_LEN + 8] ^= 1;
+    image.bytes[rotten + FRAME_HEADER_LEN + HEADER_LEN] ^= 1;
     image.bytes[torn + BLOCK_SIZE..torn + 2 * BLOCK_SIZE].fill(0);
     let (scan, records) = image.scan();
     assert!(scan.holds_back());

@@ -51,7 +51,7 @@ impl OwnedKey {
     }
 
     pub(super) fn address(&self) -> Address<'_> {
-        let key = KeyRef { id: self.id, user_key: &self.user_key };
+        let key = KeyRef::hashed(self.id, &self.user_key);
         Address { shard: self.shard, key }
     }
 }

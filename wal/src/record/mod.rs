@@ -5,45 +5,71 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 4 | header CRC | CRC-32 of the record's place and of bytes 4 to the end of the header |
-//! | 4 | 1 | kind | 1 put, 2 tombstone, 3 touch, 4 clear |
-//! | 5 | 1 | flags | 0; others are refused |
-//! | 6 | 1 | namespace | 0 plain; others belong to later uses |
-//! | 7 | 1 | reserved | 0 |
-//! | 8 | 20 | key | key id (SHA-1 of the user key) |
-//! | 28 | 2 | user key length | bytes |
-//! | 30 | 2 | reserved | 0 |
-//! | 32 | 16 | version | opaque, ordered bytewise |
-//! | 48 | 8 | expiry | milliseconds since 1970, 0 = never |
-//! | 56 | 8 | first LSN | where the record was first logged; copies keep it |
-//! | 64 | 4 | value length | bytes |
-//! | 68 | 4 | value CRC | CRC-32 of the value up to 8 KiB; above, 0 |
-//! | 72 | n | user key | |
-//! | 72 + n | 4 m | chunk CRCs | above 8 KiB only: CRC-32 of each 8 KiB chunk of the value |
-//! | | | value | then zeros up to a multiple of 8 |
+//! | 4 | 1 | kind, namespace | low 4 bits: 1 put, 2 tombstone, 3 touch, 4 clear; high 4 bits: namespace |
+//! | 5 | 1 | flags | which of the fields below are there; unknown ones are refused |
+//! | 6 | 2 | user key length | bytes |
+//! | 8 | 4 | value length | bytes |
+//! | 12 | 4 | value CRC | CRC-32 of the value up to 8 KiB; above, 0 |
+//! | 16 | 8 | version, first half | bytes 0 to 7 of the version, which is ordered bytewise |
+//! | | 20 | key | flag 1; if not there, SHA-1 of the user key |
+//! | | 8 | version, second half | flag 2; if not there, the first 8 bytes of the store's uuid |
+//! | | 8 | expiry | flag 4; milliseconds since 1970; if not there, 0 = never |
+//! | | 8 | first LSN | flag 8; where the record was first logged; if not there, here |
+//! | | n | user key | |
+//! | | 4 m | chunk CRCs | above 8 KiB only: CRC-32 of each 8 KiB chunk of the value |
+//! | | | value | then zeros up to a multiple of 8, and to 64 bytes in all |
 //!
 //! The header is everything before the value. Value CRCs are not seeded: they stay true when a
 //! value moves to another segment or another node. Touch records carry a [`TouchBody`] as value;
 //! clear records forget every key of the namespace whose version is not above theirs.
+//!
+//! A record has one form: a second half or an expiry that goes without saying is refused. A key
+//! and a first LSN may be told although they need not be: nothing but hashing or the rest of the
+//! frame would show it.
+
+use sha1::{Digest, Sha1};
 
 use crate::checksum::{self, Place};
 use crate::disk::IoBuffer;
 use crate::lsn::Lsn;
 
-/// Bytes of the header before the user key.
-pub const RECORD_HEADER_LEN: usize = 72;
+/// Bytes of the fields that every header starts with.
+pub const RECORD_FIXED_LEN: usize = 24;
+/// Fewest bytes of a record, padding included: no two start in one stretch of as many bytes that
+/// starts at a multiple of them.
+pub const RECORD_LEN_MIN: usize = 64;
 /// Longest user key in bytes.
 pub const USER_KEY_LEN_MAX: usize = 65_535;
+/// Longest header, apart from the checksums of the value's chunks.
+pub const RECORD_HEADER_LEN_MAX: usize = RECORD_FIXED_LEN + 20 + 8 + 8 + 8 + USER_KEY_LEN_MAX;
 /// Longest value in bytes that the format admits here.
 pub const VALUE_LEN_MAX: usize = 32 << 20;
 /// Values above this are checksummed in chunks of this size: CRC-32 keeps Hamming distance 4 up to
 /// about 11 KiB.
 pub const VALUE_CHUNK_LEN: usize = 8 << 10;
+/// A record with a longer value tells its first LSN in any case: a touch record names the value by
+/// it, and who reads a single record cannot tell its LSN otherwise.
+pub const UNNUMBERED_VALUE_LEN_MAX: usize = 4 << 10;
 /// Records start at multiples of this many bytes.
 pub const RECORD_ALIGNMENT: usize = 8;
+
+const HAS_KEY: u8 = 1;
+const HAS_SECOND_HALF: u8 = 2;
+const HAS_EXPIRY: u8 = 4;
+const HAS_FIRST_LSN: u8 = 8;
+const FLAGS: u8 = HAS_KEY | HAS_SECOND_HALF | HAS_EXPIRY | HAS_FIRST_LSN;
 
 /// A key id: 160 bits, ordered as Kademlia orders them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub [u8; 20]);
+
+impl Key {
+    /// The id of a user key: its SHA-1.
+    #[must_use]
+    pub fn of(user_key: &[u8]) -> Self {
+        Self(Sha1::digest(user_key).into())
+    }
+}
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -55,7 +81,29 @@ impl std::fmt::Debug for Key {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub [u8; 16]);
 
-/// A kind of key, kept apart from the others.
+impl Version {
+    /// The first half of a version, and the second if it is not that of the store's own versions.
+    fn halves(&self, store: &[u8; 16]) -> ([u8; 8], Option<[u8; 8]>) {
+        let [first, second] = [0, 8].map(|at| field(&self.0, at));
+        (first, (second != own_half(store)).then_some(second))
+    }
+
+    fn joined(first: [u8; 8], second: [u8; 8]) -> Self {
+        let mut whole = [0; 16];
+        whole[..8].copy_from_slice(&first);
+        whole[8..].copy_from_slice(&second);
+        Self(whole)
+    }
+}
+
+/// The second half that the versions of a store have when it draws them itself: the first 8 bytes
+/// of its uuid, with which the node's id starts, too.
+#[must_use]
+pub fn own_half(store: &[u8; 16]) -> [u8; 8] {
+    field(store, 0)
+}
+
+/// A kind of key, kept apart from the others. Below 16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Namespace(pub u8);
 
@@ -107,6 +155,9 @@ pub struct Record<'a> {
     pub namespace: Namespace,
     /// The key id.
     pub key: Key,
+    /// Whether `key` is SHA-1 of `user_key`: then it is not stored. Never true of a record without
+    /// its user key.
+    pub hashed: bool,
     /// The user key, at most [`USER_KEY_LEN_MAX`] bytes.
     pub user_key: &'a [u8],
     /// The version.
@@ -118,31 +169,31 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Bytes this record takes in a frame, padding included.
+    /// The most bytes this record may take in a frame, padding included.
     #[must_use]
-    pub fn encoded_len(&self) -> usize {
-        padded_len(header_len(self.user_key.len(), self.value.len()) + self.value.len())
+    pub fn encoded_len_max(&self) -> usize {
+        let header = header_len(FLAGS, self.user_key.len(), self.value.len());
+        padded_len(header + self.value.len())
     }
 
-    /// Appends the record to `out`, as it stands at `place` in the log.
+    /// Bytes before the value, in the log of this store. `first_lsn` is where the record was first
+    /// logged, if the header is to tell.
+    #[must_use]
+    pub fn header_len(&self, store: &[u8; 16], first_lsn: Option<Lsn>) -> usize {
+        let flags = self.fields(store, first_lsn, 0).flags();
+        header_len(flags, self.user_key.len(), self.value.len())
+    }
+
+    /// Appends the record to `out`, as it stands at `place` in the log. `first_lsn` is where the
+    /// record was first logged, if the header is to tell.
     ///
     /// # Panics
     /// If the user key or the value is longer than the format admits, or `out` has no room.
-    pub fn encode(&self, place: &Place, first_lsn: Lsn, out: &mut IoBuffer) {
+    pub fn encode(&self, place: &Place, first_lsn: Option<Lsn>, out: &mut IoBuffer) {
         let chunked = self.value.len() > VALUE_CHUNK_LEN;
-        let fields = FixedFields {
-            kind: self.kind,
-            namespace: self.namespace,
-            key: self.key,
-            user_key_len: self.user_key.len(),
-            version: self.version,
-            expiry_ms: self.expiry_ms,
-            first_lsn,
-            value_len: self.value.len(),
-            value_crc: if chunked { 0 } else { checksum::plain(self.value) },
-        };
+        let value_crc = if chunked { 0 } else { checksum::plain(self.value) };
         let start = out.len();
-        out.extend_from_slice(&fields.encode());
+        self.fields(&place.store, first_lsn, value_crc).encode(out);
         out.extend_from_slice(self.user_key);
         if chunked {
             for chunk in self.value.chunks(VALUE_CHUNK_LEN) {
@@ -153,62 +204,89 @@ impl Record<'_> {
     }
 
     /// Appends the header alone to `out`, as it stands at `place` in the log, for a value whose
-    /// chunks have the checksums `sums`.
+    /// chunks have the checksums `sums`. It tells no first LSN.
     ///
     /// # Panics
     /// If the value is not chunked or has another number of chunks, if it or the user key is longer
     /// than the format admits, or `out` has no room.
-    pub fn encode_header(&self, place: &Place, first_lsn: Lsn, sums: &[u32], out: &mut IoBuffer) {
+    pub fn encode_header(&self, place: &Place, sums: &[u32], out: &mut IoBuffer) {
         let chunked = self.value.len() > VALUE_CHUNK_LEN;
         assert!(chunked && sums.len() == self.value.len().div_ceil(VALUE_CHUNK_LEN), "chunk sums");
-        let fields = FixedFields {
-            kind: self.kind,
-            namespace: self.namespace,
-            key: self.key,
-            user_key_len: self.user_key.len(),
-            version: self.version,
-            expiry_ms: self.expiry_ms,
-            first_lsn,
-            value_len: self.value.len(),
-            value_crc: 0,
-        };
         let start = out.len();
-        out.extend_from_slice(&fields.encode());
+        self.fields(&place.store, None, 0).encode(out);
         out.extend_from_slice(self.user_key);
         sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
         seal_header(place, start, out);
     }
+
+    fn fields(&self, store: &[u8; 16], first_lsn: Option<Lsn>, value_crc: u32) -> Fields {
+        debug_assert!(
+            !self.hashed || Key::of(self.user_key) == self.key,
+            "not the hash of its key"
+        );
+        let (first_half, second_half) = self.version.halves(store);
+        Fields {
+            kind: self.kind,
+            namespace: self.namespace,
+            user_key_len: self.user_key.len(),
+            value_len: self.value.len(),
+            value_crc,
+            first_half,
+            key: (!self.hashed).then_some(self.key),
+            second_half,
+            expiry_ms: self.expiry_ms,
+            first_lsn,
+        }
+    }
 }
 
-/// The fields of a header that every record has, but for the header's own checksum.
-struct FixedFields {
+/// The fields of a header before the user key, but for the header's own checksum.
+struct Fields {
     kind: RecordKind,
     namespace: Namespace,
-    key: Key,
     user_key_len: usize,
-    version: Version,
-    expiry_ms: u64,
-    first_lsn: Lsn,
     value_len: usize,
     value_crc: u32,
+    first_half: [u8; 8],
+    key: Option<Key>,
+    second_half: Option<[u8; 8]>,
+    expiry_ms: u64,
+    first_lsn: Option<Lsn>,
 }
 
-impl FixedFields {
-    fn encode(&self) -> [u8; RECORD_HEADER_LEN] {
+impl Fields {
+    fn flags(&self) -> u8 {
+        u8::from(self.key.is_some()) * HAS_KEY
+            + u8::from(self.second_half.is_some()) * HAS_SECOND_HALF
+            + u8::from(self.expiry_ms != 0) * HAS_EXPIRY
+            + u8::from(self.first_lsn.is_some()) * HAS_FIRST_LSN
+    }
+
+    fn encode(&self, out: &mut IoBuffer) {
         assert!(self.value_len <= VALUE_LEN_MAX, "a value of {} bytes", self.value_len);
+        assert!(self.namespace.0 < 16, "namespace {}", self.namespace.0);
         let user_key_len = u16::try_from(self.user_key_len).expect("a user key fits its length");
         let value_len = u32::try_from(self.value_len).expect("a value fits its length");
-        let mut fixed = [0u8; RECORD_HEADER_LEN];
-        fixed[4] = self.kind.code();
-        fixed[6] = self.namespace.0;
-        fixed[8..28].copy_from_slice(&self.key.0);
-        fixed[28..30].copy_from_slice(&user_key_len.to_le_bytes());
-        fixed[32..48].copy_from_slice(&self.version.0);
-        fixed[48..56].copy_from_slice(&self.expiry_ms.to_le_bytes());
-        fixed[56..64].copy_from_slice(&self.first_lsn.0.to_le_bytes());
-        fixed[64..68].copy_from_slice(&value_len.to_le_bytes());
-        fixed[68..72].copy_from_slice(&self.value_crc.to_le_bytes());
-        fixed
+        let mut fixed = [0u8; RECORD_FIXED_LEN];
+        fixed[4] = self.kind.code() | self.namespace.0 << 4;
+        fixed[5] = self.flags();
+        fixed[6..8].copy_from_slice(&user_key_len.to_le_bytes());
+        fixed[8..12].copy_from_slice(&value_len.to_le_bytes());
+        fixed[12..16].copy_from_slice(&self.value_crc.to_le_bytes());
+        fixed[16..24].copy_from_slice(&self.first_half);
+        out.extend_from_slice(&fixed);
+        if let Some(key) = &self.key {
+            out.extend_from_slice(&key.0);
+        }
+        if let Some(half) = &self.second_half {
+            out.extend_from_slice(half);
+        }
+        if self.expiry_ms != 0 {
+            out.extend_from_slice(&self.expiry_ms.to_le_bytes());
+        }
+        if let Some(lsn) = self.first_lsn {
+            out.extend_from_slice(&lsn.0.to_le_bytes());
+        }
     }
 }
 
@@ -217,7 +295,7 @@ fn finish(place: &Place, start: usize, value: &[u8], out: &mut IoBuffer) {
     seal_header(place, start, out);
     out.extend_from_slice(value);
     let padding = padded_len(out.len() - start) - (out.len() - start);
-    out.extend_from_slice(&[0; RECORD_ALIGNMENT][..padding]);
+    out.extend_from_slice(&[0; RECORD_LEN_MIN][..padding]);
 }
 
 /// Fills in the checksum of the header that `out` holds from `start` on.
@@ -230,14 +308,37 @@ fn seal_header(place: &Place, start: usize, out: &mut IoBuffer) {
 /// Rounds a record's length up to where the next one starts.
 #[must_use]
 pub fn padded_len(len: usize) -> usize {
-    len.next_multiple_of(RECORD_ALIGNMENT)
+    len.next_multiple_of(RECORD_ALIGNMENT).max(RECORD_LEN_MIN)
 }
 
-/// Bytes before the value of a record with these lengths.
+/// The first LSN that a record's header tells: of a copy, and of a record with a large value.
 #[must_use]
-pub fn header_len(user_key_len: usize, value_len: usize) -> usize {
-    let chunks = if value_len > VALUE_CHUNK_LEN { value_len.div_ceil(VALUE_CHUNK_LEN) } else { 0 };
-    RECORD_HEADER_LEN + user_key_len + 4 * chunks
+pub fn told_lsn(own: Lsn, first: Lsn, value_len: usize) -> Option<Lsn> {
+    (own != first || value_len > UNNUMBERED_VALUE_LEN_MAX).then_some(first)
+}
+
+/// Bytes of the checksums of a value's chunks.
+#[must_use]
+pub fn chunk_crcs_len(value_len: usize) -> usize {
+    if value_len > VALUE_CHUNK_LEN { 4 * value_len.div_ceil(VALUE_CHUNK_LEN) } else { 0 }
+}
+
+/// Bytes before the value of a record with these flags and lengths.
+fn header_len(flags: u8, user_key_len: usize, value_len: usize) -> usize {
+    let optional = [(HAS_KEY, 20), (HAS_SECOND_HALF, 8), (HAS_EXPIRY, 8), (HAS_FIRST_LSN, 8)];
+    let there = optional.iter().filter(|(flag, _)| flags & flag != 0);
+    let optional_len: usize = there.map(|(_, len)| len).sum();
+    RECORD_FIXED_LEN + optional_len + user_key_len + chunk_crcs_len(value_len)
+}
+
+/// Whether bytes can start a record at all; spares who looks for one most checksums.
+#[must_use]
+pub fn is_plausible(bytes: &[u8]) -> bool {
+    let Some(fixed) = bytes.first_chunk::<RECORD_FIXED_LEN>() else { return false };
+    let value_len = u32::from_le_bytes(field(fixed, 8));
+    RecordKind::from_code(fixed[4] & 15).is_some()
+        && fixed[5] & !FLAGS == 0
+        && usize::try_from(value_len).is_ok_and(|len| len <= VALUE_LEN_MAX)
 }
 
 /// Why bytes are not a record.
@@ -267,6 +368,12 @@ pub enum RecordError {
         /// Its value.
         found: u8,
     },
+    /// A field that need not be there, or cannot be so.
+    #[error("record field of flag {flag} says nothing, or what cannot be")]
+    Redundant {
+        /// Which flag.
+        flag: u8,
+    },
     /// A chunk of the value does not match its checksum.
     #[error("value checksum {found:08x}, expected {expected:08x}, in bytes from {position} on")]
     ValueChecksum {
@@ -288,16 +395,19 @@ pub struct RecordHeader<'a> {
     pub namespace: Namespace,
     /// The key id.
     pub key: Key,
+    /// Whether the header does not hold the key id, which is SHA-1 of the user key.
+    pub hashed: bool,
     /// The user key.
     pub user_key: &'a [u8],
     /// The version.
     pub version: Version,
     /// Milliseconds since 1970, 0 = never.
     pub expiry_ms: u64,
-    /// Where the record was first logged.
-    pub first_lsn: Lsn,
+    /// Where the record was first logged, if the header tells: else it stands there.
+    pub first_lsn: Option<Lsn>,
     /// Bytes of the value.
     pub value_len: usize,
+    len: usize,
     value_crc: u32,
     chunk_crcs: &'a [u8],
 }
@@ -309,12 +419,12 @@ impl<'a> RecordHeader<'a> {
     /// All of [`RecordError`] but [`RecordError::ValueChecksum`].
     pub fn decode(bytes: &'a [u8], place: &Place) -> Result<Self, RecordError> {
         let truncated = |needed| RecordError::Truncated { needed, found: bytes.len() };
-        let fixed: &[u8; RECORD_HEADER_LEN] =
-            bytes.first_chunk().ok_or_else(|| truncated(RECORD_HEADER_LEN))?;
-        let user_key_len = usize::from(u16::from_le_bytes(field(fixed, 28)));
-        let value_len = usize::try_from(u32::from_le_bytes(field(fixed, 64)))
+        let fixed: &[u8; RECORD_FIXED_LEN] =
+            bytes.first_chunk().ok_or_else(|| truncated(RECORD_FIXED_LEN))?;
+        let (flags, user_key_len) = (fixed[5], usize::from(u16::from_le_bytes(field(fixed, 6))));
+        let value_len = usize::try_from(u32::from_le_bytes(field(fixed, 8)))
             .map_err(|_| truncated(usize::MAX))?;
-        let len = header_len(user_key_len, value_len);
+        let len = header_len(flags, user_key_len, value_len);
         let header = bytes.get(..len).ok_or_else(|| truncated(len))?;
         let expected = u32::from_le_bytes(field(fixed, 0));
         let found = checksum::seeded(place, &[header.get(4..).unwrap_or_default()]);
@@ -322,25 +432,35 @@ impl<'a> RecordHeader<'a> {
             return Err(RecordError::HeaderChecksum { expected, found });
         }
         let unknown = |position: usize| RecordError::Unknown { position, found: fixed[position] };
-        let kind = RecordKind::from_code(fixed[4]).ok_or_else(|| unknown(4))?;
-        if fixed[5] != 0 {
+        let kind = RecordKind::from_code(fixed[4] & 15).ok_or_else(|| unknown(4))?;
+        let value_crc = u32::from_le_bytes(field(fixed, 12));
+        if flags & !FLAGS != 0 {
             return Err(unknown(5));
         }
         if value_len > VALUE_LEN_MAX {
-            return Err(unknown(67));
+            return Err(unknown(11));
         }
-        let (_, rest) = header.split_at(RECORD_HEADER_LEN);
-        let (user_key, chunk_crcs) = rest.split_at(user_key_len);
+        if value_len > VALUE_CHUNK_LEN && value_crc != 0 {
+            return Err(unknown(12));
+        }
+        let optional = OptionalFields::take(flags, &header[RECORD_FIXED_LEN..], &place.store);
+        let OptionalFields { key, second_half, expiry_ms, first_lsn, rest } =
+            optional.map_err(|flag| RecordError::Redundant { flag })?;
+        let (user_key, chunk_crcs) =
+            rest.split_at_checked(user_key_len).ok_or_else(|| truncated(len))?;
+        let hashed = key.is_none();
         Ok(Self {
             kind,
-            namespace: Namespace(fixed[6]),
-            key: Key(field(fixed, 8)),
+            namespace: Namespace(fixed[4] >> 4),
+            key: key.unwrap_or_else(|| Key::of(user_key)),
+            hashed,
             user_key,
-            version: Version(field(fixed, 32)),
-            expiry_ms: u64::from_le_bytes(field(fixed, 48)),
-            first_lsn: Lsn(u64::from_le_bytes(field(fixed, 56))),
+            version: Version::joined(field(fixed, 16), second_half),
+            expiry_ms,
+            first_lsn,
             value_len,
-            value_crc: u32::from_le_bytes(field(fixed, 68)),
+            len,
+            value_crc,
             chunk_crcs,
         })
     }
@@ -348,7 +468,7 @@ impl<'a> RecordHeader<'a> {
     /// Bytes before the value.
     #[must_use]
     pub fn len(&self) -> usize {
-        header_len(self.user_key.len(), self.value_len)
+        self.len
     }
 
     /// Never: a header has a fixed part.
@@ -363,51 +483,50 @@ impl<'a> RecordHeader<'a> {
         padded_len(self.len() + self.value_len)
     }
 
-    /// Appends a copy of the record to `out`, as it stands at `place` in the log: it keeps its
-    /// first LSN, version and value checksums. The caller has verified the value: it is not
-    /// summed again, so that damage in between cannot go unnoticed later.
-    ///
-    /// # Panics
-    /// If the value does not have the length that the header says, or `out` has no room.
-    pub fn encode_copy(&self, value: &[u8], place: &Place, out: &mut IoBuffer) {
-        assert_eq!(value.len(), self.value_len, "a copy has the value of its original");
-        let fields = FixedFields {
+    /// The record that the header is of, with its value.
+    #[must_use]
+    pub fn record<'b>(&self, value: &'b [u8]) -> Record<'b>
+    where
+        'a: 'b,
+    {
+        Record {
             kind: self.kind,
             namespace: self.namespace,
             key: self.key,
-            user_key_len: self.user_key.len(),
+            hashed: self.hashed,
+            user_key: self.user_key,
             version: self.version,
             expiry_ms: self.expiry_ms,
-            first_lsn: self.first_lsn,
-            value_len: self.value_len,
-            value_crc: self.value_crc,
-        };
+            value,
+        }
+    }
+
+    /// Appends a copy of the record to `out`, as it stands at `place` in the log of the same
+    /// store: it keeps its version and value checksums, and tells that it was first logged as
+    /// `first_lsn`. The caller has verified the value: it is not summed again, so that damage in
+    /// between cannot go unnoticed later.
+    ///
+    /// # Panics
+    /// If the value does not have the length that the header says, or `out` has no room.
+    pub fn encode_copy(&self, value: &[u8], place: &Place, first_lsn: Lsn, out: &mut IoBuffer) {
+        assert_eq!(value.len(), self.value_len, "a copy has the value of its original");
         let start = out.len();
-        out.extend_from_slice(&fields.encode());
+        self.record(value).fields(&place.store, Some(first_lsn), self.value_crc).encode(out);
         out.extend_from_slice(self.user_key);
         out.extend_from_slice(self.chunk_crcs);
         finish(place, start, value, out);
     }
 
-    /// Appends a copy of the header alone to `out`, as it stands at `place` in the log: as long as
-    /// the original, and all it says is the same.
+    /// Appends a copy of the header alone to `out`, as it stands at `place` in the log of the
+    /// same store: as long as the original, and all it says is the same.
     ///
     /// # Panics
     /// If `out` has no room.
     pub fn encode_header_copy(&self, place: &Place, out: &mut IoBuffer) {
-        let fields = FixedFields {
-            kind: self.kind,
-            namespace: self.namespace,
-            key: self.key,
-            user_key_len: self.user_key.len(),
-            version: self.version,
-            expiry_ms: self.expiry_ms,
-            first_lsn: self.first_lsn,
-            value_len: self.value_len,
-            value_crc: self.value_crc,
-        };
         let start = out.len();
-        out.extend_from_slice(&fields.encode());
+        let mut fields = self.record(&[]).fields(&place.store, self.first_lsn, self.value_crc);
+        fields.value_len = self.value_len;
+        fields.encode(out);
         out.extend_from_slice(self.user_key);
         out.extend_from_slice(self.chunk_crcs);
         seal_header(place, start, out);
@@ -439,6 +558,46 @@ impl<'a> RecordHeader<'a> {
     }
 }
 
+/// The fields of a header that its flags tell of, and what follows them.
+struct OptionalFields<'a> {
+    key: Option<Key>,
+    second_half: [u8; 8],
+    expiry_ms: u64,
+    first_lsn: Option<Lsn>,
+    rest: &'a [u8],
+}
+
+impl<'a> OptionalFields<'a> {
+    /// Takes the fields from the front of `rest`, which has room for them. Fails with the flag of
+    /// a field that says what goes without saying, or what cannot be.
+    fn take(flags: u8, rest: &'a [u8], store: &[u8; 16]) -> Result<Self, u8> {
+        let mut rest = rest;
+        let key = take_if(flags & HAS_KEY != 0, &mut rest).map(Key);
+        let second_half = take_if(flags & HAS_SECOND_HALF != 0, &mut rest);
+        let expiry_ms = take_if(flags & HAS_EXPIRY != 0, &mut rest).map(u64::from_le_bytes);
+        let first_lsn = take_if(flags & HAS_FIRST_LSN != 0, &mut rest).map(u64::from_le_bytes);
+        let own_half = own_half(store);
+        if second_half == Some(own_half) {
+            return Err(HAS_SECOND_HALF);
+        }
+        if expiry_ms == Some(0) {
+            return Err(HAS_EXPIRY);
+        }
+        let first_lsn = first_lsn.map(Lsn);
+        if first_lsn.is_some_and(|lsn| !(Lsn(1)..=Lsn::MAX).contains(&lsn)) {
+            return Err(HAS_FIRST_LSN);
+        }
+        let (second_half, expiry_ms) = (second_half.unwrap_or(own_half), expiry_ms.unwrap_or(0));
+        Ok(Self { key, second_half, expiry_ms, first_lsn, rest })
+    }
+}
+
+fn take_if<const N: usize>(is_there: bool, rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (found, behind) = is_there.then(|| rest.split_first_chunk()).flatten()?;
+    *rest = behind;
+    Some(*found)
+}
+
 fn verify_chunk(chunk: &[u8], position: usize, expected: u32) -> Result<(), RecordError> {
     let found = checksum::plain(chunk);
     if found == expected {
@@ -464,6 +623,15 @@ pub struct Location {
     pub header_len: u32,
     /// Bytes of the value.
     pub value_len: u32,
+}
+
+impl Location {
+    /// Bytes of the whole record, padding included.
+    #[must_use]
+    pub fn record_len(&self) -> u64 {
+        let len = u64::from(self.header_len) + u64::from(self.value_len);
+        len.next_multiple_of(RECORD_ALIGNMENT as u64).max(RECORD_LEN_MIN as u64)
+    }
 }
 
 /// The value of a touch record: which record's value it is about.
@@ -521,110 +689,4 @@ impl TouchBody {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn place() -> Place {
-        Place { store: [9; 16], segment: 2, offset: 4176 }
-    }
-
-    fn encoded(user_key: &[u8], value: &[u8]) -> Vec<u8> {
-        let record = Record {
-            kind: RecordKind::Put,
-            namespace: Namespace::PLAIN,
-            key: Key([3; 20]),
-            user_key,
-            version: Version([1; 16]),
-            expiry_ms: 77,
-            value,
-        };
-        let mut out = IoBuffer::with_capacity(record.encoded_len());
-        record.encode(&place(), Lsn(5), &mut out);
-        assert_eq!(out.len(), record.encoded_len());
-        out.as_slice().to_vec()
-    }
-
-    fn check_round_trip(user_key: &[u8], value: &[u8]) {
-        let bytes = encoded(user_key, value);
-        let header = RecordHeader::decode(&bytes, &place()).unwrap();
-        assert_eq!(header.user_key, user_key);
-        assert_eq!(header.value(&bytes).unwrap(), value);
-        assert_eq!((header.expiry_ms, header.first_lsn), (77, Lsn(5)));
-        assert_eq!(header.record_len(), bytes.len());
-    }
-
-    #[test]
-    fn records_round_trip_at_the_edges() {
-        for value_len in [0, 1, VALUE_CHUNK_LEN, VALUE_CHUNK_LEN + 1, 3 * VALUE_CHUNK_LEN + 7] {
-            check_round_trip(b"", &vec![0xAB; value_len]);
-            check_round_trip(&vec![1; USER_KEY_LEN_MAX], &vec![0xAB; value_len]);
-        }
-    }
-
-    #[test]
-    fn every_flipped_byte_is_noticed() {
-        let bytes = encoded(b"user key", &[5; 2 * VALUE_CHUNK_LEN]);
-        for position in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[position] ^= 0x10;
-            let verdict = RecordHeader::decode(&damaged, &place())
-                .and_then(|header| header.value(&damaged).map(<[u8]>::len));
-            assert!(verdict.is_err(), "flip at {position} went unnoticed");
-        }
-    }
-
-    #[test]
-    fn record_of_another_place_is_refused() {
-        let bytes = encoded(b"k", b"v");
-        let elsewhere = place().at(8);
-        let error = RecordHeader::decode(&bytes, &elsewhere).unwrap_err();
-        assert!(matches!(error, RecordError::HeaderChecksum { .. }));
-        assert!(RecordHeader::decode(&[0; 4096], &place()).is_err());
-    }
-
-    #[test]
-    fn copy_keeps_first_lsn_and_the_checksums_of_the_value() {
-        for value in [vec![5; 100], vec![6; 2 * VALUE_CHUNK_LEN + 3]] {
-            let original = encoded(b"user key", &value);
-            let header = RecordHeader::decode(&original, &place()).unwrap();
-            let mut copy = IoBuffer::with_capacity(original.len());
-            let there = Place { segment: 77, ..place().at(4096) };
-            header.encode_copy(header.value(&original).unwrap(), &there, &mut copy);
-            assert_eq!(copy.as_slice()[4..], original[4..], "only the place differs");
-            let copied = RecordHeader::decode(copy.as_slice(), &there).unwrap();
-            assert_eq!(copied.first_lsn, header.first_lsn);
-            assert_eq!(copied.value(copy.as_slice()).unwrap(), value);
-            // A value damaged on the way keeps the checksum it had, and is found out.
-            let mut damaged = value.clone();
-            damaged[50] ^= 1;
-            copy.set_len(0);
-            header.encode_copy(&damaged, &there, &mut copy);
-            let copied = RecordHeader::decode(copy.as_slice(), &there).unwrap();
-            assert!(copied.value(copy.as_slice()).is_err());
-        }
-    }
-
-    #[test]
-    fn touch_body_round_trips() {
-        let base = Location { segment: 4, offset: 9, header_len: 80, value_len: 33 };
-        let body = TouchBody { base, user_key_crc: 5, base_lsn: Lsn(6) };
-        assert_eq!(TouchBody::decode(&body.encode()), Some(body));
-        assert_eq!(TouchBody::decode(&[0; 31]), None);
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_records_round_trip(
-            key in prop::collection::vec(any::<u8>(), 0..300),
-            value in prop::collection::vec(any::<u8>(), 0..20_000),
-        ) {
-            check_round_trip(&key, &value);
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = RecordHeader::decode(&bytes, &place());
-        }
-    }
-}
+mod tests;
