@@ -209,6 +209,12 @@ impl Store {
         result.map(|lsn| Effect::Done(Some(lsn)))
     }
 
+    /// Whether a value of that length is written beside the log before it is put.
+    #[must_use]
+    pub fn is_staged(&self, value_len: usize) -> bool {
+        self.extents.wants(value_len)
+    }
+
     /// As [`Store::put_shared`], for those who have lent the value and ask again when they are told
     /// that they may write.
     pub(super) fn put_large(&mut self, put: &Put<'_>) -> Result<Lsn, WriteError> {
