@@ -7,15 +7,13 @@
 //!
 //! The extent's frame takes part in the order of frames: what is behind it is acknowledged only
 //! after it, so no frame that counts is ever behind a range that a scan cannot step over. Its
-//! pieces do not: frames never wait for them. With [`SyncMethod::Dsync`] and
-//! [`CommitDurability::Always`] they are written durably. Otherwise they are written cached, and
-//! their segment is to be synced before anything that is appended after the extent was told to be
-//! written counts as durable: an entry in [`Progress`](super::progress::Progress) sees to that.
+//! pieces do not: frames never wait for them. They are written durably by themselves, whatever the
+//! log promises and however it syncs its frames: of two cached writes any may survive, and a record
+//! that survives without its value would hide the older one for nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{AppendError, Filling, GroupCommit, OpenSegment};
-use super::{CommitDurability, SyncMethod};
 use crate::checksum::Place;
 use crate::disk::{BLOCK_SIZE, DiskOperation, Durability, IoBuffer};
 use crate::extent::{EXTENTS_UNDER_WAY_MAX, PIECES_IN_FLIGHT_MAX, RECORD_OFFSET};
@@ -101,19 +99,17 @@ impl Extents {
         self.under_way.iter().any(|under_way| under_way.extent.segment.id == segment)
     }
 
-    /// Takes the completion of a piece; the segment, if that was the last one of its extent.
-    /// `None` if it is of no piece.
-    pub(super) fn arrive(&mut self, number: u64) -> Option<Option<OpenSegment>> {
+    /// Takes the completion of a piece. `None` if it is of no piece.
+    pub(super) fn arrive(&mut self, number: u64) -> Option<()> {
         let Flight { extent, len } = self.in_flight.remove(&number)?;
         let index = self.under_way.iter().position(|other| other.extent.id == extent)?;
         let under_way = &mut self.under_way[index];
         under_way.left -= len;
-        if under_way.left > 0 {
-            return Some(None);
+        if under_way.left == 0 {
+            self.under_way.remove(index);
+            self.written.push_back(extent);
         }
-        let UnderWay { extent, .. } = self.under_way.remove(index);
-        self.written.push_back(extent.id);
-        Some(Some(extent.segment))
+        Some(())
     }
 
     /// Takes the completion of a piece of a log that has failed.
@@ -174,8 +170,8 @@ impl GroupCommit {
         self.extents.queued.push_back(Piece { extent: extent.id, segment, offset, buffer });
     }
 
-    /// Takes an extent all pieces of which are written as the log's durability asks: what is
-    /// appended from now on may rest on them.
+    /// Takes an extent all pieces of which are durable: what is appended from now on may rest on
+    /// them.
     pub fn poll_extent(&mut self) -> Option<ExtentId> {
         self.extents.written.pop_front().filter(|_| self.failure.is_none())
     }
@@ -195,20 +191,7 @@ impl GroupCommit {
         if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
             tail.note_bytes(offset, buffer.as_slice());
         }
-        let durability =
-            if self.writes_durably() { Durability::Durable } else { Durability::Cached };
+        let durability = Durability::Durable;
         Some(DiskOperation::Write { file: segment.file, offset, buffer, durability })
-    }
-
-    pub(super) fn writes_durably(&self) -> bool {
-        let limits = &self.limits;
-        (limits.durability, limits.sync_method) == (CommitDurability::Always, SyncMethod::Dsync)
-    }
-
-    /// Notes that all pieces of an extent are written.
-    pub(super) fn note_extent_written(&mut self, segment: OpenSegment) {
-        if !self.writes_durably() {
-            self.progress.note_cached(segment);
-        }
     }
 }

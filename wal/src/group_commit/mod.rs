@@ -725,10 +725,7 @@ impl GroupCommit {
             self.progress.note_footer(last_lsn);
             return false;
         }
-        if let Some(ended) = self.extents.arrive(number) {
-            if let Some(segment) = ended {
-                self.note_extent_written(segment);
-            }
+        if self.extents.arrive(number).is_some() {
             return false;
         }
         self.progress.arrive(number).expect("each operation completes once")

@@ -248,24 +248,6 @@ impl Progress {
         self.in_flight.len() < before || sync.is_some()
     }
 
-    /// Notes that bytes which are no frame's were written cached: whatever is written from now on
-    /// is durable only after a sync of that segment which starts after this.
-    pub(super) fn note_cached(&mut self, segment: OpenSegment) {
-        let (state, since_ms) = (SyncState::Unsynced, self.now_ms);
-        let last = self.unsynced.back().map(|entry| (entry.last_lsn, entry.watermark));
-        let (last_lsn, watermark) = last.unwrap_or((self.durable, self.watermark));
-        match self.unsynced.back_mut().filter(|entry| entry.segment.id == segment.id) {
-            Some(entry) if entry.state == SyncState::Unsynced => {}
-            Some(entry) if entry.state == SyncState::Synced => {
-                (entry.state, entry.since_ms) = (state, since_ms);
-            }
-            _ => {
-                let entry = Unsynced { segment, last_lsn, watermark, len: 0, since_ms, state };
-                self.unsynced.push_back(entry);
-            }
-        }
-    }
-
     fn sync_of(&mut self, number: u64) -> Option<&mut Unsynced> {
         self.unsynced.iter_mut().find(|entry| entry.state == SyncState::Running { number })
     }
