@@ -146,7 +146,7 @@ impl Run {
         let files = self.rig.take_snapshot()?;
         // Of one name, a segment has one content for ever; manifests are new each time.
         let new = files.iter().filter(|file| !self.files.contains(&file.name));
-        let new = new.map(|file| file.used).sum();
+        let new = new.map(|file| file.content.used).sum();
         self.files = files.iter().map(|file| file.name.clone()).collect();
         self.files.retain(|name| wal::segment::parse_file_name(name).is_some());
         Some((files.len(), new))

@@ -1,6 +1,7 @@
 //! All shards of a node as one key space: which shard a key belongs to, time, and versions.
 
-use storage::{Effect, Event, KeyRef, Lookup, Now, Put, ReadError, Store, WriteError};
+use bytes::Bytes;
+use storage::{Effect, Event, KeyRef, Lookup, Now, Put, ReadError, SharedPut, Store, WriteError};
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskRequest};
 use wal::record::{Key, Version};
@@ -166,6 +167,27 @@ impl Keyspace {
         let put = Put { key: address.key, version: self.next_version(), expiry_ms, value };
         let lsn = self.store_mut(address.shard).put(&put)?;
         Ok(Wait { shard: address.shard, lsn })
+    }
+
+    /// Whether a value of that length is written beside the log before it is put.
+    #[must_use]
+    pub fn is_staged(&self, address: &Address<'_>, value_len: usize) -> bool {
+        self.store(address.shard).is_staged(value_len)
+    }
+
+    /// Stores a value of any size under a new version, without copying it. If that has to wait, the
+    /// same is to be asked again, with the same value.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn put_shared(
+        &mut self,
+        address: &Address<'_>,
+        value: &Bytes,
+        expiry_ms: u64,
+    ) -> Result<Effect, WriteError> {
+        let put = SharedPut { key: address.key, version: self.next_version(), expiry_ms, value };
+        self.store_mut(address.shard).put_shared(&put)
     }
 
     /// Deletes a key under a new version.

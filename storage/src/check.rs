@@ -1,14 +1,20 @@
 //! Looking a shard over without opening it: what is damaged, where, and what that means.
 
+use std::collections::BTreeMap;
+
 use wal::disk::{DiskOperation, FileId, FileName, OpenMode};
+use wal::extent::{self, RECORD_OFFSET};
 use wal::manifest::{self, Manifest, Verdict};
 use wal::procedure::{DiskPort, Procedure};
+use wal::replay::SegmentSource;
 use wal::segment::{self, Identity};
 
 use crate::checkpoint;
 use crate::error::OpenError;
+use crate::index::{Place, Prefix};
 use crate::recovery::sources::{Shortcuts, load_listed};
 use crate::recovery::{DamagedFile, Loaded, MANIFEST_FILES, bounded, load};
+use crate::segments::LINE_LEN;
 use crate::store::CheckpointLoader;
 
 /// What a check of one shard found.
@@ -55,12 +61,15 @@ pub fn check(
         let mut loaded =
             load(&port, &directory, identity, OpenMode::Read, now_ms, shortcuts).await?;
         verify_checkpoint(&port, &directory, &mut loaded).await;
+        let values_damaged = verify_extents(&port, &directory, &mut loaded).await;
         let mendable = loaded.settlement.is_suspect() || !loaded.are_manifests_sound();
         let repairs = repair && mendable && !loaded.created;
         if repairs {
             accept(&port, &directory, &loaded).await?;
         }
-        Ok(report(&directory, &loaded, repairs))
+        let mut report = report(&directory, &loaded, repairs);
+        report.keys_damaged += values_damaged;
+        Ok(report)
     })
 }
 
@@ -74,6 +83,40 @@ async fn verify_checkpoint(port: &DiskPort, directory: &FileName, loaded: &mut L
         let (offset, len, accepted) = (0, entry.len, false);
         loaded.damage.push(DamagedFile { file, offset, len, reason, accepted });
     }
+}
+
+/// Reads the large values that are of use; tells how many are damaged. Those that no record names
+/// may be torn.
+async fn verify_extents(port: &DiskPort, directory: &FileName, loaded: &mut Loaded) -> u64 {
+    let catalog = &loaded.rebuilt.catalog;
+    let mut extents = BTreeMap::new();
+    for (open, _, scan) in &loaded.scans {
+        let Some(segment) = catalog.segments.number_of(open.id) else { continue };
+        for (offset, len) in &scan.extents {
+            let line = u32::try_from((offset + RECORD_OFFSET) / u64::from(LINE_LEN));
+            let Ok(line) = line else { continue };
+            extents.insert(Place { segment, line }, (*open, (*offset, *len)));
+        }
+    }
+    let slots = catalog.index.walk(Prefix::default()).map(|(_, slot)| slot);
+    let slots = slots.chain(catalog.bases().values().copied());
+    let named: Vec<_> = slots
+        .filter(|slot| !slot.shadowed && !slot.damaged)
+        .filter_map(|slot| extents.get(&slot.place).copied())
+        .collect();
+    let mut damaged = 0;
+    for (open, (offset, len)) in named {
+        let source = SegmentSource { id: open.id, file: open.file, len: open.len, cut: None };
+        let store = loaded.manifest.identity.store;
+        if extent::verify(port, store, source, (offset, len)).await.is_sound {
+            continue;
+        }
+        damaged += 1;
+        let file = segment::file_name(directory, open.id);
+        let reason = "a large value is damaged; its key answers an error".to_owned();
+        loaded.damage.push(DamagedFile { file, offset, len, reason, accepted: false });
+    }
+    damaged
 }
 
 fn report(directory: &FileName, loaded: &Loaded, repaired: bool) -> CheckReport {

@@ -46,5 +46,6 @@ pub use recovery::{DamagedFile, Opened, RecoveryReport, RecoverySources, identif
 pub use store::{
     CheckpointCounters, CheckpointLoader, CheckpointOptions, CompactionCounters, Effect, Entry,
     Event, FileContent, FileTail, Get, KeyRef, Lookup, Put, ReadId, Repair, RepairReason,
-    ScannedKey, ScrubStatus, SnapshotFile, Store, StoreLimits, StoreOptions, StoreStatus, Value,
+    ScannedKey, ScrubStatus, SharedPut, SnapshotFile, Store, StoreLimits, StoreOptions,
+    StoreStatus, Value,
 };

@@ -11,7 +11,7 @@ use wal::replay::ReplayedRecord;
 use crate::catalog::{Catalog, Kin};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
 use crate::knowledge::Mixing;
-use crate::store::{REWRITTEN_LEN_MAX, parts_len, tombstone};
+use crate::store::{REWRITTEN_LEN_MAX, base_len, parts_len, tombstone};
 
 /// Slots whose keys are remembered: an overwrite of one of these leaves no shadowed slot behind.
 const REMEMBERED_COUNT_MAX: usize = 64 << 10;
@@ -102,7 +102,8 @@ impl Rebuild {
     fn touch(&mut self, record: &ReplayedRecord, place: Place, body: &TouchBody) {
         let base = self.catalog.segments.place_of(&body.base);
         let known = self.catalog.candidates(&record.key).any(|slot| Some(slot.place) == base);
-        if !known {
+        // Nothing but this record says that there is an extent.
+        if !known && body.base_lsn != Lsn::ZERO {
             if is_in(&self.torn, body.base_lsn) {
                 return;
             }
@@ -114,8 +115,9 @@ impl Rebuild {
             return self.hide(record, place, base);
         }
         let slot = self.slot(record, place, SlotKind::Touch, parts_len(&record.location));
+        let len = base_len(&body.base, body.base_lsn);
         let base = base.map(|place| {
-            let slot = self.slot(record, place, SlotKind::Put, parts_len(&body.base));
+            let slot = self.slot(record, place, SlotKind::Put, len);
             Slot { damaged: false, ..slot }
         });
         let keys = &self.keys;

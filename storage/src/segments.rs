@@ -6,6 +6,7 @@ use wal::Lsn;
 use wal::disk::{BLOCK_SIZE, FileId};
 use wal::group_commit::OpenSegment;
 use wal::record::Location;
+use wal::segment::SEGMENT_HEADER_LEN;
 
 use crate::index::{Place, SegmentNumber, Slot, SlotKind};
 
@@ -84,6 +85,18 @@ impl Segment {
             + u64::from(location.header_len)
             + u64::from(location.value_len);
         self.written_end = self.written_end.max(end.next_multiple_of(BLOCK_SIZE as u64));
+    }
+
+    /// Notes that room up to `end` was reserved for an extent.
+    pub(crate) fn note_extent(&mut self, end: u64) {
+        self.end = self.end.max(end);
+    }
+
+    /// Bytes that something could be in. Room at its end is none of them where that is less than
+    /// half of it: the next extent did not fit there, and would not if it were moved.
+    pub(crate) fn used(&self) -> u64 {
+        let end = if self.end > self.len / 2 { self.end } else { self.len };
+        end.saturating_sub(SEGMENT_HEADER_LEN)
     }
 
     /// Up to where records can be read.

@@ -171,8 +171,15 @@ fn check_frame(name: &str, records: &[Record<'_>], first_lsn: u64, durable_lsn: 
     let header = FrameHeader::decode(head, &place(FRAME_OFFSET)).unwrap();
     let payload_crc = FrameHeader::payload_checksum(&place(FRAME_OFFSET), payload);
     let len = u32::try_from(bytes.len()).unwrap();
-    let expected =
-        FrameHeader { len, record_count, first_lsn, durable_lsn, wall_ms: WALL_MS, payload_crc };
+    let expected = FrameHeader {
+        len,
+        record_count,
+        first_lsn,
+        durable_lsn,
+        wall_ms: WALL_MS,
+        payload_crc,
+        is_extent: false,
+    };
     assert_eq!(header, expected);
     let mut at = FRAME_HEADER_LEN;
     for record in records {

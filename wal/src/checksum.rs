@@ -75,6 +75,11 @@ impl RunningChecksum {
         self.0.update(bytes);
     }
 
+    /// Takes the next `len` bytes, whose own checksum is `sum`.
+    pub fn join(&mut self, sum: u32, len: u64) {
+        self.0.combine(&Hasher::new_with_initial_len(sum, len));
+    }
+
     /// The checksum of all bytes so far.
     #[must_use]
     pub fn sum(&self) -> u32 {

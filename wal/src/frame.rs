@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | 0 | 4 | magic | `KFRM` |
 //! | 4 | 1 | format version | 0 |
-//! | 5 | 1 | flags | 0 |
+//! | 5 | 1 | flags | 1: an extent ([`crate::extent`]); others are refused |
 //! | 6 | 2 | reserved | 0 |
 //! | 8 | 16 | store | the store's uuid |
 //! | 24 | 8 | segment | the segment's id |
@@ -20,6 +20,9 @@
 //! | 72 | 4 | payload CRC | CRC-32 of the frame's place and of all bytes from 80 to the end |
 //! | 76 | 4 | header CRC | CRC-32 of the frame's place and of bytes 0 to 75 |
 //! | 80 | | records | each at a multiple of 8 |
+//!
+//! The frame of an extent has no records. Its length covers the whole extent, so that a scan steps
+//! over the data; its payload CRC covers its first block alone.
 
 use crate::checksum::{self, Place};
 use crate::disk::{BLOCK_SIZE, IoBuffer};
@@ -30,6 +33,7 @@ pub const FORMAT_VERSION: u8 = 0;
 /// Bytes of a frame's header.
 pub const FRAME_HEADER_LEN: usize = 80;
 const MAGIC: [u8; 4] = *b"KFRM";
+const IS_EXTENT: u8 = 1;
 
 /// A frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +48,10 @@ pub struct FrameHeader {
     pub durable_lsn: Lsn,
     /// Milliseconds since 1970.
     pub wall_ms: u64,
-    /// Checksum of everything after the header.
+    /// Checksum of everything after the header; in an extent, of the rest of its first block.
     pub payload_crc: u32,
+    /// Whether it is the frame of an extent.
+    pub is_extent: bool,
 }
 
 /// Why bytes are not the header of a frame.
@@ -74,6 +80,12 @@ pub enum FrameError {
         /// The first LSN found.
         first: Lsn,
     },
+    /// A flag that this code does not know, or records in an extent's frame.
+    #[error("frame flags {found:02x}")]
+    Flags {
+        /// The flags found.
+        found: u8,
+    },
     /// The length is no whole number of blocks.
     #[error("frame length {found}")]
     Length {
@@ -89,12 +101,20 @@ impl FrameHeader {
         self.first_lsn.plus(u64::from(self.record_count)).before()
     }
 
+    /// Bytes after the header that the payload CRC covers.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        let len = if self.is_extent { BLOCK_SIZE } else { self.len as usize };
+        len - FRAME_HEADER_LEN
+    }
+
     /// Encodes the header of the frame at `place`.
     #[must_use]
     pub fn encode(&self, place: &Place) -> [u8; FRAME_HEADER_LEN] {
         let mut out = [0; FRAME_HEADER_LEN];
         out[0..4].copy_from_slice(&MAGIC);
         out[4] = FORMAT_VERSION;
+        out[5] = u8::from(self.is_extent) * IS_EXTENT;
         out[8..24].copy_from_slice(&place.store);
         out[24..32].copy_from_slice(&place.segment.to_le_bytes());
         out[32..40].copy_from_slice(&place.offset.to_le_bytes());
@@ -129,6 +149,11 @@ impl FrameHeader {
         if len == 0 || !usize::try_from(len).is_ok_and(|len| len.is_multiple_of(BLOCK_SIZE)) {
             return Err(FrameError::Length { found: len });
         }
+        let is_extent = bytes[5] & IS_EXTENT != 0;
+        let record_count = u32::from_le_bytes(field(bytes, 44));
+        if bytes[5] & !IS_EXTENT != 0 || is_extent && record_count > 0 {
+            return Err(FrameError::Flags { found: bytes[5] });
+        }
         let first_lsn = Lsn(u64::from_le_bytes(field(bytes, 48)));
         let durable_lsn = Lsn(u64::from_le_bytes(field(bytes, 56)));
         if first_lsn.max(durable_lsn) > Lsn::MAX {
@@ -136,11 +161,12 @@ impl FrameHeader {
         }
         Ok(Self {
             len,
-            record_count: u32::from_le_bytes(field(bytes, 44)),
+            record_count,
             first_lsn,
             durable_lsn,
             wall_ms: u64::from_le_bytes(field(bytes, 64)),
             payload_crc: u32::from_le_bytes(field(bytes, 72)),
+            is_extent,
         })
     }
 
@@ -210,10 +236,24 @@ pub struct FrameStamp {
 /// # Panics
 /// If the buffer is shorter than a header or has no room for the padding.
 pub fn finish(buffer: &mut IoBuffer, place: &Place, stamp: &FrameStamp) {
+    let len = buffer.len().next_multiple_of(BLOCK_SIZE);
+    seal(buffer, place, stamp, len, false);
+}
+
+/// Finishes the frame of an extent of `extent_len` bytes in place: `buffer` holds room for the
+/// header, and becomes the extent's first block.
+///
+/// # Panics
+/// If the buffer is shorter than a header, longer than a block, or has no room for one.
+pub fn finish_extent(buffer: &mut IoBuffer, place: &Place, stamp: &FrameStamp, extent_len: usize) {
+    assert!(buffer.len() <= BLOCK_SIZE, "the frame of an extent is one block");
+    seal(buffer, place, stamp, extent_len, true);
+}
+
+fn seal(buffer: &mut IoBuffer, place: &Place, stamp: &FrameStamp, len: usize, is_extent: bool) {
     let used = buffer.len();
     assert!(used >= FRAME_HEADER_LEN, "a frame starts with room for its header");
-    let len = used.next_multiple_of(BLOCK_SIZE);
-    buffer.set_len(len);
+    buffer.set_len(used.next_multiple_of(BLOCK_SIZE));
     let bytes = buffer.as_mut_slice();
     bytes[used..].fill(0);
     let (header, payload) = bytes.split_at_mut(FRAME_HEADER_LEN);
@@ -224,6 +264,7 @@ pub fn finish(buffer: &mut IoBuffer, place: &Place, stamp: &FrameStamp) {
         durable_lsn: stamp.durable_lsn,
         wall_ms: stamp.wall_ms,
         payload_crc: FrameHeader::payload_checksum(place, payload),
+        is_extent,
     };
     header.copy_from_slice(&fields.encode(place));
 }
@@ -260,6 +301,24 @@ mod tests {
         assert_eq!(decoded.last_lsn(), Lsn(6));
         let payload = &buffer.as_slice()[FRAME_HEADER_LEN..];
         assert_eq!(decoded.payload_crc, FrameHeader::payload_checksum(&place(), payload));
+    }
+
+    #[test]
+    fn frame_of_an_extent_is_a_block_that_covers_more() {
+        let mut buffer = IoBuffer::with_capacity(BLOCK_SIZE);
+        buffer.extend_from_slice(&[0; FRAME_HEADER_LEN]);
+        let stamp = FrameStamp { record_count: 0, ..stamp() };
+        finish_extent(&mut buffer, &place(), &stamp, 9 * BLOCK_SIZE);
+        assert_eq!(buffer.len(), BLOCK_SIZE);
+        let mut bytes = header(buffer.as_slice());
+        let decoded = FrameHeader::decode(&bytes, &place()).unwrap();
+        assert!(decoded.is_extent && decoded.len as usize == 9 * BLOCK_SIZE);
+        assert_eq!((decoded.payload_len(), decoded.last_lsn()), (BLOCK_SIZE - 80, Lsn(4)));
+        bytes[5] = 3;
+        let crc = checksum::seeded(&place(), &[&bytes[..76]]);
+        bytes[76..].copy_from_slice(&crc.to_le_bytes());
+        let refused = FrameHeader::decode(&bytes, &place());
+        assert_eq!(refused, Err(FrameError::Flags { found: 3 }), "an unknown flag");
     }
 
     #[test]

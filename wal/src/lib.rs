@@ -4,6 +4,7 @@
 
 pub mod checksum;
 pub mod disk;
+pub mod extent;
 pub mod footer;
 pub mod frame;
 pub mod fuzz;

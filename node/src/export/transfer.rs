@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use storage::{Event, Get, KeyRef, Put, ReadError, ReadId, ScannedKey, Value, WriteError};
+use storage::{Effect, Event, Get, KeyRef, ReadError, ReadId, ScannedKey, Value, WriteError};
 use wal::record::Key;
 
 use super::{FormatError, Item, Reader, Totals, Writer};
@@ -188,14 +188,13 @@ fn store(
     value: &[u8],
     expiry_ms: u64,
 ) -> Result<(), TransferError> {
+    let value = Bytes::copy_from_slice(value);
     loop {
         let keyspace = offline.keyspace();
         let address = keyspace.address(user_key);
-        let version = keyspace.next_version();
-        let put = Put { key: address.key, version, expiry_ms, value };
-        match keyspace.store_mut(address.shard).put(&put) {
-            Ok(_) => return Ok(()),
-            Err(WriteError::Busy) => turn_for_writes(offline)?,
+        match keyspace.put_shared(&address, &value, expiry_ms) {
+            Ok(Effect::Done(_)) => return Ok(()),
+            Ok(Effect::Pending(_)) | Err(WriteError::Busy) => turn_for_writes(offline)?,
             Err(error) => return Err(error.into()),
         }
     }

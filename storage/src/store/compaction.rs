@@ -27,7 +27,8 @@ use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, To
 use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::compaction_counters::CompactionCounters;
-use super::disk_read::{Head, Target, Waiter};
+use super::disk_read::Head;
+use super::extent_copy::ExtentCopy;
 use super::pool::FULL_DISK_WORTH;
 use super::write::{bare, parts_len, tombstone};
 use super::{Source, Store};
@@ -56,13 +57,13 @@ const HEADS_KEPT_MAX: usize = 1024;
 /// A segment being compacted.
 #[derive(Debug)]
 pub(super) struct Victim {
-    number: SegmentNumber,
+    pub(super) number: SegmentNumber,
     id: u64,
     end: u64,
     /// The next frame.
-    offset: u64,
-    window: IoBuffer,
-    window_start: u64,
+    pub(super) offset: u64,
+    pub(super) window: IoBuffer,
+    pub(super) window_start: u64,
     /// Number of the window read under way.
     reading: Option<u64>,
     frame: Option<Frame>,
@@ -123,12 +124,17 @@ impl Compaction {
         self.paused
     }
 
+    /// Notes that a header is to be read, unless it was or is being read.
+    pub(super) fn want_head(&mut self, spot: Spot) -> bool {
+        !self.heads.contains_key(&spot) && self.heads_wanted.insert(spot)
+    }
+
     pub(super) fn is_reading_heads(&self) -> bool {
         !self.heads_wanted.is_empty()
     }
 }
 
-enum Step {
+pub(super) enum Step {
     /// So many bytes looked at.
     Done(u64),
     /// Something must come first.
@@ -150,7 +156,7 @@ enum Decision {
 }
 
 /// The newest record of the key before the one at hand.
-enum Newer {
+pub(super) enum Newer {
     None,
     Same(Slot),
     Wait,
@@ -199,6 +205,7 @@ impl Store {
         if self.compaction.unfit_retry_at_ns <= self.now.monotonic_ns {
             self.retry_unfit();
         }
+        self.extents.copy.take_if(|copy| copy.is_over());
         self.retire_dead();
         if let Some(number) = self.worthwhile_victim()
             && let Some(segment) = self.catalog.segments.get(number)
@@ -224,6 +231,7 @@ impl Store {
                 let hides = segment.tombstone_bytes > 0 || segment.has_clear;
                 segment.state == SegmentState::Sealed
                     && segment.slots == 0
+                    && !self.extents.holds(segment.id)
                     && (!hides || oldest == Some(*number))
             })
             .map(|(number, _)| number)
@@ -265,9 +273,10 @@ impl Store {
         for (number, segment) in of_state(SegmentState::Sealed) {
             let oldest = oldest == Some(number);
             let kept = segment.live_bytes + if oldest { 0 } else { segment.tombstone_bytes };
-            let dead = segment.len.saturating_sub(kept);
+            let dead = segment.used().saturating_sub(kept);
             let asked_for = segment.lsns.is_none_or(|(_, last)| Some(last) <= requested_lsn);
             let blocked = !wasteful && !full && !asked_for
+                || self.extents.holds(segment.id)
                 || segment.has_clear && !oldest
                 || full && kept + segment.len / FULL_DISK_WORTH > room;
             let worth = segment.len / if full { FULL_DISK_WORTH } else { 8 };
@@ -295,6 +304,7 @@ impl Store {
         let compaction = &self.compaction;
         let idle = compaction.victim.as_ref().is_some_and(|victim| victim.reading.is_none());
         idle && compaction.heads_wanted.is_empty()
+            && self.extents.copy.as_ref().is_none_or(ExtentCopy::is_over)
             && self.log.pending_bytes() <= PENDING_BYTES_MAX
             && self.log.failure().is_none()
     }
@@ -406,6 +416,9 @@ impl Store {
         if offset + len > victim.end {
             return Step::Unfit;
         }
+        if header.is_extent {
+            return self.step_extent(victim, &seed, len);
+        }
         let Some(bytes) = victim.bytes(offset, len) else {
             return self.read_window(victim, len.max(WINDOW_LEN));
         };
@@ -417,7 +430,7 @@ impl Store {
         Step::Done(0)
     }
 
-    fn read_window(&mut self, victim: &mut Victim, len: u64) -> Step {
+    pub(super) fn read_window(&mut self, victim: &mut Victim, len: u64) -> Step {
         let offset = victim.offset;
         let segment = self.catalog.segments.get(victim.number);
         let Some((file, file_len)) = segment.map(|segment| (segment.file, segment.len)) else {
@@ -573,11 +586,15 @@ impl Store {
     }
 
     /// The slots before the one at `place`; all, if there is none: they are newer then.
-    fn newer_slots(&self, key: &Key, place: Place) -> impl Iterator<Item = Slot> + Clone {
+    pub(super) fn newer_slots(
+        &self,
+        key: &Key,
+        place: Place,
+    ) -> impl Iterator<Item = Slot> + Clone {
         self.catalog.candidates(key).take_while(move |slot| slot.place != place)
     }
 
-    fn newest_of(&self, key: &Key, place: Place) -> Newer {
+    pub(super) fn newest_of(&self, key: &Key, place: Place) -> Newer {
         let mut exact = self.catalog.candidates(key).first_is_exact();
         let mut waits = false;
         for slot in self.newer_slots(key, place) {
@@ -614,7 +631,7 @@ impl Store {
     }
 
     /// What a touch of the key says, if that is known.
-    fn touch_at(&self, key: &Key, slot: &Slot) -> Option<Found> {
+    pub(super) fn touch_at(&self, key: &Key, slot: &Slot) -> Option<Found> {
         if let Some(Recent { known: Known::Present(found), .. }) = self.recents.get(key)
             && found.place == slot.place
         {
@@ -634,19 +651,8 @@ impl Store {
             if !matches!(self.decide(&original), Decision::Wait) {
                 continue;
             }
-            let key = original.header.key;
-            let newer: Vec<Slot> = self.newer_slots(&key, original.place).collect();
-            for slot in newer {
-                let Some(spot) = self.catalog.segments.spot_of(slot.place) else { continue };
-                let durable = self.recents.key_at(&spot).is_none();
-                if durable
-                    && !self.compaction.heads.contains_key(&spot)
-                    && self.compaction.heads_wanted.insert(spot)
-                {
-                    let target = Target::candidate(spot, &slot, false);
-                    self.read(key, slot.place, target, Waiter::Compaction(spot));
-                }
-            }
+            let (key, place) = (original.header.key, original.place);
+            self.read_newer_heads(key, place);
         }
     }
 
@@ -738,7 +744,7 @@ impl Store {
         true
     }
 
-    fn append_copy(&mut self, record: &Record<'_>, first_lsn: Lsn) -> Option<Appended> {
+    pub(super) fn append_copy(&mut self, record: &Record<'_>, first_lsn: Lsn) -> Option<Appended> {
         match self.log.append_copy(record, first_lsn) {
             Ok(appended) => {
                 self.idle_since_ns = None;
@@ -759,7 +765,7 @@ impl Store {
     }
 
     /// Notes that a key's state stands elsewhere now; answers rest on what they rested on before.
-    fn note_moved(
+    pub(super) fn note_moved(
         &mut self,
         key: Key,
         appended: &Appended,
@@ -777,11 +783,3 @@ impl Store {
 
 /// Fewer sealed segments than this are left alone.
 const SEALED_COUNT_MIN: u64 = 4;
-
-impl Victim {
-    /// Bytes of the window; `None` if it does not hold them.
-    fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        let from = usize::try_from(offset.checked_sub(self.window_start)?).ok()?;
-        self.window.as_slice().get(from..from.checked_add(usize::try_from(len).ok()?)?)
-    }
-}

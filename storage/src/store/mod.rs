@@ -28,6 +28,11 @@ mod compaction_counters;
 mod disk_read;
 #[cfg(test)]
 mod error_tests;
+mod extent;
+mod extent_compaction;
+mod extent_copy;
+#[cfg(test)]
+mod extent_tests;
 mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
@@ -49,12 +54,15 @@ mod write;
 
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction_counters::CompactionCounters;
+pub use extent::SharedPut;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::{FileContent, FileTail, SnapshotFile};
 
 use checkpointing::Checkpointing;
 use compaction::Compaction;
 use disk_read::Reads;
+use extent::Extents;
+pub(crate) use extent::base_len;
 use manifest_keeper::ManifestKeeper;
 use read::Jobs;
 use retire::Retirement;
@@ -365,6 +373,8 @@ enum Source {
     Checkpoint(Option<RequestId>),
     Read,
     Scrub,
+    /// A piece of an extent that is moved.
+    Extent(u64),
 }
 
 /// One shard: see the crate's documentation for how it is driven.
@@ -386,6 +396,7 @@ pub struct Store {
     supply: SegmentSupply,
     keeper: ManifestKeeper,
     compaction: Compaction,
+    extents: Extents,
     scrub: Scrub,
     checkpointing: Checkpointing,
     retirements: Vec<Retirement>,
@@ -454,6 +465,7 @@ impl Store {
             snapshots: Snapshots::new(manifest.next_segment),
             keeper: ManifestKeeper::new(manifest),
             compaction: Compaction::default(),
+            extents: Extents::new(&options.log),
             scrub: Scrub::new(options.limits.scrub_bytes_per_second),
             checkpointing,
             retirements: Vec::new(),
@@ -599,6 +611,7 @@ impl Store {
             self.idle_since_ns = None;
         }
         self.pump_snapshot();
+        self.pump_extents();
         self.log.submit(self.now.clock_ms);
         self.pump_log();
         self.pump_scrub();
@@ -643,7 +656,7 @@ impl Store {
         let paused = self.compaction.is_paused();
         let scrub = self.scrub.due_at_ns().filter(|_| !paused);
         let checkpoint = self.checkpointing.deadline_ns();
-        let background = [compaction, checkpoint, scrub];
+        let background = [compaction, checkpoint, scrub, self.extents.deadline_ns()];
         [idle, expiry, sweep, retry, sync].into_iter().chain(background).flatten().min()
     }
 
@@ -707,6 +720,10 @@ impl Store {
             }
             Source::Read => self.handle_read(completion),
             Source::Scrub => self.handle_scrub(completion),
+            Source::Extent(number) => {
+                self.handle_copy_read(number, completion);
+                self.pump_log();
+            }
         }
     }
 
@@ -728,6 +745,7 @@ impl Store {
         if let (false, Some(error)) = (failed_before, self.log.failure()) {
             self.events.push_back(Event::Failed(error));
         }
+        self.pump_extents();
         self.pump_log();
         self.tell_writable();
     }
@@ -779,7 +797,7 @@ impl Store {
         }
     }
 
-    fn tell_writable(&mut self) {
+    pub(super) fn tell_writable(&mut self) {
         if std::mem::take(&mut self.starved) {
             self.events.push_back(Event::Writable);
         }

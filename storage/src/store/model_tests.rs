@@ -124,7 +124,11 @@ impl World {
             segment_bytes: 64 << 10,
             cache_bytes: [0, 4 << 10, 1 << 20][rng.usize(..3)],
             limits: StoreLimits::default(),
-            log: GroupCommitLimits { frame_bytes_max: 16 << 10, ..GroupCommitLimits::default() },
+            log: GroupCommitLimits {
+                frame_bytes_max: 16 << 10,
+                extent_bytes_min: [8 << 10, 256 << 10][rng.usize(..2)],
+                ..GroupCommitLimits::default()
+            },
             buffers: Rc::new(HeapBuffers),
             checkpoints: CheckpointOptions {
                 log_bytes_min: rng.u64(1..200_000),
@@ -248,16 +252,28 @@ impl World {
     }
 
     fn put(&mut self, id: Key) {
-        let len = [0, 30, 700, 4_000, 9_000][self.rng.usize(..5)];
+        let len = [0, 30, 700, 4_000, 9_000, 20_000][self.rng.usize(..6)];
         let (mut value, expiry_ms) = (vec![0; len], self.expiry());
         self.rng.fill(&mut value);
         let version = self.next_version();
         let key = KeyRef::given(id, &id.0);
-        loop {
-            match self.store.put(&Put { key, version, expiry_ms, value: &value }) {
-                Ok(_) => break,
-                Err(WriteError::Busy) => self.settle(),
-                Err(error) => panic!("{error}"),
+        if self.rng.bool() {
+            let value = Bytes::from(value.clone());
+            let put = SharedPut { key, version, expiry_ms, value: &value };
+            loop {
+                match self.store.put_shared(&put) {
+                    Ok(Effect::Done(_)) => break,
+                    Ok(Effect::Pending(_)) | Err(WriteError::Busy) => self.settle(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        } else {
+            loop {
+                match self.store.put(&Put { key, version, expiry_ms, value: &value }) {
+                    Ok(_) => break,
+                    Err(WriteError::Busy) => self.settle(),
+                    Err(error) => panic!("{error}"),
+                }
             }
         }
         self.model.insert(id, (value, version, expiry_ms));

@@ -71,7 +71,9 @@ impl Store {
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };
             let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
-            let read = read || self.scrub.is_reading(retirement.id);
+            let read = read
+                || self.scrub.is_reading(retirement.id)
+                || self.extents.is_reading(retirement.id);
             let replaced =
                 retirement.replaced_lsn <= durable_lsn || is_planted(Mutation::SegmentFreedEarly);
             if read || !logged || !replaced || since_ns > now_ns {

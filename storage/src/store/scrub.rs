@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskOperation, DiskRequest, FileName};
+use wal::extent;
 use wal::manifest::{Quarantine, Verdict};
 use wal::procedure::Procedure;
 use wal::record::Key;
@@ -126,6 +127,10 @@ struct Scanned {
     findings: Vec<Finding>,
     /// Records whose headers are sound, and nothing else of them.
     damaged: Vec<(Key, u64)>,
+    /// Keys and offsets of records in extents whose values are not sound, if a record names them.
+    torn: Vec<(Key, u64)>,
+    /// Whether there are extents of which not even the key can be made out.
+    has_lost_extents: bool,
     sound: Lines,
 }
 
@@ -335,7 +340,9 @@ impl Store {
     /// Decides what a read of a segment means.
     fn judge(&mut self, reading: &Reading, scanned: Scanned) -> Stage {
         let id = reading.segment;
-        if scanned.findings.is_empty() {
+        let torn: Vec<(Key, u64)> =
+            scanned.torn.iter().filter(|(key, at)| self.is_named(key, id, *at)).copied().collect();
+        if scanned.findings.is_empty() && torn.is_empty() && !scanned.has_lost_extents {
             return Stage::Choosing;
         }
         if !reading.is_second {
@@ -350,7 +357,7 @@ impl Store {
             let file = segment::file_name(&self.directory, id);
             self.events.push_back(Event::Flaw { file, offset, len, damage });
         }
-        for (key, offset) in &scanned.damaged {
+        for (key, offset) in scanned.damaged.iter().chain(&torn) {
             self.mark_damaged(key, id, *offset);
         }
         let harmless = |finding: &Finding| {
@@ -364,14 +371,22 @@ impl Store {
             )
         };
         match self.catalog.segments.number_of(id) {
-            Some(number) if !scanned.findings.iter().all(harmless) => Stage::Marking(Marking {
-                number,
-                segment: id,
-                sound: scanned.sound,
-                cursor: Cursor::default(),
-            }),
+            Some(number) if scanned.has_lost_extents || !scanned.findings.iter().all(harmless) => {
+                let (sound, cursor) = (scanned.sound, Cursor::default());
+                Stage::Marking(Marking { number, segment: id, sound, cursor })
+            }
             _ => Stage::Choosing,
         }
+    }
+
+    /// Whether a slot that counts names the record there.
+    fn is_named(&self, key: &Key, id: u64, offset: u64) -> bool {
+        let segment = self.catalog.segments.number_of(id);
+        let place = segment.zip(u32::try_from(offset / u64::from(LINE_LEN)).ok());
+        place.is_some_and(|(segment, line)| {
+            let place = Place { segment, line };
+            self.catalog.candidates(key).any(|slot| slot.place == place && !slot.shadowed)
+        })
     }
 
     /// Marks a record whose key is known as damaged, if it is of use.
@@ -439,9 +454,20 @@ fn scan(
                     && (range.offset..range.offset + range.len.max(1)).contains(&finding.offset)
             })
         };
+        let (mut torn, mut has_lost_extents) = (Vec::new(), false);
+        for range in scan.extents {
+            let content = extent::verify(&port, store, source, range).await;
+            match content.record {
+                Some((_, location)) if content.is_sound => {
+                    sound.insert(location.offset / LINE_LEN);
+                }
+                Some((key, location)) => torn.push((key, u64::from(location.offset))),
+                None => has_lost_extents = true,
+            }
+        }
         let mut findings = scan.findings;
         findings.retain(|finding| !is_accepted(finding));
-        if is_second && !findings.is_empty() {
+        if is_second && (has_lost_extents || !findings.is_empty()) {
             let mut visit = |record: ReplayedRecord| {
                 if !record.damaged {
                     sound.insert(record.location.offset / LINE_LEN);
@@ -452,7 +478,11 @@ fn scan(
             let settlement = everything_durable(given_up);
             replay::scan_settled(&port, store, source, &settlement, &mut visit).await;
         }
-        Scanned { findings, damaged, sound }
+        // Those whose key is known are marked by it.
+        for (_, offset) in &torn {
+            sound.insert(u32::try_from(offset / u64::from(LINE_LEN)).unwrap_or(u32::MAX));
+        }
+        Scanned { findings, damaged, torn, has_lost_extents, sound }
     })
 }
 

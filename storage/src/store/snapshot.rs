@@ -233,7 +233,7 @@ impl Store {
         manifest.segments.retain(|entry| {
             let holds_records = |id| {
                 let segment = self.catalog.segments.by_id(id);
-                segment.is_some_and(|segment| segment.lsns.is_some())
+                segment.is_some_and(|segment| segment.lsns.is_some() || segment.end > 0)
             };
             self.snapshots.end_of(entry).is_some() || holds_records(entry.id)
         });

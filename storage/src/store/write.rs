@@ -1,13 +1,13 @@
 //! The writing commands.
 
 use wal::Lsn;
-use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{
     Key, Location, Namespace, RECORD_LEN_MIN, Record, RecordKind, TouchBody,
     UNNUMBERED_VALUE_LEN_MAX, Version,
 };
 
+use super::extent::base_len;
 use super::read::{Memory, Purpose, found_in};
 use super::{Effect, KeyRef, Put, Store};
 use crate::cache::CachedRecord;
@@ -23,9 +23,15 @@ pub(crate) const REWRITTEN_LEN_MAX: usize = UNNUMBERED_VALUE_LEN_MAX;
 impl Store {
     /// Stores a value. Never reads the disk.
     ///
+    /// A value that is written beside the log ([`Store::put_shared`]) is refused as
+    /// [`WriteError::Busy`] until that is done: the same is then to be asked again.
+    ///
     /// # Errors
     /// [`WriteError`].
     pub fn put(&mut self, put: &Put<'_>) -> Result<Lsn, WriteError> {
+        if self.extents.wants(put.value.len()) {
+            return self.put_large(put);
+        }
         let KeyRef { id, user_key, hashed } = put.key;
         // Most often nothing is known of the key, and the index has nothing of its prefix.
         let unknown = self.recents.get(&id).is_none() && self.resolved.get(&id).is_none();
@@ -34,10 +40,7 @@ impl Store {
             Some(_) => Memory::Known(Known::Absent),
             None => self.memory(&id),
         };
-        if let Memory::Known(Known::Present(found)) = memory
-            && !found.is_expired(self.now.clock_ms)
-            && found.user_key_crc != checksum::plain(user_key)
-        {
+        if self.is_conflict(&memory, &put.key) {
             return Err(WriteError::KeyConflict);
         }
         let appended = self.append(&Record {
@@ -167,8 +170,8 @@ impl Store {
         let place = self.place_of(&appended.location);
         let base_place = self.catalog.segments.place_of(&base);
         let slot = self.slot(place, SlotKind::Touch, parts_len(&appended.location), expiry_ms);
-        let base_slot =
-            base_place.map(|place| self.slot(place, SlotKind::Put, parts_len(&base), expiry_ms));
+        let base_slot = base_place
+            .map(|place| self.slot(place, SlotKind::Put, base_len(&base, base_lsn), expiry_ms));
         self.catalog.expect_no_more(&key, found.place, found.expiry_ms);
         let now_ms = self.now.clock_ms;
         if let Some(base_place) = base_place {
@@ -226,7 +229,7 @@ impl Store {
     }
 
     /// Changes a key's slots; `memory` is what is known of the key.
-    fn change_slots(
+    pub(super) fn change_slots(
         &mut self,
         key: &Key,
         memory: Memory,
@@ -298,7 +301,7 @@ impl Store {
         place.expect("records are appended to segments that the catalog knows")
     }
 
-    fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
+    pub(super) fn append(&mut self, record: &Record<'_>) -> Result<Appended, WriteError> {
         let len = record.encoded_len_max() as u64;
         let is_value = record.kind == RecordKind::Put;
         if self.supply.is_disk_full() && !self.may_append_on_full_disk(is_value, len) {
@@ -338,7 +341,7 @@ impl Store {
 
     /// On a full disk, new values get what is left of the segment in use while the reserve is
     /// whole; deletes also that, but for what compaction needs to copy any one segment.
-    fn may_append_on_full_disk(&self, is_value: bool, len: u64) -> bool {
+    pub(super) fn may_append_on_full_disk(&self, is_value: bool, len: u64) -> bool {
         if is_value {
             return self.supply.is_reserve_complete();
         }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 pub(super) use storage::{Effect, Lookup, ScannedKey};
 use storage::{
-    Event, Get, LogClock, Now, Opened, Put, ReadError, ReadId, RecoveryReport, SnapshotFile, Store,
-    StoreOptions, StoreStatus, Value, WriteError,
+    Event, Get, LogClock, Now, Opened, ReadError, ReadId, RecoveryReport, SharedPut, SnapshotFile,
+    Store, StoreOptions, StoreStatus, Value, WriteError,
 };
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskError, DiskRequest, FileName};
@@ -64,9 +64,9 @@ impl StoreUnderTest {
         key: &ModelKey,
         version: Version,
         expiry_ms: u64,
-        value: &[u8],
-    ) -> Result<Lsn, WriteError> {
-        self.store.put(&Put { key: key.borrowed(), version, expiry_ms, value })
+        value: &Bytes,
+    ) -> Result<Effect, WriteError> {
+        self.store.put_shared(&SharedPut { key: key.borrowed(), version, expiry_ms, value })
     }
 
     pub(super) fn remove(

@@ -19,6 +19,8 @@ pub(super) struct Waiting {
     reads: ReadIds<ExpectedRead>,
     scans: ReadIds<ExpectedScan>,
     redos: ReadIds<Redo>,
+    /// Puts whose values are written, and that were refused as busy then.
+    stalled: Vec<Redo>,
     /// Whether a command was refused as busy, and nothing has told that it may be repeated.
     pub(super) writer: bool,
     pub(super) next_version: u128,
@@ -59,8 +61,9 @@ struct ExpectedScan {
 }
 
 /// A command that has had no effect yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Redo {
+    Put { key: usize, value: Bytes, expiry_ms: u64 },
     Remove { key: usize },
     Touch { key: usize, expiry_ms: u64 },
     Lookup { key: usize },
@@ -103,6 +106,13 @@ impl StoreWorld {
             return Err(format!("{:?} is resolved for ever", self.waiting.redos.get(&id)));
         }
         match self.waiting.redos.remove(&id).ok_or("resolved what nobody asked")? {
+            Redo::Put { key, value, expiry_ms } => {
+                let again = Redo::Put { key, value: value.clone(), expiry_ms };
+                if self.put_value(key, value, expiry_ms)? == Err(WriteError::Busy) {
+                    self.waiting.stalled.push(again);
+                }
+                Ok(())
+            }
             Redo::Remove { key } => self.remove(key),
             Redo::Touch { key, expiry_ms } => self.touch(key, expiry_ms),
             Redo::Lookup { key } => self.lookup(key),
@@ -153,15 +163,43 @@ impl StoreWorld {
     }
 
     /// Stores a value; yields what the store said to it.
-    pub(super) fn put(&mut self, key: usize) -> Result<Result<Lsn, WriteError>, String> {
+    pub(super) fn put(&mut self, key: usize) -> Result<Result<Effect, WriteError>, String> {
         let value = self.draw_value();
         let expiry_ms = self.mix.expiry_ms(&mut self.rng, self.time.now.clock_ms);
+        self.put_value(key, value, expiry_ms)
+    }
+
+    /// Does again what was refused as busy with its value written already.
+    pub(super) fn retry_stalled(&mut self) -> Result<(), String> {
+        for redo in std::mem::take(&mut self.waiting.stalled) {
+            let Redo::Put { key, value, expiry_ms } = redo.clone() else { continue };
+            if self.put_value(key, value, expiry_ms)? == Err(WriteError::Busy) {
+                self.waiting.stalled.push(redo);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_value(
+        &mut self,
+        key: usize,
+        value: Bytes,
+        expiry_ms: u64,
+    ) -> Result<Result<Effect, WriteError>, String> {
         let version = self.draw_version();
         let store = self.store.as_mut().expect("a generation has a store");
         let result = store.put(&self.model.keys()[key], version, expiry_ms, &value);
-        if let Some(lsn) = self.accept(result)? {
-            self.note(Occurrence::Put);
-            self.push(key, lsn, KeyState::Present { value, version, expiry_ms });
+        match self.accept(result)? {
+            Some(Effect::Done(Some(lsn))) => {
+                self.note(Occurrence::Put);
+                self.push(key, lsn, KeyState::Present { value, version, expiry_ms });
+            }
+            Some(Effect::Pending(id)) => {
+                self.check_observed(key)?;
+                self.waiting.redos.insert(id, Redo::Put { key, value, expiry_ms });
+            }
+            Some(Effect::Done(None)) => return Err("a put has put nothing".to_owned()),
+            None => {}
         }
         Ok(result)
     }

@@ -4,6 +4,7 @@
 use storage::WriteError;
 use wal::Lsn;
 
+use super::adapter::Effect;
 use super::{Condition, PlantedBug, StoreWorld, errors};
 use crate::disk::OperationKind;
 
@@ -85,7 +86,8 @@ impl StoreWorld {
             self.turn()?;
             while self.complete_one()? {}
             match self.put(key)? {
-                Ok(lsn) => return self.await_durable(lsn),
+                Ok(Effect::Done(Some(lsn))) => return self.await_durable(lsn),
+                Ok(_) => "a large value takes its time".clone_into(&mut answer),
                 Err(WriteError::ReadOnly(_)) if self.store().failure().is_some() => return Ok(()),
                 Err(error) => answer = error.to_string(),
             }

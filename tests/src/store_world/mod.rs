@@ -488,7 +488,12 @@ impl StoreWorld {
         self.wire.disk.set_capacity(None);
         self.wire.disk.clear_faults();
         self.advance_clock(1_100);
-        for _ in 0..4 {
+        // A large value may still be on its way, and is put when it is written.
+        for round in 0..40 {
+            let store = self.store();
+            if round >= 4 && store.is_quiet() && store.durable_lsn() == store.status().last_lsn {
+                break;
+            }
             self.store_mut().seal();
             self.submit_all()?;
             while self.complete_one()? {}
@@ -593,7 +598,10 @@ impl StoreWorld {
                 Told::Resolved { id } => self.redo(id)?,
                 Told::Scanned { id, keys, next } => self.check_scan(id, &keys, next)?,
                 Told::Snapshotted(result) => self.end_snapshot(result)?,
-                Told::Writable => self.waiting.writer = false,
+                Told::Writable => {
+                    self.waiting.writer = false;
+                    self.retry_stalled()?;
+                }
                 Told::Damaged if self.condition != Condition::Sound => {}
                 Told::Failed(_) if self.condition == Condition::Faulty => {}
                 other => return Err(format!("unexpected {other:?}")),

@@ -266,6 +266,12 @@ fn draw_durability(rng: &Rng) -> CommitDurability {
     }
 }
 
+/// Drawn aside, too.
+fn draw_extent_bytes_min(rng: &Rng) -> usize {
+    let mut aside = Rng::with_seed(rng.clone().u64(..) ^ 0xE87E);
+    pick(&mut aside, &[8 << 10, 8 << 10, 20 << 10, 256 << 10])
+}
+
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng, is_long: bool) -> StoreOptions {
     // Of their own, so that the other choices of a seed stay as they were.
@@ -287,6 +293,7 @@ fn draw_options(rng: &mut Rng, is_long: bool) -> StoreOptions {
             pending_bytes_max: pick(rng, &[16 << 10, 128 << 10, 64 << 20]),
             sync_method: pick(rng, &[SyncMethod::Dsync, SyncMethod::SyncPerBatch]),
             durability: draw_durability(rng),
+            extent_bytes_min: draw_extent_bytes_min(rng),
         },
         buffers: Rc::new(UsedBuffers),
         checkpoints: draw_checkpoints(&mut checkpoint_rng),

@@ -13,7 +13,7 @@ use crate::replay::tests::{STORE, run_reads};
 use crate::replay::{ReplayedRecord, SegmentScan, SegmentSource, scan_segment, settle};
 use crate::segment::{Identity, SegmentHeader, Space};
 
-const LEN: usize = 64 << 10;
+pub(super) const LEN: usize = 64 << 10;
 const SECTOR_LEN: usize = 512;
 
 /// A write that is not durable: under way, or completed in the cache.
@@ -28,16 +28,16 @@ struct Volatile {
 
 /// Segment files, by id, which are also the numbers of their files.
 #[derive(Default)]
-struct Disk {
-    files: BTreeMap<u32, Vec<u8>>,
+pub(super) struct Disk {
+    pub(super) files: BTreeMap<u32, Vec<u8>>,
     volatile: Vec<Volatile>,
     /// Syncs under way, and the writes that each covers.
     syncs: BTreeMap<u64, Vec<u64>>,
-    under_way: Vec<u64>,
+    pub(super) under_way: Vec<u64>,
 }
 
 impl Disk {
-    fn add_segment(&mut self, id: u32) -> OpenSegment {
+    pub(super) fn add_segment(&mut self, id: u32) -> OpenSegment {
         let identity = Identity { store: STORE, node_id: [0; 20], shard: 0, shard_count: 1 };
         let header = SegmentHeader { identity, id: id.into(), len: LEN as u64 };
         // Odd ones are the files of earlier segments.
@@ -49,7 +49,7 @@ impl Disk {
         OpenSegment { id: id.into(), file: FileId(id), len: LEN as u64 }
     }
 
-    fn start(&mut self, write: FrameWrite) {
+    pub(super) fn start(&mut self, write: FrameWrite) {
         let number = write.number;
         self.under_way.push(number);
         match write.operation {
@@ -71,7 +71,7 @@ impl Disk {
         }
     }
 
-    fn complete(&mut self, number: u64) {
+    pub(super) fn complete(&mut self, number: u64) {
         self.under_way.retain(|other| *other != number);
         let mut durable = self.syncs.remove(&number).unwrap_or_default();
         if let Some(write) = self.volatile.iter_mut().find(|write| write.number == number) {
@@ -89,7 +89,7 @@ impl Disk {
     }
 
     /// Power fails: any sectors of what is not durable may have come through.
-    fn crash(&mut self, sectors: &[bool]) {
+    pub(super) fn crash(&mut self, sectors: &[bool]) {
         let mut sectors = sectors.iter().cycle();
         for write in std::mem::take(&mut self.volatile) {
             let target = self.files.get_mut(&write.file.0).unwrap();
@@ -103,9 +103,9 @@ impl Disk {
     }
 }
 
-type Scanned = (SegmentScan, Vec<ReplayedRecord>, Option<Footer>);
+pub(super) type Scanned = (SegmentScan, Vec<ReplayedRecord>, Option<Footer>);
 
-fn read_back(id: u32, bytes: &[u8]) -> Scanned {
+pub(super) fn read_back(id: u32, bytes: &[u8]) -> Scanned {
     let source = SegmentSource { id: id.into(), file: FileId(id), len: LEN as u64, cut: None };
     let procedure = Procedure::new(|port| async move {
         let mut records = Vec::new();
@@ -116,7 +116,7 @@ fn read_back(id: u32, bytes: &[u8]) -> Scanned {
     run_reads(bytes, procedure)
 }
 
-fn any_limits() -> impl Strategy<Value = GroupCommitLimits> {
+pub(super) fn any_limits() -> impl Strategy<Value = GroupCommitLimits> {
     let method = prop_oneof![Just(SyncMethod::Dsync), Just(SyncMethod::SyncPerBatch)];
     let durability = prop_oneof![
         Just(CommitDurability::Always),
@@ -136,7 +136,7 @@ fn any_limits() -> impl Strategy<Value = GroupCommitLimits> {
 }
 
 /// What to do, which operation to complete, and the bytes of a value.
-fn any_step() -> impl Strategy<Value = (u8, prop::sample::Index, usize)> {
+pub(super) fn any_step() -> impl Strategy<Value = (u8, prop::sample::Index, usize)> {
     (0..9u8, any::<prop::sample::Index>(), 1..6000usize)
 }
 

@@ -22,6 +22,9 @@
 //! complete in any order; a record counts only when its frame and all before it have completed. No
 //! frame goes out to a file while that file is synced.
 //!
+//! A value that is too large for that is written beside the frames, as an extent, before the record
+//! that names it is appended ([`GroupCommit::begin_extent`]).
+//!
 //! A segment that is left gets a footer ([`crate::footer`]) once all of its frames are durable, and
 //! is sealed then ([`GroupCommit::poll_sealed`]); frames leave room for it.
 //!
@@ -39,7 +42,9 @@ use crate::disk::{
 };
 use crate::frame::{self, FRAME_HEADER_LEN, FrameStamp};
 use crate::lsn::Lsn;
-use crate::record::{Location, Record, RecordHeader, RecordKind, TouchBody, padded_len, told_lsn};
+use crate::record::{
+    Location, Record, RecordHeader, RecordKind, TouchBody, VALUE_CHUNK_LEN, padded_len, told_lsn,
+};
 use crate::replay::ReplayedRecord;
 use crate::segment::SEGMENT_HEADER_LEN;
 
@@ -47,15 +52,23 @@ use crate::segment::SEGMENT_HEADER_LEN;
 mod crash_tests;
 #[cfg(test)]
 mod durability_tests;
+#[cfg(test)]
+mod extent_tests;
+mod extents;
 mod progress;
 mod tail;
 
+use extents::Extents;
+pub use extents::{Extent, ExtentId};
 use progress::{Departure, Progress};
 pub use tail::SealedSegment;
 use tail::{Sealing, Tail};
 
 /// Most frames that may be under way at once.
 pub const FRAMES_IN_FLIGHT_MAX: usize = 4;
+
+/// No shorter value is written as an extent: one that is has chunks.
+pub const EXTENT_BYTES_MIN: usize = VALUE_CHUNK_LEN;
 
 /// Buffers kept for reuse.
 const BUFFERS_KEPT_MAX: usize = 4;
@@ -98,6 +111,8 @@ pub struct GroupCommitLimits {
     pub frames_in_flight_max: usize,
     /// Bytes of records that are not acknowledged yet; above, appends are refused for the moment.
     pub pending_bytes_max: usize,
+    /// Values above this are written as extents, at least [`EXTENT_BYTES_MIN`].
+    pub extent_bytes_min: usize,
     /// How frames are made durable.
     pub sync_method: SyncMethod,
     /// What an acknowledgement promises.
@@ -110,6 +125,7 @@ impl Default for GroupCommitLimits {
             frame_bytes_max: 1 << 20,
             frames_in_flight_max: 2,
             pending_bytes_max: 64 << 20,
+            extent_bytes_min: 256 << 10,
             sync_method: SyncMethod::default(),
             durability: CommitDurability::default(),
         }
@@ -164,6 +180,8 @@ struct Filling {
     buffer: IoBuffer,
     first_lsn: Lsn,
     record_count: u32,
+    /// Of the frame of an extent: bytes of the whole extent.
+    extent_len: Option<u64>,
 }
 
 /// Counters of a log since it was opened.
@@ -183,6 +201,10 @@ pub struct GroupCommitCounters {
     pub syncs: u64,
     /// Bytes of footers handed to the disk.
     pub footer_bytes: u64,
+    /// Extents begun.
+    pub extents: u64,
+    /// Bytes of extents handed to the disk, their frames excluded.
+    pub extent_bytes: u64,
 }
 
 /// A frame or footer to be written, or a file of frames to be synced: the caller sends the
@@ -207,6 +229,7 @@ pub struct GroupCommit {
     sealing: Sealing,
     filling: Option<Filling>,
     ready: VecDeque<Filling>,
+    extents: Extents,
     next_number: u64,
     buffers: Vec<IoBuffer>,
     source: Rc<dyn BufferSource>,
@@ -235,6 +258,7 @@ impl GroupCommit {
             sealing: Sealing::default(),
             filling: None,
             ready: VecDeque::new(),
+            extents: Extents::default(),
             next_number: 0,
             buffers: Vec::new(),
             source: Rc::new(HeapBuffers),
@@ -534,14 +558,20 @@ impl GroupCommit {
     }
 
     fn open_frame(&mut self, segment: OpenSegment, offset: u64, len: usize) {
-        let room = len.max(BUFFER_LEN_MIN);
+        let buffer = self.frame_buffer(len.max(BUFFER_LEN_MIN));
+        let (first_lsn, record_count, extent_len) = (self.next_lsn, 0, None);
+        self.filling =
+            Some(Filling { segment, offset, buffer, first_lsn, record_count, extent_len });
+    }
+
+    /// A buffer with room for `room` bytes that holds room for a frame's header.
+    fn frame_buffer(&mut self, room: usize) -> IoBuffer {
         let fitting = self.buffers.iter().position(|buffer| buffer.capacity() >= room);
         let mut buffer =
             fitting.map_or_else(|| self.source.take(room), |index| self.buffers.swap_remove(index));
         buffer.set_len(0);
         buffer.extend_from_slice(&[0; FRAME_HEADER_LEN]);
-        let first_lsn = self.next_lsn;
-        self.filling = Some(Filling { segment, offset, buffer, first_lsn, record_count: 0 });
+        buffer
     }
 
     /// Whether nothing is under way and the newest durable frame does not say that everything is
@@ -552,6 +582,7 @@ impl GroupCommit {
             && self.filling.is_none()
             && self.ready.is_empty()
             && self.sealing.is_settled()
+            && self.extents.is_settled()
             && self.progress.is_watermark_behind()
     }
 
@@ -578,8 +609,8 @@ impl GroupCommit {
         }
     }
 
-    /// Takes the next file to sync, footer to write, or frame to write, up to the limit of frames
-    /// in flight.
+    /// Takes the next file to sync, footer, frame or piece of an extent to write, up to the limits
+    /// of frames and pieces in flight.
     pub fn poll_write(&mut self) -> Option<FrameWrite> {
         if self.failure.is_some() {
             return None;
@@ -593,7 +624,7 @@ impl GroupCommit {
             }
             None => match self.write_footer(number) {
                 Some(operation) => operation,
-                None => self.write_frame(number)?,
+                None => self.write_frame(number).or_else(|| self.start_piece(number))?,
             },
         };
         self.next_number += 1;
@@ -605,22 +636,29 @@ impl GroupCommit {
         if held || self.progress.in_flight_count() >= self.limits.frames_in_flight_max {
             return None;
         }
-        let Filling { segment, offset, mut buffer, first_lsn, record_count } =
+        let Filling { segment, offset, mut buffer, first_lsn, record_count, extent_len } =
             self.ready.pop_front()?;
         let place = Place { store: self.store, segment: segment.id, offset };
         let (durable_lsn, wall_ms) = (self.progress.durable(), self.progress.now_ms());
         let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms };
         let len = buffer.len() - FRAME_HEADER_LEN;
-        frame::finish(&mut buffer, &place, &stamp);
+        if let Some(len) = extent_len {
+            let len = usize::try_from(len).expect("a segment fits in memory");
+            frame::finish_extent(&mut buffer, &place, &stamp, len);
+        } else {
+            frame::finish(&mut buffer, &place, &stamp);
+        }
         let tails = self.active.iter_mut().chain(self.sealing.tails_mut());
         if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
-            tail.note_frame(offset, buffer.as_slice(), wall_ms);
+            let frame_len = extent_len.unwrap_or(buffer.len() as u64);
+            tail.note_frame(offset, frame_len, wall_ms);
+            tail.note_bytes(offset, buffer.as_slice());
         }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
         let durably =
             self.progress.depart(number, Departure { segment, last_lsn, record_count, len });
         self.counters.frames += 1;
-        self.counters.frames_idle += u64::from(record_count == 0);
+        self.counters.frames_idle += u64::from(record_count == 0 && extent_len.is_none());
         self.counters.frame_bytes += buffer.len() as u64;
         let durability = if durably { Durability::Durable } else { Durability::Cached };
         Some(DiskOperation::Write { file: segment.file, offset, buffer, durability })
@@ -637,9 +675,10 @@ impl GroupCommit {
 
     /// Writes the footer of a segment that was left, once its frames are durable.
     fn write_footer(&mut self, number: u64) -> Option<DiskOperation> {
-        let (progress, ready) = (&self.progress, &self.ready);
+        let (progress, ready, extents) = (&self.progress, &self.ready, &self.extents);
         let is_durable = |id| {
             !progress.holds_any_of(id)
+                && !extents.holds_any_of(id)
                 && !ready.iter().any(|frame: &Filling| frame.segment.id == id)
         };
         let operation = self.sealing.start_footer(number, self.store, is_durable)?;
@@ -676,12 +715,17 @@ impl GroupCommit {
             });
         }
         if self.failure.is_some() {
-            let known = self.progress.abandon(number) || self.sealing.owns(number);
+            let known = self.progress.abandon(number)
+                || self.sealing.owns(number)
+                || self.extents.abandon(number);
             assert!(known, "each operation completes once");
             return false;
         }
         if let Some(last_lsn) = self.sealing.arrive(number) {
             self.progress.note_footer(last_lsn);
+            return false;
+        }
+        if self.extents.arrive(number).is_some() {
             return false;
         }
         self.progress.arrive(number).expect("each operation completes once")
@@ -695,6 +739,7 @@ impl GroupCommit {
             && self.filling.is_none()
             && self.ready.is_empty()
             && self.sealing.is_settled()
+            && self.extents.is_settled()
             && self.progress.is_settled()
     }
 }

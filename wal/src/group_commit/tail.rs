@@ -5,10 +5,10 @@
 //! active -> left -> last frame out -> durable -> footer written -> sealed
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::OpenSegment;
-use crate::checksum::{Place, RunningChecksum};
+use crate::checksum::{self, Place, RunningChecksum};
 use crate::disk::{BLOCK_SIZE, DiskOperation, Durability};
 use crate::footer::{self, FOOTER_SHARE_MAX, FooterTable, SegmentSummary};
 use crate::lsn::Lsn;
@@ -45,7 +45,11 @@ pub(super) struct Tail {
     /// Where the next frame starts.
     pub(super) offset: u64,
     summary: SegmentSummary,
+    /// Checksum of the bytes up to `summed_end`.
     frames_crc: RunningChecksum,
+    summed_end: u64,
+    /// Lengths and checksums of what went out behind pieces of extents that did not.
+    parts: BTreeMap<u64, (u64, u32)>,
     plan: FooterPlan,
 }
 
@@ -68,6 +72,8 @@ impl Tail {
                 frames_crc: 0,
             },
             frames_crc: RunningChecksum::default(),
+            summed_end: SEGMENT_HEADER_LEN,
+            parts: BTreeMap::new(),
             plan: if end <= segment.len { FooterPlan::Table(table) } else { FooterPlan::None },
         }
     }
@@ -103,15 +109,34 @@ impl Tail {
         matches!(self.plan, FooterPlan::Table(_))
     }
 
-    /// Notes a frame that goes out, its bytes finished. Frames of a segment go out in order.
-    pub(super) fn note_frame(&mut self, offset: u64, bytes: &[u8], wall_ms: u64) {
-        self.frames_crc.update(bytes);
+    /// Notes a frame that goes out. Frames of a segment go out in order.
+    pub(super) fn note_frame(&mut self, offset: u64, len: u64, wall_ms: u64) {
         let summary = &mut self.summary;
         debug_assert_eq!(summary.frames_end, offset, "frames stand one after the other");
         summary.frame_count += 1;
-        summary.frames_end = offset + bytes.len() as u64;
+        summary.frames_end = offset + len;
         summary.wall_ms = summary.wall_ms.max(wall_ms);
-        summary.frames_crc = self.frames_crc.sum();
+    }
+
+    /// Notes bytes that go out, in whatever order.
+    pub(super) fn note_bytes(&mut self, offset: u64, bytes: &[u8]) {
+        let len = bytes.len() as u64;
+        if offset > self.summed_end {
+            self.parts.insert(offset, (len, checksum::plain(bytes)));
+            return;
+        }
+        self.frames_crc.update(bytes);
+        self.summed_end += len;
+        while let Some((len, sum)) = self.parts.remove(&self.summed_end) {
+            self.frames_crc.join(sum, len);
+            self.summed_end += len;
+        }
+    }
+
+    /// What there is to say once everything is written.
+    fn summary(&self) -> SegmentSummary {
+        debug_assert_eq!(self.summed_end, self.summary.frames_end, "all of it went out");
+        SegmentSummary { frames_crc: self.frames_crc.sum(), ..self.summary }
     }
 }
 
@@ -169,7 +194,7 @@ impl Sealing {
             };
             *state = FooterState::UnderWay { number };
             let place = Place { store, segment: tail.segment.id, offset: 0 };
-            let (buffer, offset) = footer::encode(&place, tail.segment.len, table, &tail.summary);
+            let (buffer, offset) = footer::encode(&place, tail.segment.len, table, &tail.summary());
             let (file, durability) = (tail.segment.file, Durability::Durable);
             return Some(DiskOperation::Write { file, offset, buffer, durability });
         }
@@ -199,7 +224,7 @@ impl Sealing {
             };
             let offset = tail.segment.len - footer::footer_len(entries_len) as u64;
             let footer_offset = (state != FooterState::Due).then_some(offset);
-            let (segment, summary) = (tail.segment, tail.summary);
+            let (segment, summary) = (tail.segment, tail.summary());
             self.sealed.push_back(SealedSegment { segment, summary, footer_offset });
         }
     }

@@ -203,6 +203,22 @@ impl Record<'_> {
         finish(place, start, self.value, out);
     }
 
+    /// Appends the header alone to `out`, as it stands at `place` in the log, for a value whose
+    /// chunks have the checksums `sums`. It tells no first LSN.
+    ///
+    /// # Panics
+    /// If the value is not chunked or has another number of chunks, if it or the user key is longer
+    /// than the format admits, or `out` has no room.
+    pub fn encode_header(&self, place: &Place, sums: &[u32], out: &mut IoBuffer) {
+        let chunked = self.value.len() > VALUE_CHUNK_LEN;
+        assert!(chunked && sums.len() == self.value.len().div_ceil(VALUE_CHUNK_LEN), "chunk sums");
+        let start = out.len();
+        self.fields(&place.store, None, 0).encode(out);
+        out.extend_from_slice(self.user_key);
+        sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
+        seal_header(place, start, out);
+    }
+
     fn fields(&self, store: &[u8; 16], first_lsn: Option<Lsn>, value_crc: u32) -> Fields {
         debug_assert!(
             !self.hashed || Key::of(self.user_key) == self.key,
@@ -276,12 +292,17 @@ impl Fields {
 
 /// Seals the header that `out` holds from `start` on, then appends the value and the padding.
 fn finish(place: &Place, start: usize, value: &[u8], out: &mut IoBuffer) {
-    let header = &mut out.as_mut_slice()[start..];
-    let crc = checksum::seeded(place, &[&header[4..]]);
-    header[..4].copy_from_slice(&crc.to_le_bytes());
+    seal_header(place, start, out);
     out.extend_from_slice(value);
     let padding = padded_len(out.len() - start) - (out.len() - start);
     out.extend_from_slice(&[0; RECORD_LEN_MIN][..padding]);
+}
+
+/// Fills in the checksum of the header that `out` holds from `start` on.
+fn seal_header(place: &Place, start: usize, out: &mut IoBuffer) {
+    let header = &mut out.as_mut_slice()[start..];
+    let crc = checksum::seeded(place, &[&header[4..]]);
+    header[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Rounds a record's length up to where the next one starts.
@@ -494,6 +515,26 @@ impl<'a> RecordHeader<'a> {
         out.extend_from_slice(self.user_key);
         out.extend_from_slice(self.chunk_crcs);
         finish(place, start, value, out);
+    }
+
+    /// Appends a copy of the header alone to `out`, as it stands at `place` in the log of the
+    /// same store: as long as the original, and all it says is the same.
+    ///
+    /// # Panics
+    /// If `out` has no room.
+    pub fn encode_header_copy(&self, place: &Place, out: &mut IoBuffer) {
+        let start = out.len();
+        let mut fields = self.record(&[]).fields(&place.store, self.first_lsn, self.value_crc);
+        fields.value_len = self.value_len;
+        fields.encode(out);
+        out.extend_from_slice(self.user_key);
+        out.extend_from_slice(self.chunk_crcs);
+        seal_header(place, start, out);
+    }
+
+    /// Checksums of the value's chunks; none of a value that is not chunked.
+    pub fn chunk_sums(&self) -> impl ExactSizeIterator<Item = u32> + 'a {
+        self.chunk_crcs.as_chunks().0.iter().map(|crc| u32::from_le_bytes(*crc))
     }
 
     /// Takes the value out of the bytes that the header was decoded from and verifies it.

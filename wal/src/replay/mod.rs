@@ -168,6 +168,9 @@ pub struct SegmentScan {
     pub frame_count: u64,
     /// Records handed out or held back for [`settle`].
     pub record_count: u64,
+    /// Extents: where they start, and their lengths. What they hold was not looked at
+    /// ([`crate::extent::verify`]): only those that a record refers to count.
+    pub extents: Vec<(u64, u64)>,
     /// Damage found.
     pub findings: Vec<Finding>,
     durable_lsn: Lsn,
@@ -185,6 +188,7 @@ impl SegmentScan {
             end: SEGMENT_HEADER_LEN,
             frame_count: 0,
             record_count: 0,
+            extents: Vec::new(),
             findings: Vec::new(),
             durable_lsn: Lsn::ZERO,
             wall_ms: 0,
@@ -373,11 +377,11 @@ impl Scanner {
             Err(_) if frame::is_blank(&bytes) => None,
             Err(_) => {
                 let (header, position) = FrameHeader::decode_damaged(&bytes, &place)?;
-                let len = usize::try_from(header.len).ok()?;
                 if offset + u64::from(header.len) > self.limit {
                     return None;
                 }
-                let payload = self.reader.at(offset, len).await.get(FRAME_HEADER_LEN..)?;
+                let len = FRAME_HEADER_LEN + header.payload_len();
+                let payload = self.reader.at(offset, len).await.get(FRAME_HEADER_LEN..len)?;
                 let confirmed = FrameHeader::payload_checksum(&place, payload);
                 (confirmed == header.payload_crc).then_some((header, Some(position)))
             }
@@ -420,6 +424,14 @@ impl Scanner {
         visit: &mut dyn FnMut(ReplayedRecord),
     ) {
         self.close_gap(Some((offset, header.first_lsn)));
+        if header.is_extent {
+            if let Some(position) = damaged_byte {
+                self.find(offset + position as u64, 1, Damage::FrameHeaderByte);
+            }
+            self.note_frame(offset, &header);
+            self.scan.extents.push((offset, u64::from(header.len)));
+            return;
+        }
         let len = usize::try_from(header.len).expect("a frame fits in memory");
         let place = self.place.at(offset);
         let bytes = self.reader.at(offset, len).await;
@@ -491,6 +503,9 @@ enum FrameReading {
 
 /// Reads a frame of which nothing but the header is known to be sound.
 pub(crate) fn fuzz_read_frame(bytes: &[u8], place: &Place, header: &FrameHeader) {
+    if header.is_extent {
+        return;
+    }
     let (FrameReading::Whole(records)
     | FrameReading::ByteDamaged { records, .. }
     | FrameReading::Salvaged { records, .. }) = read_frame(bytes, place, header);

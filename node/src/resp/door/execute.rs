@@ -7,8 +7,8 @@ use super::Door;
 use super::connection::Connection;
 use super::reply_queue::Reply;
 use super::task::{
-    ByteRange, Change, Job, KEYS_PER_STEP_MAX, Lifetime, Listing, OwnedKey, ReplyPlace, Step,
-    Tally, TaskId, Tasks, write_value,
+    ByteRange, Change, Job, KEYS_PER_STEP_MAX, Lifetime, Listing, OwnedKey, PutAnswer, ReplyPlace,
+    Step, Tally, TaskId, Tasks, write_value,
 };
 use crate::io::ConnectionId;
 use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
@@ -213,6 +213,9 @@ impl Door {
             Lifetime::Keep => old.map_or(0, |entry| entry.expiry_ms),
             Lifetime::Until(expiry_ms) => expiry_ms,
         };
+        if keyspace.is_staged(&address, set.value.len()) {
+            return self.set_large(keyspace, caller, set, expiry_ms);
+        }
         match keyspace.put(&address, set.value, expiry_ms) {
             Ok(wait) => {
                 caller.reply(Some(wait), |reply| match set.answer {
@@ -224,6 +227,26 @@ impl Door {
             Err(WriteError::Busy) => Outcome::Blocked,
             Err(error) => caller.error(write_error(error).as_bytes()),
         }
+    }
+
+    /// SET of a value that is written beside the log first; other writers of the key wait
+    /// meanwhile.
+    fn set_large(
+        &mut self,
+        keyspace: &mut Keyspace,
+        caller: &mut Caller<'_>,
+        set: &Set<'_>,
+        expiry_ms: u64,
+    ) -> Outcome {
+        let answers = match set.answer {
+            SetAnswer::Flag => PutAnswer::One,
+            SetAnswer::Ok | SetAnswer::Old => PutAnswer::Ok,
+        };
+        let value = Bytes::copy_from_slice(set.value);
+        let key = OwnedKey::new(&keyspace.address(set.key));
+        let change = Change::Put { value, expiry_ms, answers };
+        let task = self.tasks.change(keyspace, caller.place(), key, change, Get::Missing);
+        Outcome::Behind(task)
     }
 
     /// Deals with the first keys of a command over many at once, if none has to wait; a task does

@@ -17,6 +17,13 @@ pub(in crate::resp::door) enum Lifetime {
     Until(u64),
 }
 
+/// What a SET without GET answers when it has stored its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::resp::door) enum PutAnswer {
+    Ok,
+    One,
+}
+
 /// How a key's old value becomes its new one.
 #[derive(Clone, Debug)]
 pub(in crate::resp::door) enum Change {
@@ -26,6 +33,8 @@ pub(in crate::resp::door) enum Change {
     Append { value: Bytes },
     /// SETRANGE.
     Overwrite { offset: usize, value: Bytes },
+    /// SET of a large value, whose conditions were found to hold.
+    Put { value: Bytes, expiry_ms: u64, answers: PutAnswer },
     /// SET with GET, GETSET.
     Replace { value: Bytes, lifetime: Lifetime, condition: SetCondition },
     /// GETDEL.
@@ -49,6 +58,7 @@ enum Answer {
     Integer(usize),
     Number(i64),
     Old(Option<Bytes>),
+    Ok,
 }
 
 /// How far carrying a change out has come.
@@ -93,6 +103,14 @@ impl Change {
                 let value = overwritten(old_bytes, *offset, value, value_bytes_max)?;
                 let len = value.len();
                 (Effected::Stored { value, expiry_ms }, Answer::Integer(len))
+            }
+            Self::Put { value, expiry_ms, answers } => {
+                let stored = Effected::Stored { value: value.clone(), expiry_ms: *expiry_ms };
+                let answer = match answers {
+                    PutAnswer::Ok => Answer::Ok,
+                    PutAnswer::One => Answer::Integer(1),
+                };
+                (stored, answer)
             }
             Self::Replace { value, lifetime, condition } => {
                 let stores = match condition {
@@ -140,9 +158,9 @@ impl Change {
         };
         let effect = match effected {
             Effected::Nothing => Ok(None),
-            Effected::Stored { value, expiry_ms } => keyspace
-                .put(address, &value, expiry_ms)
-                .map(|wait| Some(Effect::Done(Some(wait.lsn)))),
+            Effected::Stored { value, expiry_ms } => {
+                keyspace.put_shared(address, &value, expiry_ms).map(Some)
+            }
             Effected::Touched { expiry_ms } => keyspace.touch(address, expiry_ms).map(Some),
             Effected::Removed => keyspace.remove(address).map(Some),
         };
@@ -162,6 +180,7 @@ impl Change {
             }
             Answer::Old(Some(value)) => reply.value(value),
             Answer::Old(None) => reply.writer().null(),
+            Answer::Ok => reply.writer().ok(),
         }
         Ok(Written::Done)
     }

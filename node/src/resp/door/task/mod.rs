@@ -26,7 +26,7 @@ use change::Written;
 use listing::{Next, Walk};
 use many::{Many, Waiting};
 
-pub(super) use change::{Change, Lifetime};
+pub(super) use change::{Change, Lifetime, PutAnswer};
 pub(super) use listing::Listing;
 pub(super) use many::{Job, KEYS_PER_STEP_MAX, Step, Tally};
 
