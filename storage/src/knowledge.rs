@@ -1,6 +1,6 @@
 //! What is known of keys without the disk: states not acknowledged yet, answers found by reading.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 
 use wal::Lsn;
@@ -68,6 +68,8 @@ struct Unsettled {
     key: Key,
     /// Where the record stands.
     location: Location,
+    /// The extent that it names, if it does.
+    extent: Option<Location>,
 }
 
 /// Records of one segment, by rising offset.
@@ -83,6 +85,8 @@ pub(crate) struct Recents {
     states: HashMap<Key, Recent, Mixing>,
     /// Their records, in append order; those of one segment stand together.
     runs: VecDeque<Run>,
+    /// Extents that records which are not acknowledged yet name, and their keys.
+    extents: BTreeMap<Spot, Key>,
     cleared: Lsn,
 }
 
@@ -91,8 +95,11 @@ impl Recents {
         if self.states.is_empty() { None } else { self.states.get(key) }
     }
 
-    /// The key of a record that is not acknowledged yet.
+    /// The key of a record that is not acknowledged yet, or of the extent that it names.
     pub(crate) fn key_at(&self, spot: &Spot) -> Option<&Key> {
+        if let Some(key) = self.extents.get(spot) {
+            return Some(key);
+        }
         let line_of = |record: &Unsettled| Spot::of(&record.location).line;
         self.runs.iter().filter(|run| run.segment == spot.segment).find_map(|run| {
             let index = run.records.binary_search_by_key(&spot.line, line_of).ok()?;
@@ -107,7 +114,14 @@ impl Recents {
 
     /// Notes a state, given by the record at `location`.
     pub(crate) fn note(&mut self, key: Key, location: Location, recent: Recent) {
-        let record = Unsettled { lsn: recent.lsn, key, location };
+        let extent = match recent.known {
+            Known::Present(found) if found.base_lsn == Lsn::ZERO => Some(found.base),
+            _ => None,
+        };
+        if let Some(extent) = &extent {
+            self.extents.insert(Spot::of(extent), key);
+        }
+        let record = Unsettled { lsn: recent.lsn, key, location, extent };
         match self.runs.back_mut() {
             Some(run) if run.segment == location.segment => run.records.push_back(record),
             _ => {
@@ -141,9 +155,15 @@ impl Recents {
         cache: &mut ReadCache,
         segments: &mut Segments,
     ) {
-        while let Some(Unsettled { lsn, key, location }) = self.pop(acknowledged_lsn) {
-            if let Some(segment) = segments.by_id_mut(location.segment) {
-                segment.note_written(&location);
+        while let Some(Unsettled { lsn, key, location, extent }) = self.pop(acknowledged_lsn) {
+            if let Some(extent) = &extent {
+                self.extents.remove(&Spot::of(extent));
+            }
+            // Every frame before this record is written, those behind its extent as well.
+            for location in extent.iter().chain([&location]) {
+                if let Some(segment) = segments.by_id_mut(location.segment) {
+                    segment.note_written(location);
+                }
             }
             if self.states.get(&key).is_some_and(|recent| recent.lsn == lsn)
                 && let Some(recent) = self.states.remove(&key)
