@@ -74,6 +74,14 @@ struct Unsettled {
     recent: Option<Recent>,
 }
 
+/// An extent that a record which is not acknowledged yet names.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    lsn: Lsn,
+    key: Key,
+    location: Location,
+}
+
 /// Records of one segment, by rising offset: they stand together in the queue.
 #[derive(Clone, Copy, Debug)]
 struct Run {
@@ -94,6 +102,8 @@ pub(crate) struct Recents {
     first: u64,
     numbers: NumberTable,
     runs: VecDeque<Run>,
+    /// Extents that such records name, in append order.
+    extents: VecDeque<Extent>,
     cleared: Lsn,
 }
 
@@ -113,8 +123,12 @@ impl Recents {
         self.find(key).map(|(_, recent)| recent)
     }
 
-    /// The key of a record that is not acknowledged yet.
+    /// The key of a record that is not acknowledged yet, or of the extent that it names.
     pub(crate) fn key_at(&self, spot: &Spot) -> Option<&Key> {
+        let names_it = |extent: &&Extent| Spot::of(&extent.location) == *spot;
+        if let Some(extent) = self.extents.iter().find(names_it) {
+            return Some(&extent.key);
+        }
         let line_of = |number: u64| self.entry(number).map(|entry| Spot::of(&entry.location).line);
         let end = self.first + self.queue.len() as u64;
         let ends = self.runs.iter().skip(1).map(|run| run.first).chain([end]);
@@ -137,6 +151,11 @@ impl Recents {
 
     /// Notes a state, given by the record at `location`.
     pub(crate) fn note(&mut self, key: Key, location: Location, recent: Recent) {
+        if let Known::Present(found) = recent.known
+            && found.base_lsn == Lsn::ZERO
+        {
+            self.extents.push_back(Extent { lsn: recent.lsn, key, location: found.base });
+        }
         let number = self.first + self.queue.len() as u64;
         if self.runs.back().is_none_or(|run| run.segment != location.segment) {
             self.runs.push_back(Run { segment: location.segment, first: number });
@@ -182,6 +201,14 @@ impl Recents {
         cache: &mut ReadCache,
         segments: &mut Segments,
     ) {
+        // Every frame before a record is written, those behind its extent as well.
+        while let Some(Extent { location, .. }) =
+            self.extents.pop_front_if(|extent| extent.lsn <= acknowledged_lsn)
+        {
+            if let Some(segment) = segments.by_id_mut(location.segment) {
+                segment.note_written(&location);
+            }
+        }
         while let Some(Unsettled { location, recent, .. }) = self.pop(acknowledged_lsn) {
             if let Some(segment) = segments.by_id_mut(location.segment) {
                 segment.note_written(&location);

@@ -19,7 +19,7 @@ use crate::cache::CachedRecord;
 use crate::error::ReadError;
 use crate::index::{Place, Slot, SlotKind};
 use crate::knowledge::Found;
-use crate::segments::{LINE_LEN, Spot};
+use crate::segments::{LINE_LEN, Segment, Spot};
 
 /// Reads on the disk at once; further ones wait here.
 const READS_IN_FLIGHT_MAX: usize = 256;
@@ -221,8 +221,12 @@ impl Store {
     fn submit_read(&mut self, read: DiskRead) {
         let spot = read.target.spot();
         let segment = self.catalog.segments.by_id(spot.segment);
-        let Some((file, limit)) = segment.map(|segment| (segment.file, segment.readable_end()))
-        else {
+        let limit_of = |segment: &Segment| match read.target {
+            Target::Candidate { .. } => segment.readable_end(),
+            // Of an extent that was written beside frames which are not: it is read to its end.
+            Target::Exact { .. } => segment.end,
+        };
+        let Some((file, limit)) = segment.map(|segment| (segment.file, limit_of(segment))) else {
             // A touch record may name a value whose segment was lost.
             return self.deliver(read, Err(ReadError::Damaged));
         };

@@ -489,9 +489,10 @@ impl StoreWorld {
         self.wire.disk.clear_faults();
         self.advance_clock(1_100);
         // A large value may still be on its way, and is put when it is written.
-        for round in 0..40 {
+        for round in 0..400 {
             let store = self.store();
-            if round >= 4 && store.is_quiet() && store.durable_lsn() == store.status().last_lsn {
+            let settled = store.is_quiet() && self.waiting.complaint().is_none();
+            if round >= 4 && settled && store.durable_lsn() == store.status().last_lsn {
                 break;
             }
             self.store_mut().seal();
