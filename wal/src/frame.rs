@@ -6,7 +6,7 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 4 | magic | `KFRM` |
-//! | 4 | 1 | format version | 0 |
+//! | 4 | 1 | format version | 1 |
 //! | 5 | 1 | flags | 1: an extent ([`crate::extent`]); others are refused |
 //! | 6 | 2 | reserved | 0 |
 //! | 8 | 16 | store | the store's uuid |
@@ -28,8 +28,8 @@ use crate::checksum::{self, Place};
 use crate::disk::{BLOCK_SIZE, IoBuffer};
 use crate::lsn::Lsn;
 
-/// Version of the on-disk format this code writes; 0 promises no compatibility.
-pub const FORMAT_VERSION: u8 = 0;
+/// Version of the on-disk format; raised when a byte of it changes its meaning.
+pub const FORMAT_VERSION: u8 = 1;
 /// Bytes of a frame's header.
 pub const FRAME_HEADER_LEN: usize = 80;
 const MAGIC: [u8; 4] = *b"KFRM";

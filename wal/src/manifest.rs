@@ -10,7 +10,7 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 8 | magic | `KADRMAN` and a zero byte |
-//! | 8 | 2 | format version | 0 |
+//! | 8 | 2 | format version | 1 |
 //! | 10 | 2 | shard | |
 //! | 12 | 2 | shard count | |
 //! | 14 | 2 | reserved | 0 |

@@ -17,7 +17,7 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 8 | magic | `KADRSEG` and a zero byte |
-//! | 8 | 2 | format version | 0 |
+//! | 8 | 2 | format version | 1 |
 //! | 10 | 2 | shard | index of the shard the segment belongs to |
 //! | 12 | 2 | shard count | of the data directory |
 //! | 14 | 2 | space | 0 zeroed: what no frame was written to is zeros; 1 reused: it may be anything |

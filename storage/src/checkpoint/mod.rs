@@ -23,7 +23,7 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 8 | magic | `KADRCKP` and a zero byte |
-//! | 8 | 2 | format version | 0 |
+//! | 8 | 2 | format version | 1 |
 //! | 10 | 2 | shard | |
 //! | 12 | 2 | shard count | |
 //! | 14 | 2 | base count | b, at most 16,384 |

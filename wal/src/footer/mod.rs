@@ -43,7 +43,7 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 4 | magic | `KFTR` |
-//! | 4 | 1 | format version | 0 |
+//! | 4 | 1 | format version | 1 |
 //! | 5 | 1 | flags | 1: the table is there |
 //! | 6 | 2 | reserved | 0 |
 //! | 8 | 16 | store | the store's uuid |
