@@ -22,6 +22,7 @@ mod golden;
 mod redis_differential;
 mod resp;
 mod resp_cold;
+mod resp_large;
 mod snapshot;
 mod startup;
 mod store_crash;

@@ -11,8 +11,9 @@
 //! | | zeros to the end of the last block |
 //!
 //! The put counts for nothing by itself. It has no LSN, and may be torn: it is there once a *touch*
-//! record in a frame names it, which is appended only after all of the extent is durable. That record gives the key's version and expiry, its place in the order of
-//! the log, and 0 as the value's first LSN. An extent that no record names is dead space.
+//! record in a frame names it, which is appended only after all of the extent is durable. That
+//! record gives the key's version and expiry, its place in the order of the log, and 0 as the
+//! value's first LSN. An extent that no record names is dead space.
 //!
 //! The pieces are written from the second to the last, and the first one after them: by then the
 //! checksums of all chunks are known, and the value has been looked at only once.
