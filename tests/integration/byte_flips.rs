@@ -104,6 +104,22 @@ fn rest_with(options: StoreOptions) -> Rested {
     Rested { disk, options, items }
 }
 
+/// Stores a value, as soon as there is a segment for it.
+fn put(disk: &mut SimulatedDisk, store: &mut Store, put: &Put<'_>) {
+    for _ in 0..20 {
+        match store.put(put) {
+            Err(WriteError::Busy) => {
+                let at = store.deadline_ns().expect("a busy store goes on by itself");
+                store.set_now(Now { monotonic_ns: at, clock_ms: NOW_MS });
+                store.end_turn();
+                settle(disk, store);
+            }
+            result => return assert!(result.is_ok(), "{result:?}"),
+        }
+    }
+    panic!("the store stays busy: {:?}", store.status());
+}
+
 /// Asks until what the store has to read first has been read.
 fn change(
     disk: &mut SimulatedDisk,
@@ -144,14 +160,14 @@ fn write(
             // Expired when the store is opened next, a second later.
             let value = b"short-lived".to_vec();
             let expiry_ms = NOW_MS + 500;
-            store.put(&Put { key: item.key(), version, expiry_ms, value: &value }).unwrap();
+            put(disk, store, &Put { key: item.key(), version, expiry_ms, value: &value });
             item.values.push(None);
         }
         _ => {
             let len = [0, 5, 200, 3_000, 9_000, 20_000][rng.usize(..6)];
             let mut value = vec![0; len];
             rng.fill(&mut value);
-            store.put(&Put { key: item.key(), version, expiry_ms: 0, value: &value }).unwrap();
+            put(disk, store, &Put { key: item.key(), version, expiry_ms: 0, value: &value });
             item.values.push(Some(value));
         }
     }

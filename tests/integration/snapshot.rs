@@ -383,6 +383,9 @@ fn node_killed_while_it_takes_snapshots_leaves_whole_ones_alone() {
     for (round, writes) in [3_usize, 20, 45, 90].into_iter().enumerate() {
         let node = start(&data, Driver::Uring, 2);
         let address = node.address();
+        let mut client = RespClient::connect(address).unwrap();
+        let first = client.call_line(&format!("KAD.SNAPSHOT CREATE {round}-first")).unwrap();
+        assert!(!matches!(first, Reply::Error(_)), "{}", first.brief());
         thread::scope(|scope| {
             scope.spawn(move || {
                 let mut client = RespClient::connect(address).unwrap();
@@ -393,7 +396,6 @@ fn node_killed_while_it_takes_snapshots_leaves_whole_ones_alone() {
                     }
                 }
             });
-            let mut client = RespClient::connect(address).unwrap();
             for index in 0..writes {
                 let key = format!("{round}:{index}");
                 let reply = client.call(&[b"SET", key.as_bytes(), &[3; 5_000]]).unwrap();
@@ -414,7 +416,7 @@ fn node_killed_while_it_takes_snapshots_leaves_whole_ones_alone() {
         left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
     let restored = home.path().join("restored");
-    let last = last.expect("there was time for one");
+    let last = last.expect("the first of each life is whole");
     let output = snapshot(&["restore", &last, "--to", restored.to_str().unwrap()], &data);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);

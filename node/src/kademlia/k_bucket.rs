@@ -1,8 +1,8 @@
 //! [`KBucket`]: nodes at about one distance, those that have lived long preferred.
 //!
-//! A node enters only after it has answered a query of ours. A full bucket keeps whom it has as long
-//! as they answer, since a node that has been up for long is likely to stay (Kademlia §2.2, §4.1);
-//! newcomers wait in the replacement cache and come in when one has failed.
+//! A node enters only after it has answered a query of ours. A full bucket keeps whom it has as
+//! long as they answer, since a node that has been up for long is likely to stay (Kademlia §2.2,
+//! §4.1); newcomers wait in the replacement cache and come in when one has failed.
 
 use std::net::SocketAddr;
 

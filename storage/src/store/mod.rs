@@ -693,7 +693,7 @@ impl Store {
             self.log.add_segment(segment);
             self.tell_writable();
         }
-        if self.supply.take_refusal() {
+        if self.supply.take_news() {
             self.tell_writable();
         }
     }

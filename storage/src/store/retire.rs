@@ -118,9 +118,9 @@ impl Store {
         self.is_removing_segments() && !self.is_log_anchored() && self.log.pending_bytes() == 0
     }
 
-    /// Whether a segment is on its way out, or may soon be.
+    /// Whether a segment is on its way out, or may soon be, or its space is being made into a file.
     pub(super) fn is_making_room(&self) -> bool {
-        self.compaction.victim.is_some() || self.is_removing_segments()
+        self.compaction.victim.is_some() || self.is_removing_segments() || self.supply.is_filling()
     }
 
     /// A segment is gone: on a full disk, one that found no room for its copies may find some now.

@@ -48,7 +48,7 @@ pub(super) struct SegmentSupply {
     pace: Pace,
     pool: SegmentPool,
     failure: Option<Failure>,
-    refusal: bool,
+    news: bool,
 }
 
 enum Stage {
@@ -99,7 +99,7 @@ impl SegmentSupply {
             pace: Pace::default(),
             pool: SegmentPool::new(basis.shelved),
             failure: None,
-            refusal: false,
+            news: false,
         }
     }
 
@@ -178,6 +178,12 @@ impl SegmentSupply {
         self.pool.bytes()
     }
 
+    /// Whether space that was given back is being made into a file.
+    pub(super) fn is_filling(&self) -> bool {
+        matches!(self.stage, Stage::Filling(..))
+            || self.failure.is_some_and(|failure| failure.retry_at_ns == 0)
+    }
+
     /// Bytes of a segment that is out of the pool, and not with the log yet.
     pub(super) fn bytes_under_way(&self) -> u64 {
         match &self.stage {
@@ -198,9 +204,10 @@ impl SegmentSupply {
         }
     }
 
-    /// Whether preparing has failed since the last call: writers that wait must hear of it.
-    pub(super) fn take_refusal(&mut self) -> bool {
-        std::mem::take(&mut self.refusal)
+    /// Whether preparing has failed, or a file was made, since the last call: writers that wait
+    /// must hear of it.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
     pub(super) fn poll_request(&mut self) -> Option<DiskRequest> {
@@ -236,6 +243,7 @@ impl SegmentSupply {
         match done {
             Some(Ok(segment)) if is_filled => {
                 self.pool.add(Shelved { segment, space: Space::Zeroed });
+                self.news = true;
                 self.len_max = self.segment_bytes.min(self.len_max.saturating_mul(2));
                 self.stage = Stage::Idle;
             }
@@ -298,7 +306,7 @@ impl SegmentSupply {
         }
         let retry_at_ns = now.monotonic_ns.saturating_add(RETRY_AFTER_NS);
         self.failure = Some(Failure { error, retry_at_ns });
-        self.refusal = true;
+        self.news = true;
         self.wanted_frame_len = 0;
         self.reserve_kept = None;
         self.stage = Stage::Idle;
@@ -477,7 +485,7 @@ mod tests {
             lens.extend(supply.take_segment().map(|segment| segment.len));
         }
         assert_eq!(lens, [LEN, LEN, LEN]);
-        assert!(supply.take_refusal() && supply.is_disk_full() && supply.is_reserve_complete());
+        assert!(supply.take_news() && supply.is_disk_full() && supply.is_reserve_complete());
         // As when a segment is freed.
         keeper.edit(|manifest| manifest.segments.truncate(2));
         now.monotonic_ns += 1;

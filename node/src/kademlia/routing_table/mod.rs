@@ -28,7 +28,7 @@ pub struct TableLimits {
     pub first_buckets: [usize; 4],
     /// When nodes are questionable and bad.
     pub health: HealthLimits,
-    /// Nodes of one IP address in the table, and of one /24 (IPv6: /64) in a bucket; `None`: no limit.
+    /// How many nodes may come from one place; `None`: any number.
     pub crowd: Option<CrowdLimits>,
     /// A bucket that has seen no lookup for so long is refreshed (Kademlia §2.3: one hour).
     pub refresh_after_ms: u64,
@@ -282,8 +282,8 @@ impl RoutingTable {
         }
     }
 
-    /// Takes the newest that waits and may come in for the node `leaving`. Those that may not, since
-    /// others of their place have come in meanwhile, are forgotten.
+    /// Takes the newest that waits and may come in for the node `leaving`. Those that may not,
+    /// since others of their place have come in meanwhile, are forgotten.
     fn next_waiting(&mut self, bucket: usize, leaving: &NodeId) -> Option<Entry> {
         loop {
             let next = self.buckets[bucket].pop_replacement()?;
@@ -340,10 +340,10 @@ impl RoutingTable {
 
     /// Buckets that have nodes, in the order of their distance from `target`.
     ///
-    /// A node of bucket b agrees with us before bit b and differs in it. Where our distance from the
-    /// target has bit b set, such a node is on the target's side from there on: closer than we are,
-    /// and the closer the earlier the bit. Where it is clear, the node is farther than we are, and
-    /// the farther the earlier the bit.
+    /// A node of bucket b agrees with us before bit b and differs in it. Where our distance from
+    /// the target has bit b set, such a node is on the target's side from there on: closer than we
+    /// are, and the closer the earlier the bit. Where it is clear, the node is farther than we are,
+    /// and the farther the earlier the bit.
     fn buckets_by_distance(&self, target: &NodeId) -> impl Iterator<Item = usize> + use<> {
         let distance = words(&self.own.distance(target));
         let mut closer = [0; 3];
