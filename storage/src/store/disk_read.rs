@@ -19,7 +19,7 @@ use crate::cache::CachedRecord;
 use crate::error::ReadError;
 use crate::index::{Place, Slot, SlotKind};
 use crate::knowledge::Found;
-use crate::segments::{LINE_LEN, Spot};
+use crate::segments::{LINE_LEN, Segment, Spot};
 
 /// Reads on the disk at once; further ones wait here.
 const READS_IN_FLIGHT_MAX: usize = 256;
@@ -221,15 +221,16 @@ impl Store {
     fn submit_read(&mut self, read: DiskRead) {
         let spot = read.target.spot();
         let segment = self.catalog.segments.by_id(spot.segment);
-        let Some((file, limit)) = segment.map(|segment| (segment.file, segment.readable_end()))
-        else {
+        let Some(&Segment { file, end: limit, .. }) = segment else {
             // A touch record may name a value whose segment was lost.
             return self.deliver(read, Err(ReadError::Damaged));
         };
         let (start, end) = read.target.range(read.header_len_max);
         let block = BLOCK_SIZE as u64;
         let offset = start - start % block;
-        let end = end.next_multiple_of(block).min(limit);
+        // A slot tells sizes rounded up: what is behind the record may be under way.
+        let written_end = self.log.unwritten_from(spot.segment, offset).unwrap_or(limit);
+        let end = end.next_multiple_of(block).min(limit).min(written_end);
         let Some(len) = end.checked_sub(offset).filter(|len| *len > 0) else {
             return self.deliver(read, Err(ReadError::Damaged));
         };

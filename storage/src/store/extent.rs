@@ -418,9 +418,6 @@ impl Store {
         let Some((staged, location)) = found else { return };
         staged.stage = Stage::Written { location, at_ns };
         let id = staged.id;
-        if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
-            segment.note_written(&location);
-        }
         self.events.push_back(Event::Resolved { id });
         self.tell_writable();
     }

@@ -111,9 +111,6 @@ impl Store {
         self.extents.copy = None;
         self.compaction.counters.bytes_copied +=
             u64::from(base.header_len) + u64::from(base.value_len);
-        if let Some(segment) = self.catalog.segments.by_id_mut(base.segment) {
-            segment.note_written(&base);
-        }
         self.catalog.expect_no_more(&key, found.place, expiry_ms);
         self.catalog.expect_no_more(&key, place, expiry_ms);
         let named = Named { base, user_key_crc, version, expiry_ms };

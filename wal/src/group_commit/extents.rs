@@ -170,6 +170,20 @@ impl GroupCommit {
         self.extents.queued.push_back(Piece { extent: extent.id, segment, offset, buffer });
     }
 
+    /// Where, at `offset` or behind it, the first bytes of the segment stand that are given to the
+    /// log and not written yet: a read must end there. Frames and pieces of extents are written in
+    /// an order of their own each, so that what is written is not always one range.
+    #[must_use]
+    pub fn unwritten_from(&self, segment: u64, offset: u64) -> Option<u64> {
+        let frames = self.ready.iter().chain(&self.filling);
+        let frames = frames.filter(|frame| frame.segment.id == segment).map(|frame| frame.offset);
+        let extents = self.extents.under_way.iter().map(|under_way| &under_way.extent);
+        let extents = extents.filter(|extent| extent.segment.id == segment);
+        let starts = (frames.chain(self.progress.offsets_under_way(segment)))
+            .chain(extents.map(Extent::record_offset));
+        starts.filter(|start| *start >= offset).min()
+    }
+
     /// Takes an extent all pieces of which are durable: what is appended from now on may rest on
     /// them.
     pub fn poll_extent(&mut self) -> Option<ExtentId> {

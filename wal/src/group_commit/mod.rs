@@ -655,8 +655,9 @@ impl GroupCommit {
             tail.note_bytes(offset, buffer.as_slice());
         }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
-        let durably =
-            self.progress.depart(number, Departure { segment, last_lsn, record_count, len });
+        let durably = self
+            .progress
+            .depart(number, Departure { segment, offset, last_lsn, record_count, len });
         self.counters.frames += 1;
         self.counters.frames_idle += u64::from(record_count == 0 && extent_len.is_none());
         self.counters.frame_bytes += buffer.len() as u64;
