@@ -92,6 +92,21 @@ fn what_is_not_written_is_told_wherever_it_stands() {
     assert_eq!(log.unwritten_from(1, second.record_offset()), Some(second.offset + second.len));
 }
 
+/// Its record would name what no scan steps over.
+#[test]
+fn extent_is_not_written_before_its_frame_is() {
+    let mut log = large_log();
+    let extent = log.begin_extent(PIECE_LEN).unwrap();
+    log.submit(0);
+    log.write_piece(&extent, 0, IoBuffer::zeroed(PIECE_LEN));
+    let writes: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    assert_eq!(offset_of(&writes[0]), extent.offset);
+    log.handle_written(writes[1].number, Ok(()), None);
+    assert_eq!(log.poll_extent(), None);
+    log.handle_written(writes[0].number, Ok(()), None);
+    assert_eq!(log.poll_extent(), Some(extent.id));
+}
+
 #[test]
 fn failed_piece_fails_the_log() {
     let mut log = large_log();
