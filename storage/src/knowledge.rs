@@ -10,7 +10,7 @@ use wal::record::{Key, Location, Version};
 use crate::cache::{CachedRecord, ReadCache};
 use crate::index::{Place, SegmentNumber, SlotKind};
 use crate::number_table::NumberTable;
-use crate::segments::{Segments, Spot};
+use crate::segments::Spot;
 
 /// Answers found by reading that are kept.
 const RESOLVED_COUNT_MAX: usize = 4096;
@@ -195,24 +195,9 @@ impl Recents {
 
     /// Forgets what is acknowledged, and therefore written; values that are still current move to
     /// the cache.
-    pub(crate) fn settle(
-        &mut self,
-        acknowledged_lsn: Lsn,
-        cache: &mut ReadCache,
-        segments: &mut Segments,
-    ) {
-        // Every frame before a record is written, those behind its extent as well.
-        while let Some(Extent { location, .. }) =
-            self.extents.pop_front_if(|extent| extent.lsn <= acknowledged_lsn)
-        {
-            if let Some(segment) = segments.by_id_mut(location.segment) {
-                segment.note_written(&location);
-            }
-        }
-        while let Some(Unsettled { location, recent, .. }) = self.pop(acknowledged_lsn) {
-            if let Some(segment) = segments.by_id_mut(location.segment) {
-                segment.note_written(&location);
-            }
+    pub(crate) fn settle(&mut self, acknowledged_lsn: Lsn, cache: &mut ReadCache) {
+        while self.extents.pop_front_if(|extent| extent.lsn <= acknowledged_lsn).is_some() {}
+        while let Some(Unsettled { recent, .. }) = self.pop(acknowledged_lsn) {
             if let Some(recent) = recent
                 && let Some(record) = recent.record.filter(|_| recent.cached)
             {
@@ -353,7 +338,7 @@ mod tests {
     }
 
     fn settle(recents: &mut Recents, lsn: u64) {
-        recents.settle(Lsn(lsn), &mut ReadCache::new(0), &mut Segments::default());
+        recents.settle(Lsn(lsn), &mut ReadCache::new(0));
     }
 
     #[test]

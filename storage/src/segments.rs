@@ -48,9 +48,6 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
     /// Where its last record's frame ends.
     pub(crate) end: u64,
-    /// Where the last record known to be written ends, rounded up to a block: behind it, frames are
-    /// under way.
-    written_end: u64,
     pub(crate) state: SegmentState,
     /// First and last record.
     pub(crate) lsns: Option<(Lsn, Lsn)>,
@@ -70,7 +67,6 @@ impl Segment {
             file: open.file,
             len: open.len,
             end: 0,
-            written_end: 0,
             state,
             lsns: None,
             slots: 0,
@@ -78,13 +74,6 @@ impl Segment {
             tombstone_bytes: 0,
             has_clear: false,
         }
-    }
-
-    pub(crate) fn note_written(&mut self, location: &Location) {
-        let end = u64::from(location.offset)
-            + u64::from(location.header_len)
-            + u64::from(location.value_len);
-        self.written_end = self.written_end.max(end.next_multiple_of(BLOCK_SIZE as u64));
     }
 
     /// Notes that room up to `end` was reserved for an extent.
@@ -97,11 +86,6 @@ impl Segment {
     pub(crate) fn used(&self) -> u64 {
         let end = if self.end > self.len / 2 { self.end } else { self.len };
         end.saturating_sub(SEGMENT_HEADER_LEN)
-    }
-
-    /// Up to where records can be read.
-    pub(crate) fn readable_end(&self) -> u64 {
-        if self.state == SegmentState::Open { self.written_end } else { self.end }
     }
 
     /// Notes that a record of `len` bytes at `offset` was appended as `lsn`.

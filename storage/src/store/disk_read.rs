@@ -221,19 +221,16 @@ impl Store {
     fn submit_read(&mut self, read: DiskRead) {
         let spot = read.target.spot();
         let segment = self.catalog.segments.by_id(spot.segment);
-        let limit_of = |segment: &Segment| match read.target {
-            Target::Candidate { .. } => segment.readable_end(),
-            // Of an extent that was written beside frames which are not: it is read to its end.
-            Target::Exact { .. } => segment.end,
-        };
-        let Some((file, limit)) = segment.map(|segment| (segment.file, limit_of(segment))) else {
+        let Some(&Segment { file, end: limit, .. }) = segment else {
             // A touch record may name a value whose segment was lost.
             return self.deliver(read, Err(ReadError::Damaged));
         };
         let (start, end) = read.target.range(read.header_len_max);
         let block = BLOCK_SIZE as u64;
         let offset = start - start % block;
-        let end = end.next_multiple_of(block).min(limit);
+        // A slot tells sizes rounded up: what is behind the record may be under way.
+        let written_end = self.log.unwritten_from(spot.segment, offset).unwrap_or(limit);
+        let end = end.next_multiple_of(block).min(limit).min(written_end);
         let Some(len) = end.checked_sub(offset).filter(|len| *len > 0) else {
             return self.deliver(read, Err(ReadError::Damaged));
         };

@@ -651,7 +651,7 @@ impl Store {
         let acknowledged_lsn = self.log.acknowledged_lsn();
         if acknowledged_lsn > acknowledged_before {
             // Until then the values are read from memory: their frames may not be written yet.
-            self.recents.settle(acknowledged_lsn, &mut self.cache, &mut self.catalog.segments);
+            self.recents.settle(acknowledged_lsn, &mut self.cache);
             self.events.push_back(Event::Durable(acknowledged_lsn));
         }
         if let (false, Some(error)) = (failed_before, self.log.failure()) {

@@ -67,6 +67,47 @@ fn extent_is_written_when_its_last_piece_is() {
 }
 
 #[test]
+fn what_is_not_written_is_told_wherever_it_stands() {
+    let limits = GroupCommitLimits { frames_in_flight_max: 4, ..GroupCommitLimits::default() };
+    let mut log = GroupCommit::new([7; 16], limits, Lsn(10), 0);
+    log.add_segment(OpenSegment { id: 1, file: FileId(1), len: 64 << 20 });
+    let first = log.begin_extent(PIECE_LEN).unwrap();
+    log.append(&record(b"between")).unwrap();
+    let second = log.begin_extent(PIECE_LEN).unwrap();
+    log.submit(0);
+    log.write_piece(&second, 0, IoBuffer::zeroed(PIECE_LEN));
+    let writes: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    let [_, between, second_frame, piece] = &writes[..] else { panic!("{writes:?}") };
+    for written in [second_frame, piece] {
+        log.handle_written(written.number, Ok(()), None);
+    }
+    // The second extent is written, what is before it is not.
+    assert_eq!(log.poll_extent(), Some(second.id));
+    assert_eq!(log.unwritten_from(1, first.offset), Some(first.offset));
+    assert_eq!(log.unwritten_from(1, first.offset + 4096), Some(first.record_offset()));
+    assert_eq!(log.unwritten_from(1, first.record_offset() + 4096), Some(offset_of(between)));
+    assert_eq!(log.unwritten_from(1, second.record_offset()), None);
+    assert_eq!(log.unwritten_from(2, 0), None, "of another segment");
+    log.append(&record(b"open")).unwrap();
+    assert_eq!(log.unwritten_from(1, second.record_offset()), Some(second.offset + second.len));
+}
+
+/// Its record would name what no scan steps over.
+#[test]
+fn extent_is_not_written_before_its_frame_is() {
+    let mut log = large_log();
+    let extent = log.begin_extent(PIECE_LEN).unwrap();
+    log.submit(0);
+    log.write_piece(&extent, 0, IoBuffer::zeroed(PIECE_LEN));
+    let writes: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    assert_eq!(offset_of(&writes[0]), extent.offset);
+    log.handle_written(writes[1].number, Ok(()), None);
+    assert_eq!(log.poll_extent(), None);
+    log.handle_written(writes[0].number, Ok(()), None);
+    assert_eq!(log.poll_extent(), Some(extent.id));
+}
+
+#[test]
 fn failed_piece_fails_the_log() {
     let mut log = large_log();
     let extent = log.begin_extent(PIECE_LEN).unwrap();

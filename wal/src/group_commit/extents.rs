@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! begin -> frame queued with the others ──────────────> in flight, in their order
-//!       -> pieces given, a few at a time -> in flight -> all written -> told by poll_extent
+//!       -> pieces given, a few at a time -> in flight -> all written, the frame too
+//!                                                                    -> told by poll_extent
 //! ```
 //!
 //! The extent's frame takes part in the order of frames: what is behind it is acknowledged only
@@ -59,7 +60,7 @@ impl Extent {
 #[derive(Debug)]
 struct UnderWay {
     extent: Extent,
-    /// Bytes of pieces that are not written yet.
+    /// Bytes of its frame and pieces that are not written yet.
     left: u64,
 }
 
@@ -83,6 +84,8 @@ struct Flight {
 pub(super) struct Extents {
     next: u64,
     under_way: Vec<UnderWay>,
+    /// Frames of extents in flight.
+    frames: Vec<(u64, ExtentId)>,
     queued: VecDeque<Piece>,
     in_flight: BTreeMap<u64, Flight>,
     written: VecDeque<ExtentId>,
@@ -102,6 +105,25 @@ impl Extents {
     /// Takes the completion of a piece. `None` if it is of no piece.
     pub(super) fn arrive(&mut self, number: u64) -> Option<()> {
         let Flight { extent, len } = self.in_flight.remove(&number)?;
+        self.note_written(extent, len)
+    }
+
+    /// Notes that the write of this number is of an extent's frame.
+    pub(super) fn note_frame(&mut self, number: u64, extent: ExtentId) {
+        self.frames.push((number, extent));
+    }
+
+    /// Takes the completion of a frame, if it is an extent's. A record that names an extent whose
+    /// frame is missing would name what no scan steps over.
+    pub(super) fn arrive_frame(&mut self, number: u64) {
+        let index = self.frames.iter().position(|(other, _)| *other == number);
+        if let Some(index) = index {
+            let (_, extent) = self.frames.swap_remove(index);
+            self.note_written(extent, RECORD_OFFSET);
+        }
+    }
+
+    fn note_written(&mut self, extent: ExtentId, len: u64) -> Option<()> {
         let index = self.under_way.iter().position(|other| other.extent.id == extent)?;
         let under_way = &mut self.under_way[index];
         under_way.left -= len;
@@ -137,15 +159,15 @@ impl GroupCommit {
         let (segment, offset) = self.place_for(len, open)?;
         self.close_filling();
         let buffer = self.frame_buffer(FRAME_HEADER_LEN);
-        let (first_lsn, extent_len) = (self.next_lsn, Some(len));
-        let frame = Filling { segment, offset, buffer, first_lsn, record_count: 0, extent_len };
+        let extent = Extent { id: ExtentId(self.extents.next), segment, offset, len };
+        let (first_lsn, named) = (self.next_lsn, Some(extent));
+        let frame = Filling { segment, offset, buffer, first_lsn, record_count: 0, extent: named };
         self.ready.push_back(frame);
         if let Some(active) = &mut self.active {
             active.offset = offset + len;
         }
-        let extent = Extent { id: ExtentId(self.extents.next), segment, offset, len };
         self.extents.next += 1;
-        self.extents.under_way.push(UnderWay { extent, left });
+        self.extents.under_way.push(UnderWay { extent, left: len });
         self.counters.extents += 1;
         Ok(extent)
     }
@@ -168,6 +190,20 @@ impl GroupCommit {
         assert!(whole && end <= extent.record_len(), "{at} to {end} is no piece of an extent");
         let (segment, offset) = (extent.segment, extent.record_offset() + at);
         self.extents.queued.push_back(Piece { extent: extent.id, segment, offset, buffer });
+    }
+
+    /// Where, at `offset` or behind it, the first bytes of the segment stand that are given to the
+    /// log and not written yet: a read must end there. Frames and pieces of extents are written in
+    /// an order of their own each, so that what is written is not always one range.
+    #[must_use]
+    pub fn unwritten_from(&self, segment: u64, offset: u64) -> Option<u64> {
+        let frames = self.ready.iter().chain(&self.filling);
+        let frames = frames.filter(|frame| frame.segment.id == segment).map(|frame| frame.offset);
+        let extents = self.extents.under_way.iter().map(|under_way| &under_way.extent);
+        let extents = extents.filter(|extent| extent.segment.id == segment);
+        let starts = (frames.chain(self.progress.offsets_under_way(segment)))
+            .chain(extents.map(Extent::record_offset));
+        starts.filter(|start| *start >= offset).min()
     }
 
     /// Takes an extent all pieces of which are durable: what is appended from now on may rest on

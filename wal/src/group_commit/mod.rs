@@ -180,8 +180,8 @@ struct Filling {
     buffer: IoBuffer,
     first_lsn: Lsn,
     record_count: u32,
-    /// Of the frame of an extent: bytes of the whole extent.
-    extent_len: Option<u64>,
+    /// Whose frame it is, if it is an extent's.
+    extent: Option<Extent>,
 }
 
 /// Counters of a log since it was opened.
@@ -559,9 +559,8 @@ impl GroupCommit {
 
     fn open_frame(&mut self, segment: OpenSegment, offset: u64, len: usize) {
         let buffer = self.frame_buffer(len.max(BUFFER_LEN_MIN));
-        let (first_lsn, record_count, extent_len) = (self.next_lsn, 0, None);
-        self.filling =
-            Some(Filling { segment, offset, buffer, first_lsn, record_count, extent_len });
+        let (first_lsn, record_count, extent) = (self.next_lsn, 0, None);
+        self.filling = Some(Filling { segment, offset, buffer, first_lsn, record_count, extent });
     }
 
     /// A buffer with room for `room` bytes that holds room for a frame's header.
@@ -636,29 +635,31 @@ impl GroupCommit {
         if held || self.progress.in_flight_count() >= self.limits.frames_in_flight_max {
             return None;
         }
-        let Filling { segment, offset, mut buffer, first_lsn, record_count, extent_len } =
+        let Filling { segment, offset, mut buffer, first_lsn, record_count, extent } =
             self.ready.pop_front()?;
         let place = Place { store: self.store, segment: segment.id, offset };
         let (durable_lsn, wall_ms) = (self.progress.durable(), self.progress.now_ms());
         let stamp = FrameStamp { first_lsn, record_count, durable_lsn, wall_ms };
         let len = buffer.len() - FRAME_HEADER_LEN;
-        if let Some(len) = extent_len {
-            let len = usize::try_from(len).expect("a segment fits in memory");
+        if let Some(extent) = extent {
+            self.extents.note_frame(number, extent.id);
+            let len = usize::try_from(extent.len).expect("a segment fits in memory");
             frame::finish_extent(&mut buffer, &place, &stamp, len);
         } else {
             frame::finish(&mut buffer, &place, &stamp);
         }
         let tails = self.active.iter_mut().chain(self.sealing.tails_mut());
         if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
-            let frame_len = extent_len.unwrap_or(buffer.len() as u64);
+            let frame_len = extent.map_or(buffer.len() as u64, |extent| extent.len);
             tail.note_frame(offset, frame_len, wall_ms);
             tail.note_bytes(offset, buffer.as_slice());
         }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
-        let durably =
-            self.progress.depart(number, Departure { segment, last_lsn, record_count, len });
+        let durably = self
+            .progress
+            .depart(number, Departure { segment, offset, last_lsn, record_count, len });
         self.counters.frames += 1;
-        self.counters.frames_idle += u64::from(record_count == 0 && extent_len.is_none());
+        self.counters.frames_idle += u64::from(record_count == 0 && extent.is_none());
         self.counters.frame_bytes += buffer.len() as u64;
         let durability = if durably { Durability::Durable } else { Durability::Cached };
         Some(DiskOperation::Write { file: segment.file, offset, buffer, durability })
@@ -728,6 +729,7 @@ impl GroupCommit {
         if self.extents.arrive(number).is_some() {
             return false;
         }
+        self.extents.arrive_frame(number);
         self.progress.arrive(number).expect("each operation completes once")
     }
 

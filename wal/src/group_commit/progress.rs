@@ -50,6 +50,7 @@ struct Unsynced {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Departure {
     pub(super) segment: OpenSegment,
+    pub(super) offset: u64,
     /// LSN of its last record; in an idle frame, of the record before it.
     pub(super) last_lsn: Lsn,
     pub(super) record_count: u32,
@@ -145,6 +146,12 @@ impl Progress {
     pub(super) fn holds_any_of(&self, segment: u64) -> bool {
         self.in_flight.iter().any(|flight| flight.frame.segment.id == segment)
             || self.unsynced.iter().any(|entry| entry.segment.id == segment)
+    }
+
+    /// Where frames of the segment stand that are not written yet, or wait for such.
+    pub(super) fn offsets_under_way(&self, segment: u64) -> impl Iterator<Item = u64> {
+        let frames = self.in_flight.iter().map(|flight| &flight.frame);
+        frames.filter(move |frame| frame.segment.id == segment).map(|frame| frame.offset)
     }
 
     /// Makes everything up to `last_lsn` durable as soon as its frames are written.
