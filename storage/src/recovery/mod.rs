@@ -586,7 +586,11 @@ async fn sync_all(
         for (segment, ticket) in tickets {
             let name = segment::file_name(directory, segment.id);
             let synced = ticket.await.result.map_err(|e| disk_error("syncing", &name, e));
-            result = result.and(synced.map(drop));
+            // All of them are awaited; the first error counts.
+            result = match (result, synced) {
+                (Ok(()), Err(error)) => Err(error),
+                (result, _) => result,
+            };
         }
         result?;
     }
