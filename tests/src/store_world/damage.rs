@@ -227,7 +227,7 @@ fn damage(
     let mut files = disk.files();
     files.retain(|(name, _)| is_inside(name, directory));
     let frame = rng.choice(writes).cloned();
-    match (rng.u8(..5), frame) {
+    match (rng.u8(..6), frame) {
         (0, _) | (_, None) => {
             let (name, len) = &files[rng.usize(..files.len())];
             if *len == 0 {
@@ -237,7 +237,7 @@ fn damage(
             disk.flip_byte(name, offset, 1 << rng.u8(..8));
             format!("a bit of {name} at {offset}")
         }
-        (1, Some(written)) => {
+        (1 | 2, Some(written)) => {
             // The victim is any place but the end of the log, which says how far it goes; if that
             // is what went elsewhere, there is none.
             let newest = writes.last().expect("there is one").clone();
@@ -247,8 +247,9 @@ fn damage(
             let spoils_end = *name == newest.name
                 && offset < newest.offset + newest.len as u64
                 && newest.offset < offset + written.len as u64;
-            let victim =
-                (!is_end && !spoils_end && offset < *len).then_some((name.as_str(), offset));
+            let is_lost = rng.u8(..3) == 0;
+            let victim = (!is_lost && !is_end && !spoils_end && offset < *len)
+                .then_some((name.as_str(), offset));
             disk.misdirect_at_rest(&written, victim);
             format!("{written:?} went to {victim:?}")
         }

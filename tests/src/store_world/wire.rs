@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use fastrand::Rng;
 use wal::checksum::Place;
 use wal::disk::{
-    DiskCompletion, DiskOperation, DiskOutput, DiskRequest, Durability, FileId, FileName, RequestId,
+    DiskCompletion, DiskOperation, DiskOutput, DiskRequest, Durability, FileId, FileName, IoBuffer,
+    RequestId,
 };
 use wal::frame::{FRAME_HEADER_LEN, FrameHeader};
 use wal::segment;
@@ -117,7 +118,7 @@ impl Wire {
             (PlantedBug::AcknowledgesEarly, operation) => {
                 if is_frame(operation) {
                     self.told.insert(id);
-                    self.ready.push_back(done);
+                    self.ready.push_back(DiskCompletion { buffer: written(operation), ..done });
                 } else {
                     self.finish_told();
                 }
@@ -153,6 +154,14 @@ impl Wire {
             *header = FrameHeader { durable_lsn, ..frame }.encode(&place);
         }
     }
+}
+
+/// What a driver gives back of a write: its buffer. This is a copy, as the disk has the buffer yet.
+fn written(operation: &DiskOperation) -> Option<IoBuffer> {
+    let DiskOperation::Write { buffer, .. } = operation else { return None };
+    let mut copy = IoBuffer::with_capacity(buffer.len());
+    copy.extend_from_slice(buffer.as_slice());
+    Some(copy)
 }
 
 fn is_frame(operation: &DiskOperation) -> bool {
