@@ -73,6 +73,12 @@ struct Arguments {
     /// Ends a run whose segments have grown beyond this.
     #[arg(long, value_name = "N", default_value_t = 32)]
     disk_gib_max: u64,
+    /// Largest segment in MiB [default: the node's own; 4 in a smoke run].
+    #[arg(long, value_name = "N")]
+    segment_mib: Option<u64>,
+    /// Names of the distributions to run.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "uniform,zipf")]
+    distributions: Vec<String>,
 }
 
 impl Arguments {
@@ -87,7 +93,11 @@ impl Arguments {
     /// The node's own; in a smoke run segments are small, so that there is something to compact.
     fn rig_options(&self) -> RigOptions {
         let default = RigOptions::default();
-        let segment_bytes = if self.flags.smoke { 4 << 20 } else { default.segment_bytes };
+        let segment_bytes = match self.segment_mib {
+            Some(mib) => mib << 20,
+            None if self.flags.smoke => 4 << 20,
+            None => default.segment_bytes,
+        };
         RigOptions { segment_bytes, ..default }
     }
 }
@@ -376,6 +386,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             ("uniform", Choice::Uniform(0..key_count)),
             ("zipf 0.99", Choice::Zipf(Zipf::new(key_count, ZIPF_EXPONENT))),
         ] {
+            if !arguments.distributions.iter().any(|wanted| name.starts_with(wanted.as_str())) {
+                continue;
+            }
             let name = format!("{} {name}", driver.name);
             println!("\n{name}");
             TABLE.row("", COLUMNS);

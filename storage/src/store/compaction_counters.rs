@@ -11,6 +11,8 @@ pub struct CompactionCounters {
     pub bytes_freed: u64,
     /// Bytes of records appended again.
     pub bytes_copied: u64,
+    /// Headers of newer records read to tell whether a record is live.
+    pub heads_read: u64,
     /// Tombstones that were not appended again: nothing is left that they hide.
     pub tombstones_dropped: u64,
     /// Segments that could not be compacted because something of them could not be made out.

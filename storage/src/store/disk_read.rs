@@ -28,6 +28,8 @@ const READS_IN_FLIGHT_MAX: usize = 256;
 const COPIED_VALUE_LEN_MAX: usize = 2047;
 /// A header is looked for in this many bytes first.
 const HEADER_LEN_EXPECTED: u64 = 1024;
+/// The same, where only the key, or what a touch says, is wanted: mostly within one block.
+const HEAD_LEN_EXPECTED: u64 = 256;
 /// Longest header: fields, user key and chunk checksums, rounded up.
 const HEADER_LEN_MAX: u64 = 96 << 10;
 
@@ -208,7 +210,10 @@ impl Store {
             read.waiters.push(waiter);
             return;
         }
-        let header_len_max = HEADER_LEN_EXPECTED;
+        let header_len_max = match waiter {
+            Waiter::Compaction(_) => HEAD_LEN_EXPECTED,
+            Waiter::Job(_) | Waiter::Scan(..) => HEADER_LEN_EXPECTED,
+        };
         let waiters = vec![waiter];
         let read = DiskRead { key, place, target, header_len_max, attempt: 0, waiters };
         if self.reads.under_way.len() < READS_IN_FLIGHT_MAX {
@@ -238,7 +243,8 @@ impl Store {
         let buffer = self.buffers.take(len);
         let request = self.submit(Source::Read, DiskOperation::Read { file, offset, len, buffer });
         self.reads.by_spot.insert((spot, read.target.is_whole()), request);
-        self.reads.started += 1;
+        let asked_for = |waiter: &Waiter| !matches!(waiter, Waiter::Compaction(_));
+        self.reads.started += u64::from(read.waiters.iter().any(asked_for));
         self.reads.under_way.insert(request, read);
     }
 
@@ -252,7 +258,9 @@ impl Store {
             (Ok(_), Some(buffer)) => match self.parse(&read, buffer) {
                 Ok(head) => Ok(Rc::new(head)),
                 Err(Unread::Short) if read.header_len_max < HEADER_LEN_MAX => {
-                    read.header_len_max = HEADER_LEN_MAX;
+                    let is_first = read.header_len_max < HEADER_LEN_EXPECTED;
+                    let longer = if is_first { HEADER_LEN_EXPECTED } else { HEADER_LEN_MAX };
+                    read.header_len_max = longer;
                     return self.submit_read(read);
                 }
                 Err(_) => Err(ReadError::Damaged),

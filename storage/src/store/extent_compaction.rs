@@ -7,13 +7,12 @@ use wal::record::{Key, Location, Record, RecordKind, TouchBody};
 
 use super::Store;
 use super::compaction::{Newer, Step, Victim};
-use super::disk_read::{Target, Waiter};
 use super::extent::Named;
 use super::extent_copy::Copied;
 use super::read::Memory;
 use super::write::bare;
 use crate::cache::CachedRecord;
-use crate::index::{Place, Slot, SlotKind};
+use crate::index::{Place, SlotKind};
 use crate::knowledge::{Found, Known};
 use crate::segments::{LINE_LEN, Spot};
 
@@ -44,7 +43,7 @@ impl Store {
             let place = Place { segment: victim.number, line: location.offset / LINE_LEN };
             match self.decide_extent(&key, &location, place) {
                 Decision::Wait => {
-                    self.read_newer_heads(key, place);
+                    self.await_newer_heads(key, place);
                     return Step::Wait;
                 }
                 Decision::Unfit => return Step::Unfit,
@@ -88,18 +87,6 @@ impl Store {
         }
     }
 
-    /// Reads the headers that tell what is newer.
-    pub(super) fn read_newer_heads(&mut self, key: Key, place: Place) {
-        let newer: Vec<Slot> = self.newer_slots(&key, place).collect();
-        for slot in newer {
-            let Some(spot) = self.catalog.segments.spot_of(slot.place) else { continue };
-            if self.recents.key_at(&spot).is_none() && self.compaction.want_head(spot) {
-                let target = Target::candidate(spot, &slot, false);
-                self.read(key, slot.place, target, Waiter::Compaction(spot));
-            }
-        }
-    }
-
     /// Appends the record that names the extent's copy. False if the log cannot take it now.
     fn name_copy(&mut self, key: Key, place: Place, found: &Found, base: Location) -> bool {
         let Found { user_key_crc, version, expiry_ms, .. } = *found;
@@ -123,13 +110,5 @@ impl Store {
         let record = cached.map(|cached| CachedRecord { location: base, ..cached });
         self.note_moved(key, &appended, Known::Present(moved), record, is_cached);
         true
-    }
-}
-
-impl Victim {
-    /// Bytes of the window; `None` if it does not hold them.
-    pub(super) fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        let from = usize::try_from(offset.checked_sub(self.window_start)?).ok()?;
-        self.window.as_slice().get(from..from.checked_add(usize::try_from(len).ok()?)?)
     }
 }

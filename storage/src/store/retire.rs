@@ -63,9 +63,7 @@ impl Store {
     pub(super) fn pump_retirements(&mut self) {
         let readers = [self.jobs.oldest(), self.scans.oldest()].into_iter().flatten().min();
         let durable_lsn = self.log.durable_lsn();
-        let logged = self.is_log_anchored()
-            && !self.compaction.is_reading_heads()
-            && !self.snapshots.holds_files();
+        let logged = self.is_log_anchored() && !self.snapshots.holds_files();
         let now_ns = self.now.monotonic_ns;
         self.hasten_retirements();
         for retirement in &mut self.retirements {
@@ -73,6 +71,7 @@ impl Store {
             let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
             let read = read
                 || self.scrub.is_reading(retirement.id)
+                || self.compaction.is_reading_head(retirement.id)
                 || self.extents.is_reading(retirement.id);
             let replaced =
                 retirement.replaced_lsn <= durable_lsn || is_planted(Mutation::SegmentFreedEarly);

@@ -311,12 +311,17 @@ impl Store {
             self.starved = true;
             return Err(WriteError::Busy);
         }
+        if is_value && self.holds_puts_back() {
+            self.note_held_back();
+            return Err(WriteError::Busy);
+        }
         match self.log.append(record) {
             Ok(appended) => {
                 self.idle_since_ns = None;
                 self.compaction.resume();
                 self.checkpointing.note_write(record.version);
                 self.note_append(&appended);
+                self.compaction.note_put(appended.location.record_len());
                 Ok(appended)
             }
             Err(AppendError::Failed(error)) => Err(WriteError::ReadOnly(error)),
@@ -357,6 +362,7 @@ impl Store {
         let Appended { lsn, location } = *appended;
         let len = location.record_len();
         self.checkpointing.note_append(len);
+        self.compaction.note_append(len);
         if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
             segment.note_append(lsn, u64::from(location.offset), len);
         }

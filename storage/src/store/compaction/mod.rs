@@ -13,46 +13,40 @@
 //! its prefix. A victim is given up (`Unfit`, tried again much later) when anything of it cannot be
 //! made out; and no segment goes while a slot names it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
-
-use bytes::Bytes;
 use wal::Lsn;
 use wal::checksum::Place as Seed;
 use wal::disk::{BLOCK_SIZE, DiskCompletion, DiskOperation, IoBuffer};
 use wal::frame::{FRAME_HEADER_LEN, FrameHeader, is_blank};
-use wal::group_commit::{AppendError, Appended};
 use wal::manifest::Verdict;
-use wal::record::{Key, Location, Namespace, Record, RecordHeader, RecordKind, TouchBody};
-use wal::segment::SEGMENT_HEADER_LEN;
+use wal::record::{Location, Namespace, RecordHeader, RecordKind, TouchBody};
 
 use super::compaction_counters::CompactionCounters;
-use super::disk_read::Head;
 use super::extent_copy::ExtentCopy;
-use super::pool::FULL_DISK_WORTH;
-use super::write::{bare, parts_len, tombstone};
 use super::{Source, Store};
-use crate::cache::CachedRecord;
-use crate::catalog::Kin;
-use crate::error::ReadError;
 use crate::index::{Place, SegmentNumber, Slot, SlotKind};
-use crate::knowledge::{Found, Known, Recent};
+use crate::knowledge::Found;
 use crate::mutation::{Mutation, is_planted};
-use crate::segments::{LINE_LEN, SegmentState, Spot};
+use crate::segments::{LINE_LEN, SegmentState};
+
+mod choice;
+mod copy;
+mod heads;
+mod pacing;
+
+use heads::{Heads, Scout};
+use pacing::Pacing;
 
 /// A victim is read in pieces of this many bytes.
 const WINDOW_LEN: u64 = 1 << 20;
-/// A segment that was given up is tried again after this many nanoseconds, or when compaction is
-/// asked for by hand.
-const UNFIT_RETRY_NS: u64 = 600_000_000_000;
-/// Bytes of records that one step looks at.
+/// Bytes of records that one turn looks at, and records: copying one takes about a microsecond.
 const STEP_BYTES: u64 = 256 << 10;
+const STEP_RECORDS_MAX: u64 = 256;
+/// Where nothing is owed to puts, a turn does only this part of it.
+const IDLE_SHARE: u64 = 4;
 /// Compaction waits while more bytes than this wait for the disk.
 const PENDING_BYTES_MAX: usize = 4 << 20;
-/// Headers of newer records read ahead within a frame.
-const HEADS_AHEAD_MAX: usize = 32;
-/// Headers kept between frames.
-const HEADS_KEPT_MAX: usize = 1024;
+/// The same, when puts wait for compaction.
+const PENDING_BYTES_URGENT_MAX: usize = 16 << 20;
 
 /// A segment being compacted.
 #[derive(Debug)]
@@ -66,7 +60,44 @@ pub(super) struct Victim {
     pub(super) window_start: u64,
     /// Number of the window read under way.
     reading: Option<u64>,
+    /// The window after this one, and where it starts.
+    ahead: Option<(u64, IoBuffer)>,
+    /// Number and start of its read.
+    reading_ahead: Option<(u64, u64)>,
     frame: Option<Frame>,
+    scout: Scout,
+}
+
+impl Victim {
+    /// Bytes of a window; `None` if none holds them.
+    pub(super) fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let of = |start: u64, window: &'_ IoBuffer| -> Option<std::ops::Range<usize>> {
+            let from = usize::try_from(offset.checked_sub(start)?).ok()?;
+            let range = from..from.checked_add(usize::try_from(len).ok()?)?;
+            window.as_slice().get(range.clone()).map(|_| range)
+        };
+        if let Some(range) = of(self.window_start, &self.window) {
+            return self.window.as_slice().get(range);
+        }
+        let (start, window) = self.ahead.as_ref()?;
+        of(*start, window).and_then(|range| window.as_slice().get(range))
+    }
+
+    /// Goes on to the window read ahead, once the next frame stands there, or waits for it.
+    fn turn_window(&mut self) {
+        let offset = self.offset;
+        if let Some((start, window)) = self.ahead.take_if(|(start, _)| *start <= offset) {
+            (self.window_start, self.window) = (start, window);
+        }
+    }
+
+    /// Waits for the window read ahead. False if none is.
+    fn await_window(&mut self) -> bool {
+        let Some((number, start)) = self.reading_ahead.take() else { return false };
+        self.reading = Some(number);
+        (self.window_start, self.window) = (start, IoBuffer::with_capacity(1));
+        true
+    }
 }
 
 /// A frame whose records are being looked at.
@@ -95,6 +126,7 @@ impl Frame {
 pub(super) struct Compaction {
     pub(super) victim: Option<Victim>,
     windows: u64,
+    pacing: Pacing,
     /// When segments that were given up are tried again.
     unfit_retry_at_ns: u64,
     /// No new work until the next write: the store is being shut down.
@@ -103,8 +135,7 @@ pub(super) struct Compaction {
     out_of_room: bool,
     /// Asked for by hand: segments whose last record is not above this are looked at.
     requested_lsn: Option<Lsn>,
-    heads: BTreeMap<Spot, Option<Rc<Head>>>,
-    heads_wanted: BTreeSet<Spot>,
+    heads: Heads,
     pub(super) counters: CompactionCounters,
 }
 
@@ -124,13 +155,19 @@ impl Compaction {
         self.paused
     }
 
-    /// Notes that a header is to be read, unless it was or is being read.
-    pub(super) fn want_head(&mut self, spot: Spot) -> bool {
-        !self.heads.contains_key(&spot) && self.heads_wanted.insert(spot)
+    /// Notes a record that was appended, by a command or as a copy.
+    pub(super) fn note_append(&mut self, record_len: u64) {
+        self.pacing.note_append(record_len);
     }
 
-    pub(super) fn is_reading_heads(&self) -> bool {
-        !self.heads_wanted.is_empty()
+    /// Notes what a command has appended.
+    pub(super) fn note_put(&mut self, record_len: u64) {
+        self.pacing.note_put(record_len);
+    }
+
+    /// Whether the header of a newer record is being read in that segment.
+    pub(super) fn is_reading_head(&self, segment: u64) -> bool {
+        self.heads.is_reading(segment)
     }
 }
 
@@ -183,152 +220,79 @@ impl Store {
         self.retry_unfit();
     }
 
-    /// Lets segments that were given up be tried again: the disk may have recovered, a damaged
-    /// record may have been overwritten.
-    pub(super) fn retry_unfit(&mut self) {
-        self.compaction.unfit_retry_at_ns = self.now.monotonic_ns.saturating_add(UNFIT_RETRY_NS);
-        for segment in self.catalog.segments.iter_mut() {
-            if segment.state == SegmentState::Unfit {
-                segment.state = SegmentState::Sealed;
-            }
-        }
-    }
-
-    /// Looks for a victim, if none is at hand and one is worth it.
-    pub(super) fn choose_victim(&mut self) {
-        if self.compaction.paused
-            || self.compaction.victim.is_some()
-            || self.log.failure().is_some()
-        {
-            return;
-        }
-        if self.compaction.unfit_retry_at_ns <= self.now.monotonic_ns {
-            self.retry_unfit();
-        }
-        self.extents.copy.take_if(|copy| copy.is_over());
-        self.retire_dead();
-        if let Some(number) = self.worthwhile_victim()
-            && let Some(segment) = self.catalog.segments.get(number)
-        {
-            self.compaction.heads.clear();
-            self.compaction.victim = Some(Victim {
-                number,
-                id: segment.id,
-                end: segment.end,
-                offset: SEGMENT_HEADER_LEN,
-                window: IoBuffer::with_capacity(1),
-                window_start: 0,
-                reading: None,
-                frame: None,
-            });
-        }
-    }
-
-    fn retire_dead(&mut self) {
-        let oldest = self.oldest();
-        let dead: Vec<SegmentNumber> = (self.catalog.segments.iter())
-            .filter(|(number, segment)| {
-                let hides = segment.tombstone_bytes > 0 || segment.has_clear;
-                segment.state == SegmentState::Sealed
-                    && segment.slots == 0
-                    && !self.extents.holds(segment.id)
-                    && (!hides || oldest == Some(*number))
-            })
-            .map(|(number, _)| number)
-            .collect();
-        dead.into_iter().for_each(|number| self.retire(number));
-    }
-
-    /// The segment whose records are older than those of every other one.
-    fn oldest(&self) -> Option<SegmentNumber> {
-        let segments = self.catalog.segments.iter();
-        let first = segments.filter_map(|(number, segment)| Some((segment.lsns?.0, number)));
-        first.min().map(|(_, number)| number)
-    }
-
-    fn worthwhile_victim(&mut self) -> Option<SegmentNumber> {
-        let (mut sealed, mut len, mut live, mut tombstones) = (0u64, 0, 0, 0);
-        let of_state =
-            |state| self.catalog.segments.iter().filter(move |(_, segment)| segment.state == state);
-        for (_, segment) in of_state(SegmentState::Sealed) {
-            sealed += 1;
-            len += segment.len;
-            live += segment.live_bytes;
-            tombstones += segment.tombstone_bytes;
-        }
-        let full = self.supply.is_disk_full();
-        let wasteful = sealed >= SEALED_COUNT_MIN
-            && len * 10 > live * 13 + 10 * 2 * self.segment_bytes
-            && (full || self.supply.failure().is_none());
-        let requested_lsn = self.compaction.requested_lsn;
-        if !wasteful && !full && requested_lsn.is_none() {
-            return None;
-        }
-        // Many tombstones wait for the oldest records to go: those first, then.
-        let by_age = tombstones * 4 > len;
-        let room = self.room_for_copies();
-        let last_lsn = self.log.last_lsn();
-        let oldest = self.oldest();
-        let mut best: Option<(u128, SegmentNumber)> = None;
-        for (number, segment) in of_state(SegmentState::Sealed) {
-            let oldest = oldest == Some(number);
-            let kept = segment.live_bytes + if oldest { 0 } else { segment.tombstone_bytes };
-            let dead = segment.used().saturating_sub(kept);
-            let asked_for = segment.lsns.is_none_or(|(_, last)| Some(last) <= requested_lsn);
-            let blocked = !wasteful && !full && !asked_for
-                || self.extents.holds(segment.id)
-                || segment.has_clear && !oldest
-                || full && kept + segment.len / FULL_DISK_WORTH > room;
-            let worth = segment.len / if full { FULL_DISK_WORTH } else { 8 };
-            if blocked || dead < worth && !(by_age && oldest) {
-                continue;
-            }
-            let age = segment.lsns.map_or(Lsn::ZERO, |(_, last)| last).0;
-            let age = u128::from(last_lsn.0.saturating_sub(age) + 1);
-            let score = match by_age && oldest {
-                true => u128::MAX,
-                false => (u128::from(dead) << 20) * age / u128::from(segment.len + kept),
-            };
-            if best.is_none_or(|(known, _)| score > known) {
-                best = Some((score, number));
-            }
-        }
-        if best.is_none() {
-            self.compaction.requested_lsn = None;
-        }
-        best.map(|(_, number)| number)
-    }
-
     /// Whether the next step waits for nothing.
     pub(super) fn can_compact(&self) -> bool {
         let compaction = &self.compaction;
         let idle = compaction.victim.as_ref().is_some_and(|victim| victim.reading.is_none());
-        idle && compaction.heads_wanted.is_empty()
+        let urgent = compaction.pacing.is_urgent();
+        let pending_max = if urgent { PENDING_BYTES_URGENT_MAX } else { PENDING_BYTES_MAX };
+        idle && compaction.heads.are_there()
             && self.extents.copy.as_ref().is_none_or(ExtentCopy::is_over)
-            && self.log.pending_bytes() <= PENDING_BYTES_MAX
+            && self.log.pending_bytes() <= pending_max
             && self.log.failure().is_none()
     }
 
     /// Looks at some more of the victim.
     pub(super) fn step_compaction(&mut self) {
-        let mut looked_at = 0;
-        while looked_at < STEP_BYTES && self.can_compact() {
-            let Some(mut victim) = self.compaction.victim.take() else { return };
+        if let Some(mut victim) = self.compaction.victim.take() {
+            self.scout(&mut victim);
+            self.compaction.victim = Some(victim);
+        }
+        let (mut looked_at, mut steps) = (0, 0);
+        let share = if self.compaction.pacing.owes() { 1 } else { IDLE_SHARE };
+        while looked_at < STEP_BYTES / share && steps < STEP_RECORDS_MAX && self.can_compact() {
+            let Some(mut victim) = self.compaction.victim.take() else { break };
             let step = self.step_victim(&mut victim);
             let number = victim.number;
+            steps += share;
+            let goes_on = matches!(step, Step::Done(_));
             match step {
                 Step::Done(bytes) => looked_at += bytes,
                 Step::Wait if std::mem::take(&mut self.compaction.out_of_room) => {
-                    return self.give_up(number);
+                    self.give_up(number);
+                    break;
                 }
-                Step::Wait => {
-                    self.compaction.victim = Some(victim);
-                    return;
+                Step::Wait => {}
+                Step::End => {
+                    self.end_victim(number);
+                    break;
                 }
-                Step::End => return self.end_victim(number),
-                Step::Unfit => return self.give_up(number),
+                Step::Unfit => {
+                    self.give_up(number);
+                    break;
+                }
             }
             self.compaction.victim = Some(victim);
+            if !goes_on {
+                break;
+            }
+        }
+        self.compaction.pacing.work_off(looked_at);
+        self.let_puts_go_on();
+    }
+
+    /// Whether puts wait until compaction has done more: it can, and it is behind.
+    pub(super) fn holds_puts_back(&self) -> bool {
+        self.compaction.pacing.owes_much()
+            && self.compaction.victim.is_some()
+            && !self.compaction.paused
+            && !self.supply.is_disk_full()
+            && self.supply.failure().is_none()
+            && self.log.failure().is_none()
+    }
+
+    /// Notes that a put was refused for that.
+    pub(super) fn note_held_back(&mut self) {
+        self.compaction.pacing.refuse();
+    }
+
+    /// Tells writers that were refused when they are not held back any more.
+    pub(super) fn let_puts_go_on(&mut self) {
+        if self.compaction.pacing.is_refusing()
+            && !self.holds_puts_back()
+            && self.compaction.pacing.take_refused()
+        {
+            self.events.push_back(super::Event::Writable);
         }
     }
 
@@ -351,18 +315,17 @@ impl Store {
         if frame.records_left == 0 {
             victim.frame = None;
             victim.offset = frame.offset + frame.len;
-            if self.compaction.heads.len() > HEADS_KEPT_MAX {
-                self.compaction.heads.clear();
-            }
             return Step::Done(BLOCK_SIZE as u64);
         }
         let Some(bytes) = victim.bytes(frame.offset, frame.len) else { return Step::Unfit };
         let Some(original) = self.original(victim, &frame, bytes) else {
             return Step::Unfit;
         };
+        let before = self.catalog.candidates(&original.header.key);
         let done = match self.decide(&original) {
             Decision::Wait => {
-                self.read_ahead(victim, &frame, bytes);
+                let (key, place) = (original.header.key, original.place);
+                self.await_newer_heads(key, place);
                 return Step::Wait;
             }
             Decision::Unfit => return Step::Unfit,
@@ -379,6 +342,7 @@ impl Store {
         if !done {
             return Step::Wait;
         }
+        self.forget_heads(before, original.place);
         let len = original.header.record_len();
         frame.pass(len);
         victim.frame = Some(frame);
@@ -396,8 +360,9 @@ impl Store {
             return Step::Done(BLOCK_SIZE as u64);
         }
         let block = BLOCK_SIZE as u64;
+        victim.turn_window();
         if offset + block > victim.end {
-            return Step::End;
+            return if victim.await_window() { Step::Wait } else { Step::End };
         }
         let Some(head) = victim.bytes(offset, block) else {
             return self.read_window(victim, WINDOW_LEN);
@@ -432,6 +397,9 @@ impl Store {
 
     pub(super) fn read_window(&mut self, victim: &mut Victim, len: u64) -> Step {
         let offset = victim.offset;
+        if victim.reading_ahead.is_some_and(|(_, start)| start <= offset) && victim.await_window() {
+            return Step::Wait;
+        }
         let segment = self.catalog.segments.get(victim.number);
         let Some((file, file_len)) = segment.map(|segment| (segment.file, segment.len)) else {
             return Step::Unfit;
@@ -459,7 +427,16 @@ impl Store {
 
     pub(super) fn handle_window(&mut self, number: u64, completion: DiskCompletion) {
         let victim = self.compaction.victim.as_mut();
-        let Some(victim) = victim.filter(|victim| victim.reading == Some(number)) else { return };
+        let Some(victim) = victim else { return };
+        if let Some((_, start)) = victim.reading_ahead.take_if(|(reading, _)| *reading == number) {
+            // If it fails, it is read again when it is needed.
+            victim.ahead =
+                completion.buffer.filter(|_| completion.result.is_ok()).map(|b| (start, b));
+            return;
+        }
+        if victim.reading != Some(number) {
+            return;
+        }
         victim.reading = None;
         match (completion.result, completion.buffer) {
             (Ok(_), Some(buffer)) => victim.window = buffer,
@@ -584,202 +561,4 @@ impl Store {
             Newer::Same(_) | Newer::None => Decision::Bury,
         }
     }
-
-    /// The slots before the one at `place`; all, if there is none: they are newer then.
-    pub(super) fn newer_slots(
-        &self,
-        key: &Key,
-        place: Place,
-    ) -> impl Iterator<Item = Slot> + Clone {
-        self.catalog.candidates(key).take_while(move |slot| slot.place != place)
-    }
-
-    pub(super) fn newest_of(&self, key: &Key, place: Place) -> Newer {
-        let mut exact = self.catalog.candidates(key).first_is_exact();
-        let mut waits = false;
-        for slot in self.newer_slots(key, place) {
-            let kin = if std::mem::take(&mut exact) { Kin::Same } else { self.kin(key, &slot) };
-            let spot = self.catalog.segments.spot_of(slot.place);
-            let known = spot.and_then(|spot| self.compaction.heads.get(&spot));
-            match kin {
-                Kin::Other | Kin::Older => {}
-                Kin::Same if waits => return Newer::Wait,
-                Kin::Same if slot.kind == SlotKind::Touch => {
-                    return match (self.touch_at(key, &slot), known) {
-                        (Some(_), _) => Newer::Same(slot),
-                        (None, Some(_)) => Newer::Unfit,
-                        (None, None) => Newer::Wait,
-                    };
-                }
-                Kin::Same => return Newer::Same(slot),
-                Kin::Unknown if slot.damaged || known.is_some() => return Newer::Unfit,
-                Kin::Unknown => waits = true,
-            }
-        }
-        if waits { Newer::Wait } else { Newer::None }
-    }
-
-    /// As [`Store::kin_in_memory`], with the headers read for compaction.
-    fn kin(&self, key: &Key, slot: &Slot) -> Kin {
-        let spot = self.catalog.segments.spot_of(slot.place);
-        let head = spot.and_then(|spot| self.compaction.heads.get(&spot)?.as_ref());
-        match head {
-            Some(head) if head.key == *key => Kin::Same,
-            Some(_) => Kin::Other,
-            None => self.kin_in_memory(key, slot),
-        }
-    }
-
-    /// What a touch of the key says, if that is known.
-    pub(super) fn touch_at(&self, key: &Key, slot: &Slot) -> Option<Found> {
-        if let Some(Recent { known: Known::Present(found), .. }) = self.recents.get(key)
-            && found.place == slot.place
-        {
-            return (found.kind == SlotKind::Touch).then_some(*found);
-        }
-        let spot = self.catalog.segments.spot_of(slot.place)?;
-        let head = self.compaction.heads.get(&spot)?.as_ref()?;
-        Some(head.touched(slot.place, head.touch.as_ref()?))
-    }
-
-    /// Reads the headers that this record and the next ones of the frame wait for.
-    fn read_ahead(&mut self, victim: &Victim, frame: &Frame, bytes: &[u8]) {
-        let mut frame = *frame;
-        while frame.records_left > 0 && self.compaction.heads_wanted.len() < HEADS_AHEAD_MAX {
-            let Some(original) = self.original(victim, &frame, bytes) else { return };
-            frame.pass(original.header.record_len());
-            if !matches!(self.decide(&original), Decision::Wait) {
-                continue;
-            }
-            let (key, place) = (original.header.key, original.place);
-            self.read_newer_heads(key, place);
-        }
-    }
-
-    pub(super) fn handle_compaction_head(
-        &mut self,
-        spot: Spot,
-        result: Result<Rc<Head>, ReadError>,
-    ) {
-        self.compaction.heads_wanted.remove(&spot);
-        self.compaction.heads.insert(spot, result.ok());
-    }
-
-    /// Appends a live put again. False if the log cannot take it now.
-    fn copy(&mut self, original: &Original<'_>, touch: Option<Found>) -> bool {
-        let Original { header, value, place, location, first_lsn } = *original;
-        let key = header.key;
-        let (version, expiry_ms) =
-            touch.map_or((header.version, header.expiry_ms), |t| (t.version, t.expiry_ms));
-        let record = Record { version, expiry_ms, ..header.record(value) };
-        // Older touches may be in any segment there is now: with one merged, the record is new.
-        let first_lsn = if touch.is_some() { self.log.last_lsn().next() } else { first_lsn };
-        let Some(appended) = self.append_copy(&record, first_lsn) else { return false };
-        let new = self.place_of(&appended.location);
-        let slot = self.slot(new, SlotKind::Put, parts_len(&appended.location), expiry_ms);
-        if let Some(touch) = touch {
-            self.catalog.expect_no_more(&key, touch.place, touch.expiry_ms);
-            self.catalog.expect_no_more(&key, place, touch.expiry_ms);
-            self.catalog.discard(&key, touch.place);
-        }
-        self.catalog.expect_no_more(&key, place, header.expiry_ms);
-        if !self.catalog.replace(&key, place, slot) {
-            self.catalog.put(&key, slot, &mut |_| Kin::Other);
-        }
-        self.catalog.expect(&key, new, expiry_ms, self.now.clock_ms);
-        let old = Spot::of(&location);
-        let cached = self.cache.peek(&old).is_some();
-        self.cache.remove(&old);
-        let user_key = Bytes::copy_from_slice(header.user_key);
-        let record = CachedRecord {
-            key,
-            location: appended.location,
-            lsn: appended.lsn,
-            version,
-            expiry_ms,
-            footprint: user_key.len() + value.len(),
-            user_key,
-            value: Bytes::copy_from_slice(value),
-        };
-        let known = Known::Present(super::read::found_in(&record, new));
-        self.note_moved(key, &appended, known, Some(record), cached);
-        true
-    }
-
-    fn copy_touch(&mut self, original: &Original<'_>, body: &TouchBody) -> bool {
-        let Original { header, place, first_lsn, .. } = original;
-        let (key, expiry_ms) = (header.key, header.expiry_ms);
-        let encoded = body.encode();
-        let record = bare(RecordKind::Touch, key, header.version, expiry_ms, &encoded);
-        let Some(appended) = self.append_copy(&record, *first_lsn) else { return false };
-        let new = self.place_of(&appended.location);
-        let slot = self.slot(new, SlotKind::Touch, parts_len(&appended.location), expiry_ms);
-        self.catalog.expect_no_more(&key, *place, expiry_ms);
-        self.catalog.replace(&key, *place, slot);
-        self.catalog.expect(&key, new, expiry_ms, self.now.clock_ms);
-        let found = Found {
-            place: new,
-            kind: SlotKind::Touch,
-            version: header.version,
-            expiry_ms,
-            user_key_crc: body.user_key_crc,
-            base: body.base,
-            base_lsn: body.base_lsn,
-        };
-        self.note_moved(key, &appended, Known::Present(found), None, false);
-        true
-    }
-
-    /// Appends a tombstone for a deleted or expired key.
-    fn bury(&mut self, original: &Original<'_>) -> bool {
-        let Original { header, place, first_lsn, .. } = original;
-        let (key, version) = (header.key, header.version);
-        let record = bare(RecordKind::Tombstone, key, version, 0, &[]);
-        let Some(appended) = self.append_copy(&record, *first_lsn) else { return false };
-        let new = self.place_of(&appended.location);
-        self.catalog.note_tombstone(new);
-        if self.catalog.replace(&key, *place, tombstone(new)) {
-            self.note_moved(key, &appended, Known::Absent, None, false);
-        }
-        true
-    }
-
-    pub(super) fn append_copy(&mut self, record: &Record<'_>, first_lsn: Lsn) -> Option<Appended> {
-        match self.log.append_copy(record, first_lsn) {
-            Ok(appended) => {
-                self.idle_since_ns = None;
-                self.note_append(&appended);
-                self.compaction.counters.bytes_copied += appended.location.record_len();
-                Some(appended)
-            }
-            Err(AppendError::NoSegment { frame_len }) => {
-                if self.supply.is_disk_full() {
-                    self.compaction.out_of_room = !self.supply.want_reserve(frame_len, 0);
-                } else if self.supply.failure().is_none() {
-                    self.supply.want(frame_len);
-                }
-                None
-            }
-            Err(AppendError::Congested { .. } | AppendError::Failed(_)) => None,
-        }
-    }
-
-    /// Notes that a key's state stands elsewhere now; answers rest on what they rested on before.
-    pub(super) fn note_moved(
-        &mut self,
-        key: Key,
-        appended: &Appended,
-        known: Known,
-        record: Option<CachedRecord>,
-        cached: bool,
-    ) {
-        self.resolved.remove(&key);
-        self.jobs.note_change(&key);
-        let observed = self.recents.get(&key).map_or(Lsn::ZERO, |recent| recent.observed);
-        let recent = Recent { lsn: appended.lsn, observed, known, record, cached };
-        self.recents.note(key, appended.location, recent);
-    }
 }
-
-/// Fewer sealed segments than this are left alone.
-const SEALED_COUNT_MIN: u64 = 4;
