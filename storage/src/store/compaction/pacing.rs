@@ -39,8 +39,8 @@ pub(super) struct Pacing {
     owed: u64,
     /// Puts wait where it is more than this.
     owed_max: u64,
-    /// Bytes of victims that may be looked at: compaction that gains nothing, because records do not
-    /// fit their segments better, ends when nobody writes.
+    /// Bytes of victims that may be looked at: compaction that gains nothing, because records do
+    /// not fit their segments better, ends when nobody writes.
     allowance: u64,
     /// Used and live bytes, as last counted.
     used: u64,
