@@ -28,7 +28,7 @@ use crate::knowledge::{Found, Known, Recent};
 use crate::segments::{LINE_LEN, Spot};
 
 /// Headers of newer records being read at once.
-const HEADS_AHEAD_MAX: usize = 128;
+const HEADS_AHEAD_MAX: usize = 32;
 /// Headers read or being read, and not used yet.
 const HEADS_KEPT_MAX: usize = 2048;
 /// Records that the scout looks at in one turn.

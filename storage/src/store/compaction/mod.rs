@@ -32,6 +32,8 @@ mod choice;
 mod copy;
 mod heads;
 mod pacing;
+#[cfg(test)]
+mod tests;
 
 use heads::{Heads, Scout};
 use pacing::Pacing;
@@ -268,6 +270,10 @@ impl Store {
             }
         }
         self.compaction.pacing.work_off(looked_at);
+        if steps > 0 && self.compaction.victim.is_none() {
+            // Without one, puts would not wait in the turn to come, however much is owed.
+            self.choose_victim();
+        }
         self.let_puts_go_on();
     }
 

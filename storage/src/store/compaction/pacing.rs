@@ -20,8 +20,9 @@ pub(super) const SLOW_PERMILLE: u64 = 1240;
 /// victim of which three quarters are live gives back one byte of four.
 const WORK_MIN: u64 = 3;
 const WORK_MAX: u64 = 12;
-/// No more than this is owed.
-const OWED_BYTES_MAX: u64 = 8 << 20;
+/// Puts wait where more is owed than this part of what does not count, an eighth of a segment;
+/// and never is more than twice that owed.
+const OWED_SHARE: u64 = 16;
 /// Used and live bytes are counted again after so many bytes appended.
 pub(super) const COUNT_EVERY_BYTES: u64 = 1 << 20;
 /// Exact and estimated lengths are halved from here on, so that newer records count more.
@@ -36,8 +37,10 @@ pub(super) struct Pacing {
     uncounted: u64,
     /// Bytes of victims that are to be looked at for what was put.
     owed: u64,
-    /// Bytes of victims that may be looked at: compaction that gains nothing, because records do not
-    /// fit their segments better, ends when nobody writes.
+    /// Puts wait where it is more than this.
+    owed_max: u64,
+    /// Bytes of victims that may be looked at: compaction that gains nothing, because records do
+    /// not fit their segments better, ends when nobody writes.
     allowance: u64,
     /// Used and live bytes, as last counted.
     used: u64,
@@ -54,6 +57,7 @@ impl Default for Pacing {
             amplification: 0,
             uncounted: COUNT_EVERY_BYTES,
             owed: 0,
+            owed_max: u64::MAX,
             allowance: u64::MAX,
             used: 0,
             live: 0,
@@ -80,7 +84,7 @@ impl Pacing {
     /// Notes what a put has appended.
     pub(super) fn note_put(&mut self, record_len: u64) {
         let work = record_len.saturating_mul(self.work_per_byte());
-        self.owed = self.owed.saturating_add(work).min(2 * OWED_BYTES_MAX);
+        self.owed = self.owed.saturating_add(work).min(self.owed_max.saturating_mul(2));
         self.allow(record_len);
     }
 
@@ -115,6 +119,7 @@ impl Pacing {
     /// Takes what was counted: bytes in use, live bytes by size class, bytes that do not count.
     pub(super) fn set_count(&mut self, used: u64, live_by_class: u64, slack: u64) {
         self.uncounted = 0;
+        self.owed_max = slack / OWED_SHARE;
         let live = self.live_bytes(live_by_class).max(1);
         let died = self.live.saturating_sub(live);
         (self.used, self.live) = (used, live);
@@ -138,7 +143,7 @@ impl Pacing {
 
     /// Whether puts have earned more than was worked off.
     pub(super) fn owes_much(&self) -> bool {
-        self.is_urgent() && self.owed > OWED_BYTES_MAX
+        self.is_urgent() && self.owed > self.owed_max
     }
 
     /// Whether any work is owed.
@@ -178,7 +183,7 @@ mod tests {
 
     fn pacing(amplification: u64) -> Pacing {
         let mut pacing = Pacing { learned: (1, 1), ..Pacing::default() };
-        pacing.set_count(MIB * amplification + 7, MIB * 1000, 7);
+        pacing.set_count(MIB * amplification + 16 * MIB, MIB * 1000, 16 * MIB);
         pacing
     }
 
@@ -200,7 +205,7 @@ mod tests {
         assert!(!urgent.owes_much());
         urgent.note_put(100 * MIB);
         assert!(urgent.owes_much());
-        urgent.work_off(OWED_BYTES_MAX);
+        urgent.work_off(urgent.owed_max);
         assert!(!urgent.owes_much(), "what was put long ago is not owed for ever");
         urgent.note_put(100 * MIB);
         urgent.set_count(100, 100, 0);
