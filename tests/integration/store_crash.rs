@@ -53,6 +53,8 @@ const DEEDS: &[(Occurrence, u64)] = &[
     (Occurrence::TombstoneDropped, 50),
     (Occurrence::SnapshotTaken, 10),
     (Occurrence::SnapshotOpened, 50),
+    (Occurrence::CheckpointPublished, 20),
+    (Occurrence::ExtentWritten, 20),
 ];
 
 fn assert_happened<'a>(tally: &Tally, wanted: impl IntoIterator<Item = &'a (Occurrence, u64)>) {
@@ -95,6 +97,7 @@ fn acknowledged_writes_survive_a_crash_at_every_disk_request() {
         tally.merge(&check(seed, Trial::default()).tally);
     }
     assert_happened(&tally, &FAULTS_OF_STORES.iter().map(|what| (*what, 1)).collect::<Vec<_>>());
+    assert_happened(&tally, &[(Occurrence::ScrubPass, 1), (Occurrence::LimitReached, 1)]);
 }
 
 #[test]

@@ -75,6 +75,7 @@ occurrences! {
     SnapshotTaken = "snapshots taken",
     SnapshotFailed = "snapshots failed",
     SnapshotOpened = "snapshots opened and compared",
+    ExtentWritten = "large values written beside the log",
     LimitReached = "writes refused at disk_bytes_max",
 }
 

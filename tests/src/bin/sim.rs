@@ -19,10 +19,13 @@ use std::thread;
 
 use clap::{Args, Parser, Subcommand};
 use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
-use kadring_tests::tally::Tally;
+use kadring_tests::tally::{Occurrence, Tally};
 
 /// Most images in one seed of an exhaustive run, unless told otherwise.
 const IMAGES_MAX: u64 = 4_096;
+
+/// So many seeds must meet everything that there is.
+const SEEDS_COMPLETE_MIN: u64 = 200;
 
 thread_local! {
     /// The seed that this thread tries: a panic ends the program, and the seed must be known.
@@ -146,7 +149,24 @@ fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
         total.operations, total.requests, total.generations, total.crashes, total.damaged
     );
     println!("{}", total.tally);
-    finish(seeds, failed)
+    let lacks = seeds.seeds >= SEEDS_COMPLETE_MIN && trial.bug == PlantedBug::Nothing;
+    let lacks = lacks && failed == 0 && has_unmet(&total.tally, trial.crashes);
+    match finish(seeds, failed) {
+        _ if lacks => ExitCode::FAILURE,
+        code => code,
+    }
+}
+
+/// Says what a run of many seeds should have met and has not: then the world draws it too rarely,
+/// and the run proves less than it seems to.
+fn has_unmet(tally: &Tally, crashes: Crashes) -> bool {
+    let is_exhaustive = matches!(crashes, Crashes::Exhaustive { .. });
+    let mut missing = tally.missing();
+    missing.retain(|name| *name != Occurrence::ListedImage.name() || is_exhaustive);
+    if !missing.is_empty() {
+        println!("never met: {}", missing.join(", "));
+    }
+    !missing.is_empty()
 }
 
 fn run_errors(seeds: &Seeds, operations: u32, only: Option<NthFailure>) -> ExitCode {

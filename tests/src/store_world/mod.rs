@@ -354,6 +354,7 @@ impl StoreWorld {
             (Occurrence::CheckpointPublished, status.checkpoints.published),
             (Occurrence::ScrubPass, status.scrub.passes),
             (Occurrence::DiskRead, status.disk_reads),
+            (Occurrence::ExtentWritten, status.log.extents),
         ];
         deeds.into_iter().for_each(|(what, count)| self.tally.get_mut().add(what, count));
     }
