@@ -5,6 +5,7 @@ use wal::Lsn;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{Key, Record, RecordKind, TouchBody};
 
+use super::super::read::Memory;
 use super::super::write::{bare, parts_len, tombstone};
 use super::super::{Store, read};
 use super::Original;
@@ -27,13 +28,15 @@ impl Store {
         let Some(appended) = self.append_copy(&record, first_lsn) else { return false };
         let new = self.place_of(&appended.location);
         let slot = self.slot(new, SlotKind::Put, parts_len(&appended.location), expiry_ms);
+        self.catalog.expect_no_more(&key, place, header.expiry_ms);
         if let Some(touch) = touch {
             self.catalog.expect_no_more(&key, touch.place, touch.expiry_ms);
             self.catalog.expect_no_more(&key, place, touch.expiry_ms);
-            self.catalog.discard(&key, touch.place);
-        }
-        self.catalog.expect_no_more(&key, place, header.expiry_ms);
-        if !self.catalog.replace(&key, place, slot) {
+            // In front of all that may be the key's: slots of older touches can stand before that
+            // of the put.
+            let memory = Memory::Known(Known::Present(touch));
+            self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+        } else if !self.catalog.replace(&key, place, slot) {
             self.catalog.put(&key, slot, &mut |_| Kin::Other);
         }
         self.catalog.expect(&key, new, expiry_ms, self.now.clock_ms);
