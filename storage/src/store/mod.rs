@@ -568,7 +568,8 @@ impl Store {
         let paused = self.compaction.is_paused();
         let scrub = self.scrub.due_at_ns().filter(|_| !paused);
         let checkpoint = self.checkpointing.deadline_ns();
-        let background = [compaction, checkpoint, scrub, self.extents.deadline_ns()];
+        let refused = self.refused_until_ns();
+        let background = [compaction, checkpoint, scrub, refused, self.extents.deadline_ns()];
         [idle, expiry, sweep, retry, sync].into_iter().chain(background).flatten().min()
     }
 

@@ -278,12 +278,13 @@ impl Progress {
             len = 0;
         }
         let (watermark, since_ms) = (flight.watermark, self.now_ms);
-        match self.unsynced.back_mut().filter(|entry| entry.segment.id == segment.id) {
+        // One that is synced and waits for those before it stays as it is.
+        let takes_more = |entry: &&mut Unsynced| {
+            entry.segment.id == segment.id && entry.state != SyncState::Synced
+        };
+        match self.unsynced.back_mut().filter(takes_more) {
             Some(entry) => {
                 debug_assert!(!matches!(entry.state, SyncState::Running { .. }), "frames are held");
-                if entry.state == SyncState::Synced {
-                    (entry.state, entry.since_ms) = (SyncState::Unsynced, since_ms);
-                }
                 (entry.last_lsn, entry.watermark) = (last_lsn, watermark);
                 entry.len += len;
             }

@@ -289,11 +289,19 @@ impl Store {
 
     /// Notes that a put was refused for that.
     pub(super) fn note_held_back(&mut self) {
-        self.compaction.pacing.refuse();
+        self.compaction.pacing.refuse(self.now.monotonic_ns);
+    }
+
+    /// When puts go on in any case.
+    pub(super) fn refused_until_ns(&self) -> Option<u64> {
+        self.compaction.pacing.deadline_ns()
     }
 
     /// Tells writers that were refused when they are not held back any more.
     pub(super) fn let_puts_go_on(&mut self) {
+        if self.refused_until_ns().is_some_and(|until_ns| until_ns <= self.now.monotonic_ns) {
+            self.compaction.pacing.forgive();
+        }
         if self.compaction.pacing.is_refusing()
             && !self.holds_puts_back()
             && self.compaction.pacing.take_refused()

@@ -23,6 +23,9 @@ const WORK_MAX: u64 = 12;
 /// Puts wait where more is owed than this part of what does not count, an eighth of a segment;
 /// and never is more than twice that owed.
 const OWED_SHARE: u64 = 16;
+/// No put waits longer than this for compaction: what is owed then is forgotten. Victims full of
+/// keys of one prefix take a read for each record.
+const REFUSED_MAX_NS: u64 = 100_000_000;
 /// Used and live bytes are counted again after so many bytes appended.
 pub(super) const COUNT_EVERY_BYTES: u64 = 1 << 20;
 /// Exact and estimated lengths are halved from here on, so that newer records count more.
@@ -47,8 +50,8 @@ pub(super) struct Pacing {
     live: u64,
     /// Bytes of records appended, exact and by size class.
     learned: (u64, u64),
-    /// Whether a put was refused for what is owed, and waits.
-    refused: bool,
+    /// Since when a put that was refused for what is owed waits.
+    refused_at_ns: Option<u64>,
 }
 
 impl Default for Pacing {
@@ -63,7 +66,7 @@ impl Default for Pacing {
             live: 0,
             // Until something is known: the average over all lengths, with little weight.
             learned: (15 << 16, 16 << 16),
-            refused: false,
+            refused_at_ns: None,
         }
     }
 }
@@ -162,16 +165,21 @@ impl Pacing {
         self.owed = 0;
     }
 
-    pub(super) fn refuse(&mut self) {
-        self.refused = true;
+    pub(super) fn refuse(&mut self, now_ns: u64) {
+        self.refused_at_ns.get_or_insert(now_ns);
     }
 
     pub(super) fn is_refusing(&self) -> bool {
-        self.refused
+        self.refused_at_ns.is_some()
+    }
+
+    /// When the put that waits longest has waited enough.
+    pub(super) fn deadline_ns(&self) -> Option<u64> {
+        self.refused_at_ns.map(|since_ns| since_ns.saturating_add(REFUSED_MAX_NS))
     }
 
     pub(super) fn take_refused(&mut self) -> bool {
-        std::mem::take(&mut self.refused)
+        self.refused_at_ns.take().is_some()
     }
 }
 
