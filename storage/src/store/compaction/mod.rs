@@ -503,7 +503,9 @@ impl Store {
             }
             RecordKind::Put => {
                 let newer = self.newer_slots(key, *place);
-                let touched = newer.clone().any(|slot| slot.kind == SlotKind::Touch);
+                // The value of a touched key has a slot that is not shadowed, also when the touch
+                // has expired and a tombstone has taken its place.
+                let touched = newer.clone().any(|slot| slot.kind != SlotKind::Put);
                 let sure = own.is_some_and(|slot| !slot.shadowed);
                 if !touched && own.is_none() {
                     return self.decide_expired(original, Decision::Drop);
