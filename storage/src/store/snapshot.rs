@@ -251,7 +251,8 @@ impl Store {
         if manifest.segments.iter().any(|entry| self.is_open(entry)) {
             return;
         }
-        let (into, manifest) = (into.clone(), manifest.clone());
+        let (into, mut manifest) = (into.clone(), manifest.clone());
+        manifest.segments.retain(|entry| !self.is_left_empty(entry));
         let parts: Option<Vec<Part>> =
             manifest.segments.iter().map(|entry| self.part(entry, &manifest)).collect();
         let Some(parts) = parts else {
@@ -272,6 +273,18 @@ impl Store {
         entry.cut.is_none()
             && !self.snapshots.sums.contains_key(&entry.id)
             && segment.is_some_and(|segment| segment.state == SegmentState::Open)
+    }
+
+    /// Whether a segment was left without ever getting a frame. Such a one is not linked: after a
+    /// crash it looks blank, and a start makes another segment of its file.
+    fn is_left_empty(&self, entry: &SegmentEntry) -> bool {
+        let segment = self.catalog.segments.by_id(entry.id);
+        let has_records =
+            segment.is_none_or(|segment| segment.lsns.is_some() || segment.slots > 0);
+        let mut quarantine = self.keeper.manifest().quarantine.iter();
+        !has_records
+            && self.snapshots.end_of(entry).is_some_and(|end| end <= SEGMENT_HEADER_LEN)
+            && !quarantine.any(|range| range.segment == entry.id)
     }
 
     fn part(&self, entry: &SegmentEntry, manifest: &Manifest) -> Option<Part> {
