@@ -302,12 +302,25 @@ fn work(arguments: &Arguments, run: &mut Run) -> Shown {
     let is_steady = run.work(duration * WARM_UP_MAX, |rig| rig.frames().frame_bytes >= enough);
     let turned_over = (run.rig.frames().frame_bytes - loaded) as f64 / run.live_bytes as f64;
     let from = run.stretches.len();
+    let before = run.rig.store_status().compaction;
     run.work(duration, |_| false);
+    let compaction = run.rig.store_status().compaction;
     let steady = &run.stretches[from..];
     let third = (steady.len() / 3).max(1).min(steady.len());
     let space = |part: &[Stretch]| run.space(&Stretch::sum(part));
     let drift = (space(&steady[..third]), space(&steady[steady.len() - third..]));
     let steady = Stretch::sum(steady);
+    let put_bytes = steady.puts.count() * run.user_bytes;
+    let per_put = |now: u64, then: u64| (now - then) as f64 / put_bytes as f64;
+    println!(
+        "steady: {:.2} B copied and {:.2} B freed per byte put, {} segments freed, {} recycled, \
+         {} headers of newer records read",
+        per_put(compaction.bytes_copied, before.bytes_copied),
+        per_put(compaction.bytes_freed, before.bytes_freed),
+        compaction.segments_freed - before.segments_freed,
+        compaction.segments_recycled - before.segments_recycled,
+        compaction.heads_read - before.heads_read,
+    );
     Shown { alone, untouched, steady, drift, turned_over, is_steady: is_steady && compacted }
 }
 

@@ -29,6 +29,7 @@ mod knowledge;
 #[doc(hidden)]
 pub mod mutation;
 mod number_table;
+mod overwriters;
 mod rebuild;
 mod recovery;
 mod segments;

@@ -19,6 +19,7 @@ use crate::clock::Now;
 use crate::error::ReadError;
 use crate::index::Cursor;
 use crate::knowledge::{Recents, Resolved};
+use crate::overwriters::Overwriters;
 use crate::segments::{Segment, SegmentState};
 use crate::value_chunks::ValueChunks;
 
@@ -341,6 +342,7 @@ pub struct Store {
     recents: Recents,
     values: ValueChunks,
     resolved: Resolved,
+    overwriters: Overwriters,
     jobs: Jobs,
     scans: Scans,
     reads: Reads,
@@ -409,6 +411,7 @@ impl Store {
             recents: Recents::default(),
             values: ValueChunks::new(options.cache_bytes > 0),
             resolved: Resolved::default(),
+            overwriters: Overwriters::default(),
             jobs: Jobs::default(),
             scans: Scans::default(),
             reads: Reads::default(),

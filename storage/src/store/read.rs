@@ -201,7 +201,11 @@ impl Store {
         match owner {
             Some(owner) if owner == key => Kin::Same,
             Some(_) => Kin::Other,
-            None => Kin::Unknown,
+            None => match self.overwriters.is_of(&spot, key) {
+                Some(true) => Kin::Same,
+                Some(false) => Kin::Other,
+                None => Kin::Unknown,
+            },
         }
     }
 

@@ -279,8 +279,7 @@ impl Store {
     /// crash it looks blank, and a start makes another segment of its file.
     fn is_left_empty(&self, entry: &SegmentEntry) -> bool {
         let segment = self.catalog.segments.by_id(entry.id);
-        let has_records =
-            segment.is_none_or(|segment| segment.lsns.is_some() || segment.slots > 0);
+        let has_records = segment.is_none_or(|segment| segment.lsns.is_some() || segment.slots > 0);
         let mut quarantine = self.keeper.manifest().quarantine.iter();
         !has_records
             && self.snapshots.end_of(entry).is_some_and(|end| end <= SEGMENT_HEADER_LEN)

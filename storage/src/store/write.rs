@@ -15,6 +15,7 @@ use crate::catalog::Kin;
 use crate::error::{ReadError, WriteError};
 use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind, Vacancy};
 use crate::knowledge::{Found, Known, Recent};
+use crate::segments::Spot;
 
 /// A touch rewrites values up to this many bytes; larger ones stay where they are, and their
 /// records tell the LSN that a touch record names.
@@ -95,6 +96,7 @@ impl Store {
         self.catalog.note_tombstone(place);
         let slot = tombstone(place);
         self.change_slots(&key.id, memory, |catalog, kin| catalog.erase(&key.id, slot, kin));
+        self.note_overwriter(&key.id, &appended.location);
         self.note_recent(key.id, &appended, Known::Absent, None);
         Ok(Effect::Done(Some(appended.lsn)))
     }
@@ -220,12 +222,22 @@ impl Store {
         let slot = self.slot(place, SlotKind::Put, parts_len(&location), expiry_ms);
         match vacancy {
             Some(vacancy) => self.catalog.put_first(vacancy, slot),
-            None => self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin)),
+            None => {
+                self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+                self.note_overwriter(&key, &location);
+            }
         }
         self.catalog.expect(&key, place, expiry_ms, self.now.clock_ms);
         let known = Known::Present(found_in(&record, place));
         let appended = Appended { lsn: record.lsn, location };
         self.note_recent(key, &appended, known, Some(record));
+    }
+
+    /// Remembers whose an appended record is, if its slot stands before others.
+    pub(super) fn note_overwriter(&mut self, key: &Key, location: &Location) {
+        if self.catalog.candidates(key).nth(1).is_some() {
+            self.overwriters.note(Spot::of(location), key);
+        }
     }
 
     /// Changes a key's slots; `memory` is what is known of the key.

@@ -16,8 +16,6 @@ use crate::segments::SegmentState;
 const UNFIT_RETRY_NS: u64 = 600_000_000_000;
 /// Fewer sealed segments than this are left alone.
 const SEALED_COUNT_MIN: u64 = 4;
-/// Dead bytes of so many segments are no reason to compact.
-const SLACK_SEGMENTS: u64 = 2;
 
 impl Store {
     /// Lets segments that were given up be tried again: the disk may have recovered, a damaged
@@ -79,8 +77,7 @@ impl Store {
             };
             live += segment.live_bytes;
         }
-        let slack = SLACK_SEGMENTS * self.segment_bytes;
-        self.compaction.pacing.set_count(used, live, slack);
+        self.compaction.pacing.set_count(used, live, self.segment_bytes);
     }
 
     fn retire_dead(&mut self) {

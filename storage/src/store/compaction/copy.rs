@@ -39,6 +39,7 @@ impl Store {
         } else if !self.catalog.replace(&key, place, slot) {
             self.catalog.put(&key, slot, &mut |_| Kin::Other);
         }
+        self.note_overwriter(&key, &appended.location);
         self.catalog.expect(&key, new, expiry_ms, self.now.clock_ms);
         let old = Spot::of(&location);
         let cached = self.cache.peek(&old).is_some();

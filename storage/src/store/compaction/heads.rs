@@ -243,7 +243,11 @@ impl Store {
         let newer: Candidates = self.catalog.candidates(&key);
         for slot in newer.take_while(|slot| slot.place != place) {
             let Some(spot) = self.catalog.segments.spot_of(slot.place) else { continue };
-            if self.recents.key_at(&spot).is_none() && self.compaction.heads.want(spot) {
+            let is_known = match self.overwriters.is_of(&spot, &key) {
+                Some(is_of) => !is_of || slot.kind != SlotKind::Touch,
+                None => self.recents.key_at(&spot).is_some(),
+            };
+            if !is_known && self.compaction.heads.want(spot) {
                 self.compaction.counters.heads_read += 1;
                 let target = Target::candidate(spot, &slot, false);
                 self.read(key, slot.place, target, Waiter::Compaction(spot));

@@ -41,8 +41,8 @@ use pacing::Pacing;
 /// A victim is read in pieces of this many bytes.
 const WINDOW_LEN: u64 = 1 << 20;
 /// Bytes of records that one turn looks at, and records: copying one takes about a microsecond.
-const STEP_BYTES: u64 = 256 << 10;
-const STEP_RECORDS_MAX: u64 = 256;
+const STEP_BYTES: u64 = 64 << 10;
+const STEP_RECORDS_MAX: u64 = 64;
 /// Where nothing is owed to puts, a turn does only this part of it.
 const IDLE_SHARE: u64 = 4;
 /// Compaction waits while more bytes than this wait for the disk.

@@ -2,7 +2,9 @@
 //!
 //! Space amplification is the bytes in use of all segments over the bytes of live records. What the
 //! segment in use and the victim hold twice or not yet is left out of it (two segments): it does
-//! not grow with the store. Above [`START_PERMILLE`] segments are compacted; each byte put obliges
+//! not grow with the store. A small store may have as many dead bytes as one with
+//! [`LIVE_SEGMENTS_MIN`] segments full of live ones: where all is in a few segments, each of them is
+//! mostly live at any moment, and compaction would only carry it around. Above [`START_PERMILLE`] segments are compacted; each byte put obliges
 //! compaction to look at some bytes of victims, the more, the higher the amplification. Above
 //! [`SLOW_PERMILLE`] puts are refused as busy while too much of that is owed, so that they come at
 //! the speed at which compaction works.
@@ -20,12 +22,16 @@ pub(super) const SLOW_PERMILLE: u64 = 1240;
 /// victim of which three quarters are live gives back one byte of four.
 const WORK_MIN: u64 = 3;
 const WORK_MAX: u64 = 12;
+/// Bytes of so many segments are no reason to compact.
+const SLACK_SEGMENTS: u64 = 2;
 /// Puts wait where more is owed than this part of what does not count, an eighth of a segment;
 /// and never is more than twice that owed.
 const OWED_SHARE: u64 = 16;
 /// No put waits longer than this for compaction: what is owed then is forgotten. Victims full of
 /// keys of one prefix take a read for each record.
 const REFUSED_MAX_NS: u64 = 100_000_000;
+/// Dead bytes of a store are compared with so many segments of live ones at least.
+const LIVE_SEGMENTS_MIN: u64 = 24;
 /// Used and live bytes are counted again after so many bytes appended.
 pub(super) const COUNT_EVERY_BYTES: u64 = 1 << 20;
 /// Exact and estimated lengths are halved from here on, so that newer records count more.
@@ -119,16 +125,19 @@ impl Pacing {
         self.uncounted >= COUNT_EVERY_BYTES
     }
 
-    /// Takes what was counted: bytes in use, live bytes by size class, bytes that do not count.
-    pub(super) fn set_count(&mut self, used: u64, live_by_class: u64, slack: u64) {
+    /// Takes what was counted: bytes in use, live bytes by size class; and the length of a segment.
+    pub(super) fn set_count(&mut self, used: u64, live_by_class: u64, segment_bytes: u64) {
+        let slack = SLACK_SEGMENTS * segment_bytes;
         self.uncounted = 0;
         self.owed_max = slack / OWED_SHARE;
         let live = self.live_bytes(live_by_class).max(1);
         let died = self.live.saturating_sub(live);
         (self.used, self.live) = (used, live);
         self.allow(died);
-        let used = u128::from(used.saturating_sub(slack)) * 1000;
-        self.amplification = u64::try_from(used / u128::from(live)).unwrap_or(u64::MAX);
+        let dead = u128::from(used.saturating_sub(slack).saturating_sub(live)) * 1000;
+        let base = live.max(LIVE_SEGMENTS_MIN * segment_bytes);
+        let excess = u64::try_from(dead / u128::from(base)).unwrap_or(u64::MAX);
+        self.amplification = excess.saturating_add(1000);
         if !self.is_wasteful() {
             self.owed = 0;
         }
@@ -191,7 +200,7 @@ mod tests {
 
     fn pacing(amplification: u64) -> Pacing {
         let mut pacing = Pacing { learned: (1, 1), ..Pacing::default() };
-        pacing.set_count(MIB * amplification + 16 * MIB, MIB * 1000, 16 * MIB);
+        pacing.set_count(MIB * amplification + 16 * MIB, MIB * 1000, 8 * MIB);
         pacing
     }
 
