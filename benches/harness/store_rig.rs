@@ -147,7 +147,10 @@ impl StoreRig {
             must_exist: false,
             segment_bytes: options.segment_bytes,
             cache_bytes: options.cache_bytes,
-            limits: storage::StoreLimits::default(),
+            limits: storage::StoreLimits {
+                overwriter_bytes_max: storage::StoreLimits::OVERWRITER_BYTES,
+                ..storage::StoreLimits::default()
+            },
             log: GroupCommitLimits::default(),
             buffers: io.buffers(),
             checkpoints: options.checkpoints,

@@ -16,9 +16,6 @@ use wal::record::Key;
 
 use crate::segments::Spot;
 
-/// Records remembered: 32 MiB of them.
-const OVERWRITERS_COUNT_MAX: usize = (32 << 20) / size_of::<Overwriter>();
-
 /// A record: its line, and its key but for what the index knows of it anyway.
 #[derive(Clone, Copy, Debug)]
 struct Overwriter {
@@ -42,12 +39,21 @@ pub(crate) struct Overwriters {
     runs: BTreeMap<u64, Run>,
     /// Segments of `runs`, the oldest first.
     segments: VecDeque<u64>,
+    count_max: usize,
 }
 
 impl Overwriters {
+    /// Remembers records up to that many bytes.
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { count_max: bytes_max / size_of::<Overwriter>(), ..Self::default() }
+    }
+
     /// Remembers the record of `key` at `spot`, appended after all others.
     pub(crate) fn note(&mut self, spot: Spot, key: &Key) {
-        if self.queue.len() >= OVERWRITERS_COUNT_MAX {
+        if self.count_max == 0 {
+            return;
+        }
+        if self.queue.len() >= self.count_max {
             self.forget_oldest();
         }
         let number = self.first + self.queue.len() as u64;
@@ -105,7 +111,7 @@ mod tests {
 
     #[test]
     fn records_are_known_by_segment_and_line() {
-        let mut known = Overwriters::default();
+        let mut known = Overwriters::new(1 << 10);
         let spots = [(4, 0), (4, 3), (9, 0), (9, 7), (12, 1)];
         for (number, (segment, line)) in (0..).zip(spots) {
             known.note(Spot { segment, line }, &key(number));
@@ -121,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_first_and_an_interrupted_segment_says_nothing_wrong() {
-        let mut known = Overwriters::default();
+        let mut known = Overwriters::new(1 << 10);
         known.note(Spot { segment: 1, line: 5 }, &key(1));
         known.note(Spot { segment: 2, line: 0 }, &key(2));
         known.note(Spot { segment: 1, line: 9 }, &key(3));
@@ -136,5 +142,16 @@ mod tests {
         assert!(known.runs.is_empty() && known.segments.is_empty());
         known.note(Spot { segment: 3, line: 1 }, &key(4));
         assert_eq!(known.is_of(&Spot { segment: 3, line: 1 }, &key(4)), Some(true));
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_there_is_room_for() {
+        let mut known = Overwriters::new(3 * size_of::<Overwriter>());
+        (0..9).for_each(|n| known.note(Spot { segment: u64::from(n / 4), line: n }, &key(n)));
+        let is_known = |n| known.is_of(&Spot { segment: u64::from(n / 4), line: n }, &key(n));
+        assert_eq!((0..9).filter(|n| is_known(*n) == Some(true)).collect::<Vec<_>>(), [6, 7, 8]);
+        let mut none = Overwriters::new(size_of::<Overwriter>() - 1);
+        none.note(Spot { segment: 1, line: 1 }, &key(1));
+        assert_eq!(none.is_of(&Spot { segment: 1, line: 1 }, &key(1)), None);
     }
 }

@@ -120,12 +120,17 @@ pub struct StoreLimits {
     pub disk_bytes_max: Option<u64>,
     /// Bytes that the scrub reads per second; 0 turns it off.
     pub scrub_bytes_per_second: u64,
+    /// Bytes of keys of overwriting records that are remembered, so that compaction need not read
+    /// them; 0: none.
+    pub overwriter_bytes_max: usize,
 }
 
 impl StoreLimits {
     /// A store with fewer segments could not compact: one is in use, one is its spare, one is being
     /// compacted, and one holds what is live.
     pub const DISK_SEGMENTS_MIN: u64 = 4;
+    /// What a node gives each shard as [`StoreLimits::overwriter_bytes_max`]: 1.6 million records.
+    pub const OVERWRITER_BYTES: usize = 32 << 20;
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -411,7 +416,7 @@ impl Store {
             recents: Recents::default(),
             values: ValueChunks::new(options.cache_bytes > 0),
             resolved: Resolved::default(),
-            overwriters: Overwriters::default(),
+            overwriters: Overwriters::new(options.limits.overwriter_bytes_max),
             jobs: Jobs::default(),
             scans: Scans::default(),
             reads: Reads::default(),

@@ -17,7 +17,7 @@ const FIRST: (FileId, usize) = (FileId(3), SEGMENT_HEADER_LEN as usize + FRAME_H
 
 /// A store with sealed segments, each frame one value of 20 KiB: "0", "1", ...
 fn filled(scrub_bytes_per_second: u64) -> Played {
-    let limits = StoreLimits { disk_bytes_max: None, scrub_bytes_per_second };
+    let limits = StoreLimits { scrub_bytes_per_second, ..StoreLimits::default() };
     let mut played = played_within(0, GroupCommitLimits::default(), limits);
     let header = SegmentHeader { identity: played.store.identity(), id: 1, len: 64 << 10 };
     let mut file = header.encode().as_slice().to_vec();

@@ -305,9 +305,11 @@ fn draw_options(rng: &mut Rng, is_long: bool) -> StoreOptions {
 fn draw_limits(rng: &mut Rng, segment_bytes: u64) -> StoreLimits {
     let segments_min = StoreLimits::DISK_SEGMENTS_MIN;
     let segments = rng.u64(segments_min..6 * segments_min);
+    let mut overwriter_rng = rng.clone();
     StoreLimits {
         disk_bytes_max: (rng.u8(..4) == 0).then_some(segments * segment_bytes),
         scrub_bytes_per_second: pick(rng, &[0, 0, 64 << 10, 16 << 20]),
+        overwriter_bytes_max: pick(&mut overwriter_rng, &[0, 200, 2_000, 1 << 20]),
     }
 }
 

@@ -41,10 +41,10 @@ use pacing::Pacing;
 /// A victim is read in pieces of this many bytes.
 const WINDOW_LEN: u64 = 1 << 20;
 /// Bytes of records that one turn looks at, and records: copying one takes about a microsecond.
-const STEP_BYTES: u64 = 64 << 10;
-const STEP_RECORDS_MAX: u64 = 64;
+const STEP_BYTES: u64 = 128 << 10;
+const STEP_RECORDS_MAX: u64 = 128;
 /// Where nothing is owed to puts, a turn does only this part of it.
-const IDLE_SHARE: u64 = 4;
+const IDLE_SHARE: u64 = 2;
 /// Compaction waits while more bytes than this wait for the disk.
 const PENDING_BYTES_MAX: usize = 4 << 20;
 /// The same, when puts wait for compaction.

@@ -32,8 +32,10 @@ const OWED_SHARE: u64 = 16;
 const REFUSED_MAX_NS: u64 = 100_000_000;
 /// Dead bytes of a store are compared with so many segments of live ones at least.
 const LIVE_SEGMENTS_MIN: u64 = 24;
-/// Used and live bytes are counted again after so many bytes appended.
-pub(super) const COUNT_EVERY_BYTES: u64 = 1 << 20;
+/// Used and live bytes are counted again after so many bytes appended, in a small store after a
+/// part of what is used.
+const COUNT_EVERY_BYTES: u64 = 1 << 20;
+const COUNT_EVERY_SHARE: u64 = 128;
 /// Exact and estimated lengths are halved from here on, so that newer records count more.
 const LEARNED_BYTES_MAX: u64 = 1 << 30;
 
@@ -122,7 +124,7 @@ impl Pacing {
 
     /// Whether used and live bytes are to be counted again.
     pub(super) fn wants_count(&self) -> bool {
-        self.uncounted >= COUNT_EVERY_BYTES
+        self.uncounted >= COUNT_EVERY_BYTES.min(self.used / COUNT_EVERY_SHARE)
     }
 
     /// Takes what was counted: bytes in use, live bytes by size class; and the length of a segment.
