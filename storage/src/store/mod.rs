@@ -56,6 +56,7 @@ mod write;
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction_counters::CompactionCounters;
 pub use extent::SharedPut;
+pub(crate) use scrub::hides_extents;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::{FileContent, FileTail, SnapshotFile};
 pub use status::StoreStatus;
