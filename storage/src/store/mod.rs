@@ -33,6 +33,8 @@ mod extent_compaction;
 mod extent_copy;
 #[cfg(test)]
 mod extent_tests;
+#[cfg(test)]
+mod full_disk_tests;
 mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
