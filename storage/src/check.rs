@@ -15,7 +15,7 @@ use crate::index::{Place, Prefix};
 use crate::recovery::sources::{Shortcuts, load_listed};
 use crate::recovery::{DamagedFile, Loaded, MANIFEST_FILES, bounded, load};
 use crate::segments::LINE_LEN;
-use crate::store::CheckpointLoader;
+use crate::store::{CheckpointLoader, hides_extents};
 
 /// What a check of one shard found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,10 +89,17 @@ async fn verify_checkpoint(port: &DiskPort, directory: &FileName, loaded: &mut L
 /// may be torn.
 async fn verify_extents(port: &DiskPort, directory: &FileName, loaded: &mut Loaded) -> u64 {
     let catalog = &loaded.rebuilt.catalog;
+    let store = loaded.manifest.identity.store;
     let mut extents = BTreeMap::new();
     for (open, _, scan) in &loaded.scans {
         let Some(segment) = catalog.segments.number_of(open.id) else { continue };
-        for (offset, len) in &scan.extents {
+        let source = SegmentSource { id: open.id, file: open.file, len: open.len, cut: None };
+        let mut found = scan.extents.clone();
+        for finding in scan.findings.iter().filter(|finding| hides_extents(finding)) {
+            let range = (finding.offset, finding.offset + finding.len);
+            found.extend(extent::find_without_frames(port, store, source, range).await);
+        }
+        for (offset, len) in &found {
             let line = u32::try_from((offset + RECORD_OFFSET) / u64::from(LINE_LEN));
             let Ok(line) = line else { continue };
             extents.insert(Place { segment, line }, (*open, (*offset, *len)));
@@ -107,7 +114,6 @@ async fn verify_extents(port: &DiskPort, directory: &FileName, loaded: &mut Load
     let mut damaged = 0;
     for (open, (offset, len)) in named {
         let source = SegmentSource { id: open.id, file: open.file, len: open.len, cut: None };
-        let store = loaded.manifest.identity.store;
         if extent::verify(port, store, source, (offset, len)).await.is_sound {
             continue;
         }

@@ -25,8 +25,8 @@ pub(crate) struct Rebuild {
     pub(crate) version_max: Version,
     now_ms: u64,
     /// Ranges known to be torn: touches of values there are void.
-    torn: Vec<(Lsn, Lsn)>,
-    orphans: Vec<Lsn>,
+    torn: Vec<Torn>,
+    orphans: Vec<TouchBody>,
     keys: HashMap<Place, Key, Mixing>,
     order: VecDeque<Place>,
 }
@@ -39,7 +39,7 @@ impl Rebuild {
     /// Whether a touch was taken whose value turns out to be lost with a torn write.
     pub(crate) fn has_void_touches(&self, quarantine: &[Quarantine]) -> bool {
         let torn = torn_ranges(quarantine);
-        self.orphans.iter().any(|lsn| is_in(&torn, *lsn))
+        self.orphans.iter().any(|body| is_void(&torn, body))
             || self.orphans.len() >= ORPHANS_COUNT_MAX && torn != self.torn
     }
 
@@ -104,11 +104,11 @@ impl Rebuild {
         let known = self.catalog.candidates(&record.key).any(|slot| Some(slot.place) == base);
         // Nothing but this record says that there is an extent.
         if !known && body.base_lsn != Lsn::ZERO {
-            if is_in(&self.torn, body.base_lsn) {
+            if is_void(&self.torn, body) {
                 return;
             }
             if self.orphans.len() < ORPHANS_COUNT_MAX {
-                self.orphans.push(body.base_lsn);
+                self.orphans.push(*body);
             }
         }
         if self.is_expired(record) && !record.damaged {
@@ -164,13 +164,32 @@ fn kin(keys: &HashMap<Place, Key, Mixing>, key: &Key, slot: &Slot) -> Kin {
     }
 }
 
-fn torn_ranges(quarantine: &[Quarantine]) -> Vec<(Lsn, Lsn)> {
-    let torn = quarantine.iter().filter(|range| range.verdict == Verdict::TailUncertain);
-    torn.map(|range| (range.first_lsn, range.last_lsn)).collect()
+/// What a torn write has taken with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Torn {
+    lsns: (Lsn, Lsn),
+    segment: u64,
+    bytes: (u64, u64),
 }
 
-fn is_in(ranges: &[(Lsn, Lsn)], lsn: Lsn) -> bool {
-    ranges.iter().any(|(first, last)| (*first..=*last).contains(&lsn))
+fn torn_ranges(quarantine: &[Quarantine]) -> Vec<Torn> {
+    let torn = quarantine.iter().filter(|range| range.verdict == Verdict::TailUncertain);
+    torn.map(|range| Torn {
+        lsns: (range.first_lsn, range.last_lsn),
+        segment: range.segment,
+        bytes: (range.offset, range.offset.saturating_add(range.len)),
+    })
+    .collect()
+}
+
+/// Whether the value that a touch names is gone with a torn write. A copy made by compaction has the
+/// LSN of its original, which is still there: of that only the place tells.
+fn is_void(ranges: &[Torn], body: &TouchBody) -> bool {
+    let offset = u64::from(body.base.offset);
+    ranges.iter().any(|torn| {
+        (torn.lsns.0..=torn.lsns.1).contains(&body.base_lsn)
+            || torn.segment == body.base.segment && (torn.bytes.0..torn.bytes.1).contains(&offset)
+    })
 }
 
 #[cfg(test)]
@@ -181,6 +200,57 @@ mod tests {
 
     use super::*;
     use crate::segments::{Segment, SegmentState};
+
+    /// The original still stands in its segment. Found by seed 50009 of `sim store`.
+    #[test]
+    fn touch_of_a_copy_that_was_torn_is_void() {
+        let mut catalog = Catalog::default();
+        for id in 1..=2_u32 {
+            let open = OpenSegment { id: id.into(), file: FileId(2 + id), len: 1 << 20 };
+            catalog.segments.add(Segment::new(open, SegmentState::Sealed)).unwrap();
+        }
+        let (first_lsn, last_lsn) = (Lsn(20), Lsn(25));
+        let (offset, len, verdict) = (8_192, 8_192, Verdict::TailUncertain);
+        let torn = [Quarantine { segment: 2, offset, len, first_lsn, last_lsn, verdict }];
+        let at = |segment, offset| Location { segment, offset, header_len: 70, value_len: 5_000 };
+        let put = ReplayedRecord {
+            kind: RecordKind::Put,
+            namespace: Namespace::PLAIN,
+            key: Key([7; 20]),
+            user_key_crc: 0,
+            version: Version::default(),
+            expiry_ms: 0,
+            first_lsn: Lsn(3),
+            lsn: Lsn(3),
+            location: at(1, 4_176),
+            touch: None,
+            damaged: false,
+        };
+        let body = TouchBody { base: at(2, 8_272), user_key_crc: 0, base_lsn: Lsn(3) };
+        let (location, lsn) = (at(2, 16_464), Lsn(26));
+        let kind = RecordKind::Touch;
+        let touch = ReplayedRecord {
+            kind,
+            location,
+            lsn,
+            first_lsn: lsn,
+            touch: Some(body),
+            ..put.clone()
+        };
+        let original = catalog.segments.place_of(&put.location);
+        // At first nobody knows what was torn.
+        let mut rebuild = Rebuild::new(catalog, 1_000, &[]);
+        [&put, &touch].into_iter().for_each(|record| rebuild.take(record));
+        assert!(rebuild.has_void_touches(&torn));
+        let mut catalog = Catalog::default();
+        std::mem::swap(&mut catalog.segments, &mut rebuild.catalog.segments);
+        let mut rebuild = Rebuild::new(catalog, 1_000, &torn);
+        [&put, &touch].into_iter().for_each(|record| rebuild.take(record));
+        let places: Vec<_> =
+            rebuild.catalog.candidates(&put.key).map(|slot| Some(slot.place)).collect();
+        assert_eq!(places, [original]);
+        assert!(!rebuild.has_void_touches(&torn));
+    }
 
     /// Its slot says how much is to be read of it. Found by seed 10100 of `sim store`.
     #[test]

@@ -459,6 +459,51 @@ fn zeroed_sectors_and_misplaced_blocks_are_never_read_as_values() {
     assert!(noticed > 50, "only {noticed} of 600 changed an answer");
 }
 
+/// The write to come lands elsewhere in its file, or nowhere, and reports success: its key and
+/// what it hit answer errors while the store lives, and never an older state.
+#[test]
+fn write_that_goes_astray_under_a_running_store_is_never_read_as_a_value() {
+    const STRUCK: usize = 7;
+    let options = StoreOptions { must_exist: false, ..options() };
+    let blocks = options.segment_bytes / BLOCK_SIZE as u64;
+    let (mut struck, mut hit) = (0, 0);
+    for block in (0..blocks).map(Some).chain([None]) {
+        let mut disk = SimulatedDisk::new(1);
+        let mut opening = storage::open(options.clone(), NOW_MS);
+        let mut store = run_procedure(&mut disk, OWNER, &mut opening).unwrap().store;
+        store.set_now(Now { monotonic_ns: 0, clock_ms: NOW_MS });
+        let mut items = Vec::new();
+        for index in 0..=20_usize {
+            // The last one overwrites.
+            let index = if index == 20 { STRUCK } else { index };
+            let user_key = format!("user key {index}").into_bytes();
+            let value = vec![u8::try_from(items.len()).unwrap(); 3_000];
+            let item = Item { id: Key::of(&user_key), user_key, values: vec![Some(value)] };
+            if items.len() == 20 {
+                match block {
+                    Some(block) => disk.misdirect_next_write(block * BLOCK_SIZE as u64),
+                    None => disk.lose_next_write(),
+                }
+            }
+            let version = Version((items.len() as u128 + 1).to_be_bytes());
+            let value = item.now().unwrap();
+            put(&mut disk, &mut store, &Put { key: item.key(), version, expiry_ms: 0, value });
+            store.end_turn();
+            settle(&mut disk, &mut store);
+            items.push(item);
+        }
+        items.swap_remove(STRUCK);
+        for item in &items {
+            match read(&mut disk, &mut store, item, &mut 0) {
+                Ok(found) => assert_eq!(found.as_deref(), item.now(), "{block:?}: wrong bytes"),
+                Err(_) if item.now().is_some_and(|value| value[0] == 20) => struck += 1,
+                Err(_) => hit += 1,
+            }
+        }
+    }
+    assert!(struck >= blocks && hit > 10, "{struck} of {blocks} gone, {hit} others hit");
+}
+
 #[test]
 fn one_bad_manifest_loses_nothing() {
     let rested = rest();

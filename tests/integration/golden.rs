@@ -10,7 +10,8 @@ use std::path::Path;
 use sha1::{Digest, Sha1};
 use wal::Lsn;
 use wal::checksum::{self, Place};
-use wal::disk::IoBuffer;
+use wal::disk::{BLOCK_SIZE, IoBuffer};
+use wal::extent::{self, ChunkSums, RECORD_OFFSET};
 use wal::footer::{self, Footer, FooterTable, SegmentSummary, Trailer};
 use wal::frame::{self, FRAME_HEADER_LEN, FrameHeader, FrameStamp};
 use wal::manifest::{CheckpointEntry, Manifest, Quarantine, SegmentEntry, Verdict};
@@ -196,6 +197,50 @@ fn frames_have_their_golden_bytes() {
     let touch = bare(RecordKind::Touch, 3, WALL_MS + 120_000, &body);
     check_frame("frame.hex", &[put(VALUE, WALL_MS + 60_000), touch], 5, 4);
     check_frame("frame-idle.hex", &[], 7, 6);
+}
+
+/// Written as a store writes it: frame, then the value with the record's header in front.
+#[test]
+fn extent_has_its_golden_bytes() {
+    let place = place(FRAME_OFFSET);
+    let value = ramp(8193);
+    let record = put(&value, 0);
+    let header_len = record.header_len(&place.store, None);
+    let len = BLOCK_SIZE + extent::record_len(header_len, value.len());
+    let (first_lsn, durable_lsn) = (Lsn(7), Lsn(6));
+    let stamp = FrameStamp { first_lsn, record_count: 0, durable_lsn, wall_ms: WALL_MS };
+    let mut buffer = IoBuffer::zeroed(len);
+    buffer.set_len(FRAME_HEADER_LEN);
+    frame::finish_extent(&mut buffer, &place, &stamp, len);
+    let mut sums = ChunkSums::default();
+    sums.update(&value);
+    let record_place = place.at(FRAME_OFFSET + RECORD_OFFSET);
+    record.encode_header(&record_place, &sums.finish(), &mut buffer);
+    assert_eq!(buffer.len(), BLOCK_SIZE + header_len);
+    buffer.extend_from_slice(&value);
+    buffer.pad_to(len);
+    check("extent.hex", buffer.as_slice());
+
+    let bytes = golden("extent.hex");
+    let header = FrameHeader::decode(bytes.first_chunk().unwrap(), &place).unwrap();
+    let rest = &bytes[FRAME_HEADER_LEN..BLOCK_SIZE];
+    let expected = FrameHeader {
+        len: u32::try_from(bytes.len()).unwrap(),
+        record_count: 0,
+        first_lsn,
+        durable_lsn,
+        wall_ms: WALL_MS,
+        payload_crc: FrameHeader::payload_checksum(&place, rest),
+        is_extent: true,
+    };
+    assert_eq!(header, expected);
+    let found = extent::record_header(&bytes[BLOCK_SIZE..], &place).unwrap();
+    assert_eq!((found.key, found.user_key, found.version), (record.key, USER_KEY, version(1)));
+    assert_eq!((found.expiry_ms, found.first_lsn), (0, None));
+    assert_eq!(found.value(&bytes[BLOCK_SIZE..]).unwrap(), value);
+    let location = extent::location_of(&found, &place).unwrap();
+    assert_eq!((location.segment, location.offset), (SEGMENT, 0x2000));
+    assert_eq!((location.header_len, location.value_len), (39, 8193));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod byte_flips;
 mod clients;
 mod crash_loop;
 mod export;
+mod extent_damage;
 mod file_tree;
 mod full_disk;
 mod golden;

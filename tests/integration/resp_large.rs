@@ -1,9 +1,19 @@
 //! Large values at the door: written in pieces beside other writes, and there after a restart.
 
-use kadring_tests::node_process::Driver;
+use std::path::Path;
+
+use kadring_tests::node_process::{Driver, NodeOptions, NodeProcess, run_to_end};
 use kadring_tests::resp_client::{Reply, RespClient};
 
 use crate::TestNode;
+
+/// Lets a node take the longest value there is.
+const LARGEST: [(&str, &str); 3] = [
+    ("KADRING_VALUE_BYTES_MAX", "32MiB"),
+    ("KADRING_INPUT_BYTES_MAX", "96MiB"),
+    ("KADRING_CACHE_BYTES", "0"),
+];
+const LARGEST_LEN: usize = 32 << 20;
 
 fn ok() -> Reply {
     Reply::Simple("OK".into())
@@ -68,5 +78,61 @@ fn large_values_are_set_and_changed_and_live_through_restarts() {
         }
         assert_eq!(client.call(&[b"GET", b"small"]).unwrap().bytes(), Some(&b"large:3"[..]));
         assert_eq!(client.call(&[b"EXISTS", b"large:4"]).unwrap(), Reply::Integer(0));
+    }
+}
+
+/// Runs a command to its end on a data directory.
+#[track_caller]
+fn kadring(command: &[&str], data: &Path, rest: &[&Path]) {
+    let paths: Vec<&str> = rest.iter().map(|path| path.to_str().unwrap()).collect();
+    let words = [command, &["--data-dir", data.to_str().unwrap()], &paths].concat();
+    let output = run_to_end(&words, &[]).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {output:?}");
+}
+
+/// Starts a node on a directory that a command has made, and looks at the value.
+fn check_in(data: &Path, wanted: &[u8]) {
+    kadring(&["check"], data, &[]);
+    let node = NodeProcess::start(NodeOptions::new(data, Driver::Uring)).unwrap();
+    check(&mut RespClient::connect(node.address()).unwrap(), b"largest", wanted);
+    let (status, _) = node.terminate().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn largest_value_is_kept_by_snapshots_exports_and_restarts() {
+    let node = TestNode::start_with(Driver::Uring, &LARGEST);
+    let mut client = node.client();
+    let (first, second) = (value(LARGEST_LEN, 1), value(LARGEST_LEN, 2));
+    assert_eq!(client.call(&[b"SET", b"largest", &first]).unwrap(), ok());
+    check(&mut client, b"largest", &first);
+    let longer = vec![1; LARGEST_LEN + 1];
+    let refused = client.call(&[b"SET", b"largest", &longer]).unwrap();
+    assert!(matches!(refused, Reply::Error(_)), "{}", refused.brief());
+    let refused = node.client().call(&[b"APPEND", b"largest", b"x"]).unwrap();
+    assert!(matches!(refused, Reply::Error(_)), "{}", refused.brief());
+    let mut client = node.client();
+    check(&mut client, b"largest", &first);
+    let taken = client.call_line("KAD.SNAPSHOT CREATE monday").unwrap();
+    assert_eq!(taken.bytes(), Some(&b"monday"[..]));
+    assert_eq!(client.call(&[b"SET", b"largest", &second]).unwrap(), ok());
+    let node = node.crash_and_restart();
+    check(&mut node.client(), b"largest", &second);
+
+    let TestNode { node, directory } = node;
+    node.terminate().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (data, restored) = (path("data"), path("restored"));
+    kadring(&["check"], &data, &[]);
+    kadring(&["snapshot", "verify", "monday"], &data, &[]);
+    kadring(&["snapshot", "restore", "monday"], &data, &[Path::new("--to"), &restored]);
+    check_in(&restored, &first);
+    for (words, name, wanted) in
+        [(&["export"][..], "now", &second), (&["export", "--snapshot", "monday"], "then", &first)]
+    {
+        let (file, imported) = (path(name), path(&format!("imported {name}")));
+        kadring(words, &data, &[&file]);
+        kadring(&["import"], &imported, &[&file]);
+        check_in(&imported, wanted);
     }
 }

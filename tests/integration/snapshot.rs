@@ -26,6 +26,45 @@ fn snapshot(words: &[&str], data: &Path) -> Output {
     kadring(&[&["snapshot"], words, &["--data-dir", data.to_str().unwrap()]].concat())
 }
 
+/// What a command says that must end well.
+#[track_caller]
+fn well(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn verify(id: &str, data: &Path) {
+    well(snapshot(&["verify", id], data));
+}
+
+#[track_caller]
+fn restore(id: &str, data: &Path, to: &Path) {
+    well(snapshot(&["restore", id, "--to", to.to_str().unwrap()], data));
+}
+
+#[track_caller]
+fn check(data: &Path) {
+    well(kadring(&["check", "--data-dir", data.to_str().unwrap()]));
+}
+
+/// The snapshots that `kadring snapshot list` shows.
+fn listed(data: &Path) -> Vec<String> {
+    let listed = well(snapshot(&["list"], data));
+    listed.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn set(client: &mut RespClient, key: &str, value: &[u8]) {
+    let reply = client.call(&[b"SET", key.as_bytes(), value]).unwrap();
+    assert_eq!(reply, Reply::Simple("OK".into()));
+}
+
+/// Sets the keys "0", "1", ... to the same value.
+fn fill(client: &mut RespClient, count: usize, value: &[u8]) {
+    (0..count).for_each(|index| set(client, &index.to_string(), value));
+}
+
 fn start(data: &Path, driver: Driver, shards: u16) -> NodeProcess {
     let options = NodeOptions { shards, ..NodeOptions::new(data, driver) };
     NodeProcess::start(options).unwrap()
@@ -122,12 +161,9 @@ fn check_cut(driver: Driver, shards: u16) {
     let home = directory();
     let (data, restored) = (home.path().join("data"), home.path().join("restored"));
     let bounds = snapshot_under_load(start(&data, driver, shards));
-    let verified = snapshot(&["verify", "monday"], &data);
-    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
-    let output = snapshot(&["restore", "monday", "--to", restored.to_str().unwrap()], &data);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);
-    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    verify("monday", &data);
+    restore("monday", &data, &restored);
+    check(&restored);
     let node = start(&restored, driver, shards);
     let mut client = RespClient::connect(node.address()).unwrap();
     for (writer, (acknowledged, sent)) in bounds.into_iter().enumerate() {
@@ -154,11 +190,8 @@ fn check_cut(driver: Driver, shards: u16) {
     assert_eq!(taken, "ERR there is a snapshot tuesday already");
     drop(node);
     // Segments from before the restart were not summed as they were written.
-    let verified = snapshot(&["verify", "tuesday"], &data);
-    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
-    let listed = String::from_utf8(snapshot(&["list"], &data).stdout).unwrap();
-    let ids: Vec<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(ids, ["monday", "tuesday"]);
+    verify("tuesday", &data);
+    assert_eq!(listed(&data), ["monday", "tuesday"]);
 }
 
 #[test]
@@ -220,14 +253,11 @@ fn flip_in_any_kind_of_file_is_found_and_not_restored() {
     let node = TestNode::start(Driver::Uring);
     let data = data_of(&node);
     let mut client = node.client();
-    for index in 0..50 {
-        client.call(&[b"SET", format!("{index}").as_bytes(), &[7; 10_000]]).unwrap();
-    }
+    fill(&mut client, 50, &[7; 10_000]);
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
     node.node.terminate().unwrap();
     let copies = node.directory.path().join("copied");
-    let output = snapshot(&["copy", "monday", "--to", copies.to_str().unwrap()], &data);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    well(snapshot(&["copy", "monday", "--to", copies.to_str().unwrap()], &data));
     let from = ["--from", copies.to_str().unwrap()];
     let to = node.directory.path().join("restored");
     let expect = |code: i32, words: &[&str]| {
@@ -261,7 +291,7 @@ fn flip_in_any_kind_of_file_is_found_and_not_restored() {
     kinds.dedup();
     assert_eq!(kinds, ["manifest", "segment", "toml"]);
     expect(0, &["verify", "monday"]);
-    assert_eq!(snapshot(&["verify", "monday"], &data).status.code(), Some(0), "the original");
+    verify("monday", &data);
 }
 
 #[test]
@@ -269,9 +299,7 @@ fn damaged_snapshot_is_restored_as_far_as_it_goes_if_asked_to() {
     let node = TestNode::start(Driver::Uring);
     let data = data_of(&node);
     let mut client = node.client();
-    for index in 0..50 {
-        client.call(&[b"SET", format!("{index}").as_bytes(), &[7; 10_000]]).unwrap();
-    }
+    fill(&mut client, 50, &[7; 10_000]);
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
     node.node.terminate().unwrap();
     let path = segments(&data.join("snapshots/monday")).remove(0);
@@ -330,10 +358,7 @@ fn copies_and_restores_that_are_killed_go_on_when_asked_again() {
     let node = TestNode::start(Driver::Uring);
     let data = data_of(&node);
     let mut client = node.client();
-    for index in 0..2_000 {
-        let reply = client.call(&[b"SET", format!("{index}").as_bytes(), &[1; 20_000]]);
-        assert_eq!(reply.unwrap(), Reply::Simple("OK".into()));
-    }
+    fill(&mut client, 2_000, &[1; 20_000]);
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
     let (home, from) = (node.directory.path(), data.to_str().unwrap());
     for (verb, place, to) in
@@ -351,8 +376,7 @@ fn copies_and_restores_that_are_killed_go_on_when_asked_again() {
             kill_after(&words, &unfinished, count);
         }
         if !whole.exists() {
-            let output = kadring(&words);
-            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            well(kadring(&words));
         }
         assert!(!unfinished.exists());
         let files = files_below(&data.join("snapshots/monday"));
@@ -365,11 +389,9 @@ fn copies_and_restores_that_are_killed_go_on_when_asked_again() {
         }
     }
     let copies = home.join("copies");
-    let verified = kadring(&["snapshot", "verify", "monday", "--from", copies.to_str().unwrap()]);
-    assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+    well(kadring(&["snapshot", "verify", "monday", "--from", copies.to_str().unwrap()]));
     let restored = home.join("restored/data");
-    let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);
-    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    check(&restored);
     let node = start(&restored, Driver::Uring, 2);
     let mut client = RespClient::connect(node.address()).unwrap();
     assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(2_000));
@@ -397,17 +419,13 @@ fn node_killed_while_it_takes_snapshots_leaves_whole_ones_alone() {
                 }
             });
             for index in 0..writes {
-                let key = format!("{round}:{index}");
-                let reply = client.call(&[b"SET", key.as_bytes(), &[3; 5_000]]).unwrap();
-                assert_eq!(reply, Reply::Simple("OK".into()));
+                set(&mut client, &format!("{round}:{index}"), &[3; 5_000]);
             }
             node.kill9().unwrap();
         });
-        let listed = String::from_utf8(snapshot(&["list"], &data).stdout).unwrap();
-        for id in listed.lines().filter_map(|line| line.split(' ').next()) {
-            let verified = snapshot(&["verify", id], &data);
-            assert_eq!(verified.status.code(), Some(0), "{id}: {verified:?}");
-            last = Some(id.to_owned());
+        for id in listed(&data) {
+            verify(&id, &data);
+            last = Some(id);
         }
     }
     let node = start(&data, Driver::Uring, 2);
@@ -417,10 +435,8 @@ fn node_killed_while_it_takes_snapshots_leaves_whole_ones_alone() {
     assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
     let restored = home.path().join("restored");
     let last = last.expect("the first of each life is whole");
-    let output = snapshot(&["restore", &last, "--to", restored.to_str().unwrap()], &data);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let checked = kadring(&["check", "--data-dir", restored.to_str().unwrap()]);
-    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    restore(&last, &data, &restored);
+    check(&restored);
     drop(node);
 }
 
@@ -441,7 +457,7 @@ fn snapshots_are_listed_counted_and_deleted_through_the_node() {
     assert!(list(&mut client).is_empty());
     // A snapshot of nothing is one.
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE empty"), "empty");
-    client.call(&[b"SET", b"a", &[1; 50_000]]).unwrap();
+    set(&mut client, "a", &[1; 50_000]);
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE one"), "one");
     assert_eq!(list(&mut client).len(), 2);
     assert_eq!(figure(&mut client, "snapshots"), 2);
@@ -455,8 +471,7 @@ fn snapshots_are_listed_counted_and_deleted_through_the_node() {
     let node = node.crash_and_restart();
     assert_eq!(list(&mut node.client()).len(), 1);
     let restored = node.directory.path().join("restored");
-    let output = snapshot(&["restore", "empty", "--to", restored.to_str().unwrap()], &data);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    restore("empty", &data, &restored);
     let empty = start(&restored, Driver::Uring, 2);
     let mut client = RespClient::connect(empty.address()).unwrap();
     assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(0));
@@ -495,15 +510,12 @@ fn second_copy_shares_the_segments_of_the_first() {
     let data = data_of(&node);
     let copies = node.directory.path().join("copies");
     let mut client = node.client();
-    for index in 0..100 {
-        client.call(&[b"SET", format!("{index}").as_bytes(), &[1; 1000]]).unwrap();
-    }
+    fill(&mut client, 100, &[1; 1000]);
     for id in ["one", "two"] {
         assert_eq!(call(&mut client, &format!("KAD.SNAPSHOT CREATE {id}")), id);
-        let output = snapshot(&["copy", id, "--to", copies.to_str().unwrap()], &data);
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        well(snapshot(&["copy", id, "--to", copies.to_str().unwrap()], &data));
         for index in 0..100 {
-            client.call(&[b"SET", format!("{id} {index}").as_bytes(), &[2; 1000]]).unwrap();
+            set(&mut client, &format!("{id} {index}"), &[2; 1000]);
         }
     }
     let (one, two) = (segments(&copies.join("one")), segments(&copies.join("two")));
@@ -516,7 +528,7 @@ fn second_copy_shares_the_segments_of_the_first() {
 fn bgsave_save_and_lastsave_answer_as_redis_does() {
     let node = TestNode::start(Driver::Uring);
     let mut client = node.client();
-    client.call(&[b"SET", b"a", b"1"]).unwrap();
+    set(&mut client, "a", b"1");
     let lastsave = |client: &mut RespClient| match client.call_line("LASTSAVE").unwrap() {
         Reply::Integer(seconds) => seconds,
         other => panic!("{other:?}"),
@@ -538,14 +550,9 @@ fn bgsave_save_and_lastsave_answer_as_redis_does() {
     }
     assert_eq!(saved, Some(Reply::Simple("OK".into())));
     assert!(lastsave(&mut client) >= started);
-    let listed = snapshot(&["list"], &data_of(&node)).stdout;
-    assert_eq!(String::from_utf8(listed).unwrap().lines().count(), 3);
-    let created = snapshot_of_running(&node);
-    assert_eq!(created.status.code(), Some(0), "{created:?}");
-}
-
-fn snapshot_of_running(node: &TestNode) -> Output {
-    kadring(&["snapshot", "create", "by-hand", "--client", &node.node.address().to_string()])
+    assert_eq!(listed(&data_of(&node)).len(), 3);
+    let address = node.node.address().to_string();
+    well(kadring(&["snapshot", "create", "by-hand", "--client", &address]));
 }
 
 #[test]
@@ -553,13 +560,7 @@ fn snapshot_outlives_the_segments_it_links() {
     let node = TestNode::start(Driver::Uring);
     let data = data_of(&node);
     let mut client = node.client();
-    let put = |client: &mut RespClient, index: usize, byte: u8| {
-        let reply = client.call(&[b"SET", format!("{index}").as_bytes(), &[byte; 20_000]]);
-        assert_eq!(reply.unwrap(), Reply::Simple("OK".into()));
-    };
-    for index in 0..200 {
-        put(&mut client, index, 1);
-    }
+    fill(&mut client, 200, &[1; 20_000]);
     assert_eq!(call(&mut client, "KAD.SNAPSHOT CREATE monday"), "monday");
     let linked = segments(&data.join("snapshots/monday"));
     let live: Vec<PathBuf> =
@@ -567,17 +568,16 @@ fn snapshot_outlives_the_segments_it_links() {
     assert!(!live.is_empty() && live.iter().all(|path| path.exists()));
     let mut index = 0;
     while live.iter().any(|path| path.exists()) {
-        put(&mut client, index % 200, 2);
+        set(&mut client, &(index % 200).to_string(), &[2; 20_000]);
         if index % 200 == 199 {
             assert_eq!(call(&mut client, "KAD.COMPACT"), "Background compaction started");
         }
         index += 1;
         assert!(index < 20_000, "segments of overwritten values stay");
     }
-    assert_eq!(snapshot(&["verify", "monday"], &data).status.code(), Some(0));
+    verify("monday", &data);
     let restored = node.directory.path().join("restored");
-    let output = snapshot(&["restore", "monday", "--to", restored.to_str().unwrap()], &data);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    restore("monday", &data, &restored);
     let old = NodeProcess::start(NodeOptions::new(&restored, Driver::Uring)).unwrap();
     let mut client = RespClient::connect(old.address()).unwrap();
     assert_eq!(client.call_line("DBSIZE").unwrap(), Reply::Integer(200));

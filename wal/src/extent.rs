@@ -30,6 +30,8 @@ pub const RECORD_OFFSET: u64 = BLOCK_SIZE as u64;
 /// write that comes meanwhile waits for about as much. At 1 GB/s that is a quarter of a
 /// millisecond.
 pub const PIECE_LEN: usize = 256 << 10;
+/// Longest header of a record in an extent, with its user key and the sums of 32 MiB.
+const HEADER_ROOM: u64 = 96 << 10;
 /// Pieces under way at once.
 pub const PIECES_IN_FLIGHT_MAX: usize = 2;
 /// Extents under way at once.
@@ -160,6 +162,47 @@ pub fn location_of(header: &RecordHeader<'_>, extent: &Place) -> Option<Location
     })
 }
 
+/// Looks for extents whose frames are lost: in a range of whole blocks that no frame explains, by
+/// the records behind them. Tells where they start, and their lengths.
+pub async fn find_without_frames(
+    port: &DiskPort,
+    store: [u8; 16],
+    source: SegmentSource,
+    (start, end): (u64, u64),
+) -> Vec<(u64, u64)> {
+    let block = BLOCK_SIZE as u64;
+    let (mut found, mut at) = (Vec::new(), start + RECORD_OFFSET);
+    let mut buffer = IoBuffer::with_capacity(PIECE_LEN);
+    while at < end {
+        let Some(piece) = read_piece(port, source, at, end, buffer).await else {
+            // Of a piece that cannot be read whole, the next block may be readable.
+            buffer = IoBuffer::with_capacity(PIECE_LEN);
+            at += block;
+            continue;
+        };
+        let bytes = piece.as_slice();
+        let piece_end = at + bytes.len() as u64;
+        // A header that starts further behind may not be whole.
+        let sure_end = if piece_end == end { end } else { piece_end - HEADER_ROOM };
+        while at < sure_end {
+            let from = bytes.len() - usize::try_from(piece_end - at).expect("pieces are small");
+            let place = Place { store, segment: source.id, offset: at - RECORD_OFFSET };
+            let len = record_header(&bytes[from..], &place)
+                .map(|header| record_len(header.len(), header.value_len) as u64);
+            at += match len.filter(|len| at + len <= end) {
+                Some(len) => {
+                    found.push((place.offset, RECORD_OFFSET + len));
+                    // Behind it another one can start, with a frame.
+                    len + RECORD_OFFSET
+                }
+                None => block,
+            };
+        }
+        buffer = piece;
+    }
+    found
+}
+
 async fn read_piece(
     port: &DiskPort,
     source: SegmentSource,
@@ -177,6 +220,67 @@ async fn read_piece(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::FileId;
+    use crate::procedure::Procedure;
+    use crate::record::{Record, Version};
+    use crate::replay::tests::{STORE, run_reads};
+
+    /// A segment of `len` bytes with extents at these offsets that have no frames.
+    fn without_frames(len: usize, extents: &[(usize, usize)]) -> Vec<u8> {
+        let mut bytes = vec![0xA7; len];
+        for &(offset, value_len) in extents {
+            let value = vec![0x5A; value_len];
+            let record = Record {
+                kind: RecordKind::Put,
+                namespace: Namespace::PLAIN,
+                key: Key([1; 20]),
+                hashed: false,
+                user_key: &[b'k'; 60_000],
+                version: Version::default(),
+                expiry_ms: 0,
+                value: &value,
+            };
+            let place = Place { store: STORE, segment: 4, offset: offset as u64 + RECORD_OFFSET };
+            let mut sums = ChunkSums::default();
+            sums.update(&value);
+            let mut buffer = IoBuffer::with_capacity(100 << 10);
+            record.encode_header(&place, &sums.finish(), &mut buffer);
+            let at = offset + BLOCK_SIZE;
+            let end = at + buffer.len();
+            bytes[at..end].copy_from_slice(buffer.as_slice());
+            bytes[end..end + value.len()].copy_from_slice(&value);
+        }
+        bytes
+    }
+
+    #[test]
+    fn extents_without_frames_are_found_by_their_records() {
+        let block = BLOCK_SIZE;
+        // The second one's header lies across two pieces, the third one's is at the end.
+        let first = (3 * block, 20_000);
+        let first_len = block + record_len(60_044 + 12, first.1);
+        let second = (first.0 + first_len + 41 * block, 500_000);
+        let second_len = block + record_len(60_044 + 248, second.1);
+        let third = (second.0 + second_len, 9_000);
+        let third_len = block + record_len(60_044 + 8, third.1);
+        let len = third.0 + third_len;
+        let bytes = without_frames(len, &[first, second, third]);
+        let source = SegmentSource { id: 4, file: FileId(1), len: len as u64, cut: None };
+        let search = |start: usize, end: usize| {
+            let range = (start as u64, end as u64);
+            let procedure = Procedure::new(move |port| async move {
+                find_without_frames(&port, STORE, source, range).await
+            });
+            run_reads(&bytes, procedure)
+        };
+        let expected = [(first.0, first_len), (second.0, second_len), (third.0, third_len)];
+        let expected = expected.map(|(at, len)| (at as u64, len as u64));
+        assert_eq!(search(block, len), expected);
+        assert_eq!(search(first.0, len), expected);
+        assert_eq!(search(first.0 + block, len), expected[1..], "its frame is before the range");
+        assert_eq!(search(first.0, len - block), expected[..2], "it ends behind the range");
+        assert_eq!(search(first.0, first.0 + block), []);
+    }
 
     #[test]
     fn chunk_sums_do_not_depend_on_the_pieces() {

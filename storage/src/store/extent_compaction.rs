@@ -65,9 +65,6 @@ impl Store {
 
     fn decide_extent(&self, key: &Key, location: &Location, place: Place) -> Decision {
         let own = self.catalog.candidates(key).find(|slot| slot.place == place);
-        if own.is_some_and(|slot| slot.damaged) {
-            return Decision::Unfit;
-        }
         let mut newer = self.newer_slots(key, place);
         if own.is_none() && !newer.any(|slot| slot.kind == SlotKind::Touch) {
             return Decision::Drop;
@@ -80,7 +77,11 @@ impl Store {
             Newer::None => Decision::Unfit,
             Newer::Same(slot) => match self.touch_at(key, &slot) {
                 Some(found) if found.base == *location && !found.is_expired(self.now.clock_ms) => {
-                    Decision::Move(Box::new(found))
+                    // What was overwritten need not be sound.
+                    match own.is_some_and(|slot| slot.damaged) {
+                        true => Decision::Unfit,
+                        false => Decision::Move(Box::new(found)),
+                    }
                 }
                 _ => Decision::Drop,
             },

@@ -34,6 +34,8 @@ mod extent_compaction;
 mod extent_copy;
 #[cfg(test)]
 mod extent_tests;
+#[cfg(test)]
+mod full_disk_tests;
 mod manifest_keeper;
 #[cfg(test)]
 mod model_tests;
@@ -57,6 +59,7 @@ mod write;
 pub use checkpointing::{CheckpointCounters, CheckpointLoader, CheckpointOptions};
 pub use compaction_counters::CompactionCounters;
 pub use extent::SharedPut;
+pub(crate) use scrub::hides_extents;
 pub use scrub::{Repair, RepairReason, ScrubStatus};
 pub use snapshot::{FileContent, FileTail, SnapshotFile};
 pub use status::StoreStatus;

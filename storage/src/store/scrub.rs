@@ -455,7 +455,15 @@ fn scan(
             })
         };
         let (mut torn, mut has_lost_extents) = (Vec::new(), false);
-        for range in scan.extents {
+        let mut extents = scan.extents;
+        if is_second {
+            // A large value needs no frame to be read: without one it is not lost.
+            for Finding { offset, len, .. } in scan.findings.iter().filter(|f| hides_extents(f)) {
+                let range = (*offset, offset + len);
+                extents.extend(extent::find_without_frames(&port, store, source, range).await);
+            }
+        }
+        for range in extents {
             let content = extent::verify(&port, store, source, range).await;
             match content.record {
                 Some((_, location)) if content.is_sound => {
@@ -484,6 +492,11 @@ fn scan(
         }
         Scanned { findings, damaged, torn, has_lost_extents, sound }
     })
+}
+
+/// Whether there may be extents in a damaged range that a scan does not step over.
+pub(crate) fn hides_extents(finding: &Finding) -> bool {
+    matches!(finding.damage, Damage::NoFrame | Damage::Stray)
 }
 
 /// In a sealed segment every record was durable once.

@@ -159,10 +159,15 @@ impl Faults {
             }
             !strikes || failure.sticky
         });
-        match struck {
-            None if kind == OperationKind::Write => self.astray.take(),
-            struck => struck,
+        if struck.is_none() && kind == OperationKind::Write {
+            struck = self.astray.take();
+            match struck {
+                Some(Fault::Misdirect(_)) => tally.note(Occurrence::MisdirectedWrite),
+                Some(Fault::Lose) => tally.note(Occurrence::VanishedWrite),
+                Some(Fault::Fail(_)) | None => {}
+            }
         }
+        struck
     }
 }
 

@@ -5,6 +5,7 @@
 //! encoded again. Valid inputs are mutated and, as often as not, sealed again with a right
 //! checksum, so that what lies behind the checksums is reached too.
 
+pub mod extents;
 pub mod files;
 pub mod mutation;
 pub mod targets;

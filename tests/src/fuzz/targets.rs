@@ -17,11 +17,11 @@ use wal::record::{
 };
 use wal::segment::{self, Identity, SegmentHeader};
 
-use super::{Target, files};
+use super::{Target, extents, files};
 use crate::disk::{SimulatedDisk, run_procedure};
 
 /// Every decoder.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "frame_header", run: frame_header, valid: valid_frame, seal: seal_frame },
     Target { name: "record", run: record, valid: valid_record, seal: seal_record },
     Target { name: "segment_header", run: segment_header, valid: valid_segment, seal: keep },
@@ -47,6 +47,12 @@ pub const TARGETS: [Target; 12] = [
         run: files::catalog,
         valid: files::valid_catalog,
         seal: files::seal_catalog,
+    },
+    Target {
+        name: "extent",
+        run: extents::extent,
+        valid: extents::valid_extent,
+        seal: extents::seal_extent,
     },
     Target { name: "device", run: files::device, valid: files::valid_device, seal: keep },
 ];
@@ -166,16 +172,20 @@ fn valid_record(rng: &mut Rng) -> Vec<u8> {
 /// Makes the header's checksum right for the lengths that it tells.
 fn seal_record(bytes: &mut [u8]) {
     let Some(fixed) = bytes.first_chunk::<RECORD_FIXED_LEN>() else { return };
+    let Some(header) = bytes.get_mut(..told_header_len(fixed)) else { return };
+    let crc = checksum::seeded(&record_place(), &[&header[4..]]);
+    header[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// How long the header of a record is that starts like this.
+pub(super) fn told_header_len(fixed: &[u8; RECORD_FIXED_LEN]) -> usize {
     let [.., flags, low, high, a, b, c, d, _, _, _, _, _, _, _, _, _, _, _, _] = *fixed;
     let optional = [20, 8, 8, 8].iter().enumerate().filter(|(bit, _)| flags & 1 << bit != 0);
     let value_len = u32::from_le_bytes([a, b, c, d]) as usize;
-    let len = RECORD_FIXED_LEN
+    RECORD_FIXED_LEN
         + optional.map(|(_, len)| len).sum::<usize>()
         + usize::from(u16::from_le_bytes([low, high]))
-        + wal::record::chunk_crcs_len(value_len);
-    let Some(header) = bytes.get_mut(..len) else { return };
-    let crc = checksum::seeded(&record_place(), &[&header[4..]]);
-    header[..4].copy_from_slice(&crc.to_le_bytes());
+        + wal::record::chunk_crcs_len(value_len)
 }
 
 /// A segment's header.

@@ -5,8 +5,8 @@ use kadring::export::Reader;
 use kadring::io::device::DeviceProbe;
 use kadring::snapshot::Catalog;
 
-use super::files;
 use super::targets::TARGETS;
+use super::{extents, files};
 
 const INPUTS: u64 = 3_000;
 
@@ -40,6 +40,7 @@ fn generators_make_what_their_decoders_accept() {
         tables += usize::from(files::has_table(&files::valid_footer(&mut rng)));
         assert!(Catalog::decode(&text(files::valid_catalog(&mut rng))).is_ok());
         assert!(DeviceProbe::from_toml(&text(files::valid_device(&mut rng))).is_some());
+        assert!(extents::is_sound(&extents::valid_extent(&mut rng)));
         let export = files::valid_export(&mut rng);
         let (mut reader, mut input) = (Reader::new(), &export[..]);
         while reader.next(&mut input).unwrap().is_some() {}

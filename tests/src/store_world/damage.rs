@@ -62,13 +62,24 @@ impl StoreWorld {
             .is_some_and(|(_, header)| header.record_count == 0)
     }
 
-    /// Damages the disk under the running store.
+    /// Damages the disk under the running store: what was written, or the write to come.
     pub(super) fn damage_live(&mut self) {
         self.condition = Condition::Damaged;
         let writes = self.past_writes();
         let mut rng = self.crash_rng.fork();
-        if let Some(write) = rng.choice(&writes) {
-            damage_range(&mut self.wire.disk, write, &mut rng);
+        let disk = &mut self.wire.disk;
+        match (rng.u8(..4), rng.choice(&writes)) {
+            (0, _) => {
+                let blocks = self.options.segment_bytes / BLOCK_SIZE as u64;
+                disk.misdirect_next_write(rng.u64(..blocks) * BLOCK_SIZE as u64);
+            }
+            (1, _) => disk.lose_next_write(),
+            (2, Some(written)) => {
+                let files = files_inside(disk, self.options.directory.as_str());
+                misdirect(disk, &files, &writes, written, &mut rng);
+            }
+            (_, Some(written)) => drop(damage_range(disk, written, &mut rng)),
+            (_, None) => {}
         }
     }
 
@@ -217,6 +228,37 @@ fn is_inside(name: &str, directory: &str) -> bool {
     name.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
 }
 
+/// Names and lengths of the files in a directory.
+fn files_inside(disk: &SimulatedDisk, directory: &str) -> Vec<(String, u64)> {
+    let mut files = disk.files();
+    files.retain(|(name, _)| is_inside(name, directory));
+    files
+}
+
+/// Makes it look as if a write had gone elsewhere, or nowhere; says where.
+fn misdirect(
+    disk: &mut SimulatedDisk,
+    files: &[(String, u64)],
+    writes: &[WrittenRange],
+    written: &WrittenRange,
+    rng: &mut Rng,
+) -> String {
+    // The victim is any place but the end of the log, which says how far it goes; if that is what
+    // went elsewhere, there is none.
+    let newest = writes.last().expect("there is one");
+    let (name, len) = &files[rng.usize(..files.len())];
+    let offset = rng.u64(..=*len / BLOCK_SIZE as u64) * BLOCK_SIZE as u64;
+    let is_end = (&written.name, written.offset) == (&newest.name, newest.offset);
+    let spoils_end = *name == newest.name
+        && offset < newest.offset + newest.len as u64
+        && newest.offset < offset + written.len as u64;
+    let is_lost = rng.u8(..3) == 0;
+    let victim =
+        (!is_lost && !is_end && !spoils_end && offset < *len).then_some((name.as_str(), offset));
+    disk.misdirect_at_rest(written, victim);
+    format!("{written:?} went to {victim:?}")
+}
+
 /// Damages one thing somewhere in a directory; says what.
 fn damage(
     disk: &mut SimulatedDisk,
@@ -224,8 +266,7 @@ fn damage(
     directory: &str,
     rng: &mut Rng,
 ) -> String {
-    let mut files = disk.files();
-    files.retain(|(name, _)| is_inside(name, directory));
+    let files = files_inside(disk, directory);
     let frame = rng.choice(writes).cloned();
     match (rng.u8(..6), frame) {
         (0, _) | (_, None) => {
@@ -237,22 +278,7 @@ fn damage(
             disk.flip_byte(name, offset, 1 << rng.u8(..8));
             format!("a bit of {name} at {offset}")
         }
-        (1 | 2, Some(written)) => {
-            // The victim is any place but the end of the log, which says how far it goes; if that
-            // is what went elsewhere, there is none.
-            let newest = writes.last().expect("there is one").clone();
-            let (name, len) = &files[rng.usize(..files.len())];
-            let offset = rng.u64(..=*len / BLOCK_SIZE as u64) * BLOCK_SIZE as u64;
-            let is_end = (&written.name, written.offset) == (&newest.name, newest.offset);
-            let spoils_end = *name == newest.name
-                && offset < newest.offset + newest.len as u64
-                && newest.offset < offset + written.len as u64;
-            let is_lost = rng.u8(..3) == 0;
-            let victim = (!is_lost && !is_end && !spoils_end && offset < *len)
-                .then_some((name.as_str(), offset));
-            disk.misdirect_at_rest(&written, victim);
-            format!("{written:?} went to {victim:?}")
-        }
+        (1 | 2, Some(written)) => misdirect(disk, &files, writes, &written, rng),
         (_, Some(written)) => damage_range(disk, &written, rng),
     }
 }

@@ -88,6 +88,11 @@ impl Disk {
         }
     }
 
+    /// What a start would read.
+    pub(super) fn read_back(&self) -> Vec<Scanned> {
+        self.files.iter().map(|(id, bytes)| read_back(*id, bytes)).collect()
+    }
+
     /// Power fails: any sectors of what is not durable may have come through.
     pub(super) fn crash(&mut self, sectors: &[bool]) {
         let mut sectors = sectors.iter().cycle();
@@ -105,7 +110,27 @@ impl Disk {
 
 pub(super) type Scanned = (SegmentScan, Vec<ReplayedRecord>, Option<Footer>);
 
-pub(super) fn read_back(id: u32, bytes: &[u8]) -> Scanned {
+/// Every durable record is among what was read back, and nothing looks like damage. Returns the
+/// LSNs found.
+pub(super) fn check_nothing_is_lost(
+    found: &[Scanned],
+    durable: Lsn,
+) -> Result<Vec<Lsn>, TestCaseError> {
+    let scans: Vec<SegmentScan> = found.iter().map(|(scan, ..)| scan.clone()).collect();
+    let settled = settle(&scans, &[], Lsn::ZERO);
+    prop_assert!(!settled.is_suspect(), "{:?}", settled.quarantine);
+    prop_assert!(settled.watermark <= durable, "the log claims more than is durable");
+    prop_assert!(settled.findings.is_empty() && settled.salvaged.is_empty());
+    let records = found.iter().flat_map(|(_, records, _)| records);
+    let mut lsns: Vec<Lsn> = records.map(|record| record.lsn).collect();
+    lsns.sort_unstable();
+    for lsn in 1..=durable.0 {
+        prop_assert!(lsns.binary_search(&Lsn(lsn)).is_ok(), "record {lsn} is lost");
+    }
+    Ok(lsns)
+}
+
+fn read_back(id: u32, bytes: &[u8]) -> Scanned {
     let source = SegmentSource { id: id.into(), file: FileId(id), len: LEN as u64, cut: None };
     let procedure = Procedure::new(|port| async move {
         let mut records = Vec::new();
@@ -180,8 +205,7 @@ proptest! {
         }
         let durable = log.durable_lsn();
         disk.crash(&sectors);
-        let found: Vec<Scanned> =
-            disk.files.iter().map(|(id, bytes)| read_back(*id, bytes)).collect();
+        let found = disk.read_back();
         for (scan, records, footer) in &found {
             if let Some(footer) = footer {
                 prop_assert_eq!(&footer.records().collect::<Vec<_>>(), records);
@@ -189,16 +213,6 @@ proptest! {
                 prop_assert!(footer.summary().last_lsn() <= durable);
             }
         }
-        let scans: Vec<SegmentScan> = found.iter().map(|(scan, ..)| scan.clone()).collect();
-        let settled = settle(&scans, &[], Lsn::ZERO);
-        prop_assert!(!settled.is_suspect(), "{:?}", settled.quarantine);
-        prop_assert!(settled.watermark <= durable, "the log claims more than is durable");
-        prop_assert!(settled.findings.is_empty() && settled.salvaged.is_empty());
-        let mut lsns: Vec<Lsn> =
-            found.iter().flat_map(|(_, records, _)| records).map(|record| record.lsn).collect();
-        lsns.sort_unstable();
-        for lsn in 1..=durable.0 {
-            prop_assert!(lsns.binary_search(&Lsn(lsn)).is_ok(), "record {lsn} is lost");
-        }
+        check_nothing_is_lost(&found, durable)?;
     }
 }

@@ -2,20 +2,27 @@
 
 use proptest::prelude::*;
 
-use super::crash_tests::{Disk, LEN, Scanned, any_limits, any_step, read_back};
+use super::crash_tests::{Disk, LEN, any_limits, any_step, check_nothing_is_lost};
 use super::tests::record;
 use super::*;
 use crate::extent::PIECE_LEN;
 use crate::replay::tests::STORE;
-use crate::replay::{SegmentScan, settle};
 
 /// Pieces are this long here, to have some in a small segment.
 const SMALL_PIECE_LEN: usize = 8 << 10;
 
 fn large_log() -> GroupCommit {
-    let mut log = GroupCommit::new([7; 16], GroupCommitLimits::default(), Lsn(10), 0);
+    large_log_within(GroupCommitLimits::default())
+}
+
+fn large_log_within(limits: GroupCommitLimits) -> GroupCommit {
+    let mut log = GroupCommit::new([7; 16], limits, Lsn(10), 0);
     log.add_segment(OpenSegment { id: 1, file: FileId(1), len: 64 << 20 });
     log
+}
+
+fn all_writes(log: &mut GroupCommit) -> Vec<FrameWrite> {
+    std::iter::from_fn(|| log.poll_write()).collect()
 }
 
 fn offset_of(write: &FrameWrite) -> u64 {
@@ -59,7 +66,7 @@ fn extent_is_written_when_its_last_piece_is() {
     log.handle_written(frame.number, Ok(()), None);
     log.write_piece(&extent, PIECE_LEN as u64, IoBuffer::zeroed(PIECE_LEN));
     log.write_piece(&extent, 0, IoBuffer::zeroed(PIECE_LEN));
-    let pieces: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    let pieces = all_writes(&mut log);
     log.handle_written(pieces[1].number, Ok(()), None);
     assert_eq!((log.poll_extent(), log.is_quiet()), (None, false));
     log.handle_written(pieces[0].number, Ok(()), None);
@@ -69,14 +76,13 @@ fn extent_is_written_when_its_last_piece_is() {
 #[test]
 fn what_is_not_written_is_told_wherever_it_stands() {
     let limits = GroupCommitLimits { frames_in_flight_max: 4, ..GroupCommitLimits::default() };
-    let mut log = GroupCommit::new([7; 16], limits, Lsn(10), 0);
-    log.add_segment(OpenSegment { id: 1, file: FileId(1), len: 64 << 20 });
+    let mut log = large_log_within(limits);
     let first = log.begin_extent(PIECE_LEN).unwrap();
     log.append(&record(b"between")).unwrap();
     let second = log.begin_extent(PIECE_LEN).unwrap();
     log.submit(0);
     log.write_piece(&second, 0, IoBuffer::zeroed(PIECE_LEN));
-    let writes: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    let writes = all_writes(&mut log);
     let [_, between, second_frame, piece] = &writes[..] else { panic!("{writes:?}") };
     for written in [second_frame, piece] {
         log.handle_written(written.number, Ok(()), None);
@@ -99,7 +105,7 @@ fn extent_is_not_written_before_its_frame_is() {
     let extent = log.begin_extent(PIECE_LEN).unwrap();
     log.submit(0);
     log.write_piece(&extent, 0, IoBuffer::zeroed(PIECE_LEN));
-    let writes: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    let writes = all_writes(&mut log);
     assert_eq!(offset_of(&writes[0]), extent.offset);
     log.handle_written(writes[1].number, Ok(()), None);
     assert_eq!(log.poll_extent(), None);
@@ -113,7 +119,7 @@ fn failed_piece_fails_the_log() {
     let extent = log.begin_extent(PIECE_LEN).unwrap();
     log.write_piece(&extent, 0, IoBuffer::zeroed(PIECE_LEN));
     log.submit(0);
-    let writes: Vec<FrameWrite> = std::iter::from_fn(|| log.poll_write()).collect();
+    let writes = all_writes(&mut log);
     let error = DiskError { kind: DiskErrorKind::Io, code: 5 };
     log.handle_written(writes[1].number, Err(error), None);
     assert_eq!((log.failure(), log.poll_extent()), (Some(error), None));
@@ -250,25 +256,15 @@ proptest! {
         }
         let durable = world.log.durable_lsn();
         world.disk.crash(&sectors);
+        let found = world.disk.read_back();
         let files = &world.disk.files;
-        let found: Vec<Scanned> = files.iter().map(|(id, bytes)| read_back(*id, bytes)).collect();
         for (scan, _, footer) in &found {
             if let Some(footer) = footer {
                 let bytes = &files[&u32::try_from(scan.id).unwrap()][BLOCK_SIZE..scan.end as usize];
                 prop_assert_eq!(footer.summary().frames_crc, checksum::plain(bytes));
             }
         }
-        let scans: Vec<SegmentScan> = found.iter().map(|(scan, ..)| scan.clone()).collect();
-        let settled = settle(&scans, &[], Lsn::ZERO);
-        prop_assert!(!settled.is_suspect(), "{:?}", settled.quarantine);
-        prop_assert!(settled.watermark <= durable, "the log claims more than is durable");
-        prop_assert!(settled.findings.is_empty() && settled.salvaged.is_empty());
-        let mut lsns: Vec<Lsn> =
-            found.iter().flat_map(|(_, records, _)| records).map(|record| record.lsn).collect();
-        lsns.sort_unstable();
-        for lsn in 1..=durable.0 {
-            prop_assert!(lsns.binary_search(&Lsn(lsn)).is_ok(), "record {lsn} is lost");
-        }
+        let lsns = check_nothing_is_lost(&found, durable)?;
         for Named { lsn, extent, fill } in &world.named {
             let file = &files[&extent.segment.file.0];
             let (from, to) = (extent.record_offset() as usize, extent.offset + extent.len);

@@ -492,7 +492,8 @@ impl Store {
         }
         let key = &header.key;
         let own = self.catalog.candidates(key).find(|slot| slot.place == *place);
-        if own.is_some_and(|slot| slot.damaged) {
+        // A touch is marked when the value that it names is damaged: it is sound itself.
+        if own.is_some_and(|slot| slot.damaged && slot.kind != SlotKind::Touch) {
             return Decision::Unfit;
         }
         match header.kind {
