@@ -182,8 +182,8 @@ fn torn_ranges(quarantine: &[Quarantine]) -> Vec<Torn> {
     .collect()
 }
 
-/// Whether the value that a touch names is gone with a torn write. A copy made by compaction has the
-/// LSN of its original, which is still there: of that only the place tells.
+/// Whether the value that a touch names is gone with a torn write. A copy made by compaction has
+/// the LSN of its original, which is still there: of that only the place tells.
 fn is_void(ranges: &[Torn], body: &TouchBody) -> bool {
     let offset = u64::from(body.base.offset);
     ranges.iter().any(|torn| {
@@ -229,14 +229,8 @@ mod tests {
         let body = TouchBody { base: at(2, 8_272), user_key_crc: 0, base_lsn: Lsn(3) };
         let (location, lsn) = (at(2, 16_464), Lsn(26));
         let kind = RecordKind::Touch;
-        let touch = ReplayedRecord {
-            kind,
-            location,
-            lsn,
-            first_lsn: lsn,
-            touch: Some(body),
-            ..put.clone()
-        };
+        let touch =
+            ReplayedRecord { kind, location, lsn, first_lsn: lsn, touch: Some(body), ..put };
         let original = catalog.segments.place_of(&put.location);
         // At first nobody knows what was torn.
         let mut rebuild = Rebuild::new(catalog, 1_000, &[]);

@@ -402,7 +402,8 @@ fn any_flipped_byte_is_reported_and_never_read_as_a_value() {
 #[test]
 fn flipped_bytes_beside_a_checkpoint_and_footers_are_never_read_as_values() {
     for loader in [CheckpointLoader::Direct, CheckpointLoader::Mapped] {
-        let checkpoints = CheckpointOptions { loader, ..CheckpointOptions::default() };
+        let checkpoints =
+            CheckpointOptions { log_bytes_min: 64 << 10, index_bytes_factor: 0, loader };
         let rested = rest_with(StoreOptions { checkpoints, footers: true, ..options() });
         let files = rested.files();
         let (checkpoint, len) =

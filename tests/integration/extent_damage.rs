@@ -37,7 +37,7 @@ fn options(checkpoints: CheckpointOptions) -> StoreOptions {
         must_exist: false,
         segment_bytes: SEGMENT_BYTES,
         cache_bytes: 0,
-        limits: StoreLimits { disk_bytes_max: None, scrub_bytes_per_second: 1 << 30 },
+        limits: StoreLimits { scrub_bytes_per_second: 1 << 30, ..StoreLimits::default() },
         log: GroupCommitLimits::default(),
         buffers: Rc::new(HeapBuffers),
         checkpoints,

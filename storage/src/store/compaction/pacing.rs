@@ -3,11 +3,12 @@
 //! Space amplification is the bytes in use of all segments over the bytes of live records. What the
 //! segment in use and the victim hold twice or not yet is left out of it (two segments): it does
 //! not grow with the store. A small store may have as many dead bytes as one with
-//! [`LIVE_SEGMENTS_MIN`] segments full of live ones: where all is in a few segments, each of them is
-//! mostly live at any moment, and compaction would only carry it around. Above [`START_PERMILLE`] segments are compacted; each byte put obliges
-//! compaction to look at some bytes of victims, the more, the higher the amplification. Above
-//! [`SLOW_PERMILLE`] puts are refused as busy while too much of that is owed, so that they come at
-//! the speed at which compaction works.
+//! [`LIVE_SEGMENTS_MIN`] segments full of live ones: where all is in a few segments, each of them
+//! is mostly live at any moment, and compaction would only carry it around. From
+//! [`START_PERMILLE`] on segments are compacted; each byte put obliges compaction to look at some
+//! bytes of victims, the more, the higher the amplification. Above [`SLOW_PERMILLE`] puts are
+//! refused as busy while too much of that is owed, so that they come at the speed at which
+//! compaction works (docs/adr/0016).
 //!
 //! The index knows live bytes by size class, which is up to an eighth too much. How much it is on
 //! the average is learned from the records appended.
