@@ -2,8 +2,9 @@
 //!
 //! A lookup is a value, not a task: it says whom to ask next and is told what came of it. It asks
 //! `alpha` nodes at once, always the closest not yet asked; a node that is slow no longer counts
-//! against alpha, nor is it waited for in the end. It is done when the `k` closest nodes that are
-//! neither silent nor slow have all answered.
+//! against alpha, nor is it waited for in the end, unless it is among the few closest of all. It is
+//! done when the `k` closest nodes that are neither silent nor slow have all answered, and no slow
+//! one is among the `waited_for` closest that have not failed.
 //!
 //! ```text
 //!          next_query            on_response
@@ -28,6 +29,9 @@ pub struct LookupLimits {
     pub alpha: usize,
     /// Nodes wanted.
     pub k: usize,
+    /// So many of the closest nodes are waited for until they fail, however slow: the result is to
+    /// have them. Go's Kademlia calls this beta.
+    pub waited_for: usize,
     /// Nodes kept in mind: the farthest that were not asked are dropped.
     pub candidates_max: usize,
     /// Nodes taken from one response: a hostile one may name thousands.
@@ -39,7 +43,7 @@ impl LookupLimits {
     #[must_use]
     pub const fn new(k: usize) -> Self {
         let contacts_per_response_max = if k < 20 { 20 } else { k };
-        Self { alpha: 4, k, candidates_max: 8 * k + 64, contacts_per_response_max }
+        Self { alpha: 4, k, waited_for: 0, candidates_max: 8 * k + 64, contacts_per_response_max }
     }
 }
 
@@ -161,7 +165,15 @@ impl Lookup {
     /// Tells whether the closest nodes have answered, or there is nobody left to ask.
     #[must_use]
     pub fn is_done(&self) -> bool {
+        let may_answer = |candidate: &&Candidate| candidate.state != State::Failed;
+        let has_answered = |candidate: &Candidate| candidate.state == State::Answered;
         self.nearest().all(|index| self.candidates[index].state == State::Answered)
+            && self
+                .candidates
+                .iter()
+                .filter(may_answer)
+                .take(self.limits.waited_for)
+                .all(has_answered)
             && (self.answered().next().is_some() || !self.is_waiting())
     }
 

@@ -158,6 +158,12 @@ impl<T: Copy> Transactions<T> {
         id.is_ok_and(|id| self.outstanding.get(&id).is_some_and(|query| query.to == from))
     }
 
+    /// Tells whether a query to that address is under way.
+    #[must_use]
+    pub fn is_asking(&self, address: &SocketAddr) -> bool {
+        self.outstanding.values().any(|query| query.to == *address)
+    }
+
     /// Returns a query whose time has come, if there is one.
     pub fn poll_overdue(&mut self, now: Monotonic) -> Option<Overdue<T>> {
         let (deadline, id) = *self.timers.first()?;
