@@ -172,7 +172,11 @@ pub fn run(scenario: Scenario, plan: Plan, progress: &mut dyn FnMut(&str, usize)
 impl Run<'_> {
     fn grow(&mut self, is_measured: bool) {
         let mut size = 10;
+        let step = (self.plan.nodes / 20).max(1);
         while self.living.len() < self.plan.nodes {
+            if self.living.len() % step == 0 {
+                (self.progress)("growing", self.living.len());
+            }
             let seeds = self.some_living(3);
             self.spawn(&seeds);
             // The larger it is the faster it grows: by a twentieth each second.

@@ -22,6 +22,9 @@ use super::node_id::NodeId;
 #[cfg(test)]
 mod tests;
 
+/// Ids that one address may have in a lookup, failed ones apart.
+const IDS_PER_ADDRESS_MAX: usize = 2;
+
 /// Sizes of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LookupLimits {
@@ -143,6 +146,11 @@ impl Lookup {
         true
     }
 
+    /// Takes a node into account that came up beside the responses.
+    pub fn on_named(&mut self, contact: Contact) {
+        self.add(contact, 0);
+    }
+
     /// Notes that a node will not answer.
     pub fn on_failure(&mut self, from: &Contact) {
         if let Some(index) = self.waiting_for(from) {
@@ -215,9 +223,13 @@ impl Lookup {
     }
 
     fn add(&mut self, contact: Contact, depth: u16) {
-        // An address stands for one node: who names many ids for it names lies.
-        let known = |candidate: &Candidate| candidate.contact.address == contact.address;
-        if contact.id == self.own || self.candidates.iter().any(known) {
+        // An address stands for one node: who names many ids for it names lies. Two are let in, as
+        // a node that began anew is known to some by its old id and to others by its new one.
+        let same = |candidate: &&Candidate| {
+            candidate.contact.address == contact.address && candidate.state != State::Failed
+        };
+        let is_crowded = self.candidates.iter().filter(same).count() >= IDS_PER_ADDRESS_MAX;
+        if contact.id == self.own || is_crowded {
             return;
         }
         let distance = contact.id.distance(&self.target);

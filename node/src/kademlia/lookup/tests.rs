@@ -176,7 +176,7 @@ fn lies_fill_neither_memory_nor_the_list_of_whom_to_ask() {
         .collect();
     named.push(contact(255));
     lookup.on_response(&contact(100), &named);
-    assert_eq!(lookup.candidates.len(), 2, "one node per address, and not ourselves");
+    assert_eq!(lookup.candidates.len(), 3, "two ids per address, and not ourselves");
     for number in 0..=255 {
         let limits = lookup.limits;
         lookup.add(contact(number), 1);

@@ -98,6 +98,12 @@ impl KademliaNode {
         values: &[u8],
     ) {
         if asked.id != contact.id {
+            // Somebody new at the same address.
+            if self.is_usable(contact)
+                && let Some(search) = self.searches.get_mut(&id)
+            {
+                search.lookup.on_named(*contact);
+            }
             return self.on_step_failed(now, id, asked);
         }
         let named = self.named(now, nodes);
