@@ -223,21 +223,24 @@ impl Lookup {
     }
 
     fn add(&mut self, contact: Contact, depth: u16) {
-        // An address stands for one node: who names many ids for it names lies. Two are let in, as
-        // a node that began anew is known to some by its old id and to others by its new one.
-        let same = |candidate: &&Candidate| {
-            candidate.contact.address == contact.address && candidate.state != State::Failed
-        };
-        let is_crowded = self.candidates.iter().filter(same).count() >= IDS_PER_ADDRESS_MAX;
-        if contact.id == self.own || is_crowded {
+        if contact.id == self.own {
             return;
         }
         let distance = contact.id.distance(&self.target);
+        // Most nodes that are named are known: this comes first.
         let Err(index) =
             self.candidates.binary_search_by_key(&distance, |candidate| candidate.distance)
         else {
             return;
         };
+        // An address stands for one node: who names many ids for it names lies. Two are let in, as
+        // a node that began anew is known to some by its old id and to others by its new one.
+        let same = |candidate: &&Candidate| {
+            candidate.contact.address == contact.address && candidate.state != State::Failed
+        };
+        if self.candidates.iter().filter(same).count() >= IDS_PER_ADDRESS_MAX {
+            return;
+        }
         let candidate = Candidate { distance, contact, state: State::Unasked, depth };
         if self.candidates.len() >= self.limits.candidates_max {
             let unasked = |candidate: &Candidate| candidate.state == State::Unasked;
