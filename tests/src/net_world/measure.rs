@@ -139,7 +139,7 @@ impl Measurement {
         latencies.sort_unstable();
         let quantile = |of: f64| {
             let index = (latencies.len() as f64 * of) as usize;
-            latencies.get(index).or(latencies.last()).map_or(0.0, |ns| *ns as f64 / 1e6)
+            latencies.get(index).or_else(|| latencies.last()).map_or(0.0, |ns| *ns as f64 / 1e6)
         };
         Self {
             name: name.to_owned(),

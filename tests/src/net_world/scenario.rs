@@ -174,7 +174,7 @@ impl Run<'_> {
         let mut size = 10;
         let step = (self.plan.nodes / 20).max(1);
         while self.living.len() < self.plan.nodes {
-            if self.living.len() % step == 0 {
+            if self.living.len().is_multiple_of(step) {
                 (self.progress)("growing", self.living.len());
             }
             let seeds = self.some_living(3);

@@ -31,7 +31,7 @@ fn churn_and_cuts_repeat_themselves_too() {
 #[test]
 fn every_scenario_finds_what_it_must() {
     for scenario in Scenario::ALL {
-        let outcome = quietly(scenario, plan(4, 120));
+        let outcome = quietly(scenario, plan(4, 80));
         for measured in &outcome.measurements {
             assert!(measured.passes(), "{}: {measured:?}", scenario.name());
         }

@@ -91,6 +91,8 @@ pub fn decode(own: &NodeId, bytes: &[u8]) -> Result<Vec<Contact>, SavedTableErro
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::indexing_slicing, reason = "tests may panic")]
+
     use super::*;
 
     const OWN: NodeId = NodeId([5; 20]);

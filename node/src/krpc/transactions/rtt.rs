@@ -61,7 +61,7 @@ impl RttEstimates {
 
     /// Takes note of an answer.
     pub fn add(&mut self, peer: SocketAddr, rtt_us: u32) {
-        self.overall.get_or_insert(RttEstimate::first(rtt_us)).add(rtt_us);
+        self.overall.get_or_insert_with(|| RttEstimate::first(rtt_us)).add(rtt_us);
         if let Some(estimate) = self.peers.get_mut(&peer) {
             estimate.add(rtt_us);
             return;
