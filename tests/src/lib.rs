@@ -6,6 +6,7 @@ pub mod crash_loop;
 pub mod disk;
 pub mod fuzz;
 pub mod ledger;
+pub mod net_world;
 pub mod node_process;
 pub mod resp_client;
 pub mod simulated_io;

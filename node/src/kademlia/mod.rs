@@ -1,7 +1,8 @@
 //! Kademlia without I/O: ids and distances, the routing table, iterative lookups.
 //!
 //! Nothing here reads a clock, draws randomness of its own or sends anything: callers pass `now`
-//! and a generator, and take what is to be asked of whom. Messages are the business of others.
+//! and a generator, and take what is to be sent. [`KademliaNode`] makes a node of the parts, and is
+//! the only one that knows of messages.
 //!
 //! ```text
 //! Lookup ── next_query ──> (send) ──> reply ──> RoutingTable::on_reply, Lookup::on_response
@@ -15,11 +16,14 @@
 pub mod distance;
 pub mod k_bucket;
 pub mod lookup;
+pub mod node;
 pub mod node_id;
+pub mod path_cache;
 pub mod routing_table;
 
 pub use distance::Distance;
 pub use k_bucket::{Contact, Health};
 pub use lookup::{Lookup, LookupLimits};
+pub use node::{KademliaNode, NodeEvent, NodeOptions};
 pub use node_id::NodeId;
 pub use routing_table::{Admission, RoutingTable, TableLimits};

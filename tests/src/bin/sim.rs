@@ -5,6 +5,8 @@
 //! sim store --seeds 200                       short traces, a crash at every disk request
 //! sim store --exhaustive                      every image that a power loss can leave
 //! sim errors --seeds 4                        each request fails in each way
+//! sim net --nodes 10000 --dead 10%            a network of nodes, a tenth killed at once
+//! sim net --scenario all --nodes 1000 --json net.json --svg plots/
 //! ```
 //!
 //! A seed that fails is printed with the command that repeats it, and the exit code is 1.
@@ -12,12 +14,16 @@
 #![expect(clippy::print_stdout, reason = "the output is what this program is for")]
 
 use std::cell::Cell;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use clap::{Args, Parser, Subcommand};
+use kadring_tests::net_world::network::Faults;
+use kadring_tests::net_world::report;
+use kadring_tests::net_world::scenario::{self, Outcome, Plan, Scenario};
 use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
 use kadring_tests::tally::{Occurrence, Tally};
 
@@ -56,8 +62,51 @@ struct Seeds {
     threads: Option<usize>,
 }
 
+/// A network of nodes.
+#[derive(Debug, Args)]
+struct Net {
+    /// What happens: growth, simultaneous, kill, churn, partition or all.
+    #[arg(long, default_value = "kill")]
+    scenario: String,
+    /// Nodes.
+    #[arg(long, default_value_t = 1000)]
+    nodes: usize,
+    /// Share of them that is killed, as 10% or 0.1.
+    #[arg(long, default_value = "10%", value_parser = share)]
+    dead: f64,
+    /// Everything comes from it.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Nodes per bucket, and nodes that a lookup finds.
+    #[arg(long, default_value_t = 20)]
+    k: usize,
+    /// Lookups of each measurement.
+    #[arg(long, default_value_t = 1000)]
+    lookups: usize,
+    /// Share of datagrams that are lost.
+    #[arg(long, default_value = "0.5%", value_parser = share)]
+    loss: f64,
+    /// Share of datagrams that arrive twice.
+    #[arg(long, default_value = "0.1%", value_parser = share)]
+    duplication: f64,
+    /// Share of datagrams that are held up.
+    #[arg(long, default_value = "0.5%", value_parser = share)]
+    reordering: f64,
+    /// Share of pairs of nodes that are connected in one direction only.
+    #[arg(long, default_value = "0%", value_parser = share)]
+    one_way: f64,
+    /// Writes the results to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draws the results into files in this directory.
+    #[arg(long)]
+    svg: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Many Kademlia nodes, and lookups compared with the truth.
+    Net(Net),
     /// One store, with crashes: at every disk request if the trace is short, else at some.
     Store {
         #[command(flatten)]
@@ -104,6 +153,7 @@ fn main() -> ExitCode {
         );
     }));
     match Arguments::parse().what {
+        What::Net(net) => run_net(&net),
         What::Store { seeds, operations, exhaustive, images, bug } => {
             let mut trial = Trial::of(operations);
             trial.bug = bug.unwrap_or(PlantedBug::Nothing);
@@ -134,6 +184,68 @@ fn planted(name: &str) -> Result<PlantedBug, String> {
         "links" => Ok(PlantedBug::RecyclesLinkedFiles),
         _ => Err("one of tombstones, segments, links".to_owned()),
     }
+}
+
+/// Reads `10%` or `0.1`.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text, 1.0),
+    };
+    let share = number.parse::<f64>().map_err(|error| error.to_string())? / unit;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("not between 0% and 100%".to_owned()) }
+}
+
+fn run_net(net: &Net) -> ExitCode {
+    let mut scenarios = Scenario::ALL.to_vec();
+    scenarios.retain(|scenario| net.scenario == "all" || scenario.name() == net.scenario);
+    if scenarios.is_empty() {
+        eprintln!("no such scenario: {}", net.scenario);
+        return ExitCode::from(2);
+    }
+    SEED.set(net.seed);
+    let (loss, duplication) = (net.loss, net.duplication);
+    let (reordering, one_way) = (net.reordering, net.one_way);
+    let faults = Faults { loss, duplication, reordering, one_way };
+    let Net { seed, nodes, k, lookups, dead, .. } = *net;
+    let plan = Plan { seed, nodes, k, lookups, dead, faults };
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for scenario in scenarios {
+        let name = scenario.name();
+        let mut progress = |what: &str, alive: usize| {
+            eprintln!("{name}: {what}, {alive} nodes");
+        };
+        let outcome = scenario::run(scenario, plan, &mut progress);
+        println!("{}", report::table(&outcome));
+        outcomes.push(outcome);
+    }
+    println!("peak memory: {}", peak_memory());
+    if let Err(error) = write_net(net, &outcomes) {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    let rows = || outcomes.iter().flat_map(|outcome| &outcome.measurements);
+    if rows().all(|row| row.passes()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn write_net(net: &Net, outcomes: &[Outcome]) -> Result<(), Box<dyn std::error::Error>> {
+    if let Some(file) = &net.json {
+        std::fs::write(file, format!("{:#}\n", report::json(outcomes)))?;
+    }
+    if let Some(directory) = &net.svg {
+        std::fs::create_dir_all(directory)?;
+        for (name, plot) in outcomes.iter().flat_map(report::plots) {
+            plot.draw(&directory.join(format!("{name}.svg")))?;
+        }
+    }
+    Ok(())
+}
+
+/// The most memory this process has had, as Linux says it.
+fn peak_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
 fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {

@@ -7,6 +7,7 @@
 
 pub mod extents;
 pub mod files;
+pub mod krpc;
 pub mod mutation;
 pub mod targets;
 #[cfg(test)]

@@ -17,11 +17,11 @@ use wal::record::{
 };
 use wal::segment::{self, Identity, SegmentHeader};
 
-use super::{Target, extents, files};
+use super::{Target, extents, files, krpc};
 use crate::disk::{SimulatedDisk, run_procedure};
 
 /// Every decoder.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "frame_header", run: frame_header, valid: valid_frame, seal: seal_frame },
     Target { name: "record", run: record, valid: valid_record, seal: seal_record },
     Target { name: "segment_header", run: segment_header, valid: valid_segment, seal: keep },
@@ -55,6 +55,14 @@ pub const TARGETS: [Target; 13] = [
         seal: extents::seal_extent,
     },
     Target { name: "device", run: files::device, valid: files::valid_device, seal: keep },
+    Target { name: "bencode", run: krpc::bencode, valid: krpc::valid_bencode, seal: keep },
+    Target { name: "krpc", run: krpc::krpc, valid: krpc::valid_krpc, seal: keep },
+    Target {
+        name: "kademlia_node",
+        run: krpc::kademlia_node,
+        valid: krpc::valid_steps,
+        seal: keep,
+    },
 ];
 
 const IDENTITY: Identity = Identity { store: [9; 16], node_id: [7; 20], shard: 0, shard_count: 1 };

@@ -3,10 +3,11 @@
 use fastrand::Rng;
 use kadring::export::Reader;
 use kadring::io::device::DeviceProbe;
+use kadring::krpc::message::Message;
 use kadring::snapshot::Catalog;
 
 use super::targets::TARGETS;
-use super::{extents, files};
+use super::{extents, files, krpc};
 
 const INPUTS: u64 = 3_000;
 
@@ -47,6 +48,21 @@ fn generators_make_what_their_decoders_accept() {
         assert!(reader.finish().is_ok());
         let slots = storage::fuzz_checkpoint(&files::valid_checkpoint(&mut rng));
         assert!(slots > 0, "the checkpoint is refused or empty");
+        assert!(Message::decode(&krpc::valid_krpc(&mut rng)).is_ok());
     }
     assert!(tables > 10, "{tables} footers of 20 have a table");
+}
+
+/// Steps must get past the first checks: some answers are taken, and bring nodes into the table.
+#[test]
+fn steps_of_the_node_target_bring_nodes_into_its_table() {
+    let mut rng = Rng::with_seed(4);
+    let (mut known, mut answers, mut queries) = (0, 0, 0);
+    for _ in 0..200 {
+        let node = krpc::play(&krpc::valid_steps(&mut rng));
+        known += node.table().len();
+        answers += node.counters().responses_in;
+        queries += node.counters().queries_in;
+    }
+    assert!(known > 50 && answers > 100 && queries > 100, "{known} {answers} {queries}");
 }

@@ -2,8 +2,9 @@
 //!
 //! A lookup is a value, not a task: it says whom to ask next and is told what came of it. It asks
 //! `alpha` nodes at once, always the closest not yet asked; a node that is slow no longer counts
-//! against alpha, nor is it waited for in the end. It is done when the `k` closest nodes that are
-//! neither silent nor slow have all answered.
+//! against alpha, nor is it waited for in the end, unless it is among the few closest of all. It is
+//! done when the `k` closest nodes that are neither silent nor slow have all answered, and no slow
+//! one is among the `waited_for` closest that have not failed.
 //!
 //! ```text
 //!          next_query            on_response
@@ -21,6 +22,9 @@ use super::node_id::NodeId;
 #[cfg(test)]
 mod tests;
 
+/// Ids that one address may have in a lookup, failed ones apart.
+const IDS_PER_ADDRESS_MAX: usize = 2;
+
 /// Sizes of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LookupLimits {
@@ -28,6 +32,9 @@ pub struct LookupLimits {
     pub alpha: usize,
     /// Nodes wanted.
     pub k: usize,
+    /// So many of the closest nodes are waited for until they fail, however slow: the result is to
+    /// have them. Go's Kademlia calls this beta.
+    pub waited_for: usize,
     /// Nodes kept in mind: the farthest that were not asked are dropped.
     pub candidates_max: usize,
     /// Nodes taken from one response: a hostile one may name thousands.
@@ -39,7 +46,7 @@ impl LookupLimits {
     #[must_use]
     pub const fn new(k: usize) -> Self {
         let contacts_per_response_max = if k < 20 { 20 } else { k };
-        Self { alpha: 4, k, candidates_max: 8 * k + 64, contacts_per_response_max }
+        Self { alpha: 4, k, waited_for: 0, candidates_max: 8 * k + 64, contacts_per_response_max }
     }
 }
 
@@ -139,6 +146,11 @@ impl Lookup {
         true
     }
 
+    /// Takes a node into account that came up beside the responses.
+    pub fn on_named(&mut self, contact: Contact) {
+        self.add(contact, 0);
+    }
+
     /// Notes that a node will not answer.
     pub fn on_failure(&mut self, from: &Contact) {
         if let Some(index) = self.waiting_for(from) {
@@ -161,7 +173,15 @@ impl Lookup {
     /// Tells whether the closest nodes have answered, or there is nobody left to ask.
     #[must_use]
     pub fn is_done(&self) -> bool {
+        let may_answer = |candidate: &&Candidate| candidate.state != State::Failed;
+        let has_answered = |candidate: &Candidate| candidate.state == State::Answered;
         self.nearest().all(|index| self.candidates[index].state == State::Answered)
+            && self
+                .candidates
+                .iter()
+                .filter(may_answer)
+                .take(self.limits.waited_for)
+                .all(has_answered)
             && (self.answered().next().is_some() || !self.is_waiting())
     }
 
@@ -203,17 +223,24 @@ impl Lookup {
     }
 
     fn add(&mut self, contact: Contact, depth: u16) {
-        // An address stands for one node: who names many ids for it names lies.
-        let known = |candidate: &Candidate| candidate.contact.address == contact.address;
-        if contact.id == self.own || self.candidates.iter().any(known) {
+        if contact.id == self.own {
             return;
         }
         let distance = contact.id.distance(&self.target);
+        // Most nodes that are named are known: this comes first.
         let Err(index) =
             self.candidates.binary_search_by_key(&distance, |candidate| candidate.distance)
         else {
             return;
         };
+        // An address stands for one node: who names many ids for it names lies. Two are let in, as
+        // a node that began anew is known to some by its old id and to others by its new one.
+        let same = |candidate: &&Candidate| {
+            candidate.contact.address == contact.address && candidate.state != State::Failed
+        };
+        if self.candidates.iter().filter(same).count() >= IDS_PER_ADDRESS_MAX {
+            return;
+        }
         let candidate = Candidate { distance, contact, state: State::Unasked, depth };
         if self.candidates.len() >= self.limits.candidates_max {
             let unasked = |candidate: &Candidate| candidate.state == State::Unasked;

@@ -176,7 +176,7 @@ fn lies_fill_neither_memory_nor_the_list_of_whom_to_ask() {
         .collect();
     named.push(contact(255));
     lookup.on_response(&contact(100), &named);
-    assert_eq!(lookup.candidates.len(), 2, "one node per address, and not ourselves");
+    assert_eq!(lookup.candidates.len(), 3, "two ids per address, and not ourselves");
     for number in 0..=255 {
         let limits = lookup.limits;
         lookup.add(contact(number), 1);
@@ -218,5 +218,33 @@ fn a_lookup_all_of_whose_nodes_are_slow_waits_for_them() {
     lookup.on_failure(&contact(1));
     assert!(!lookup.is_done());
     lookup.on_failure(&contact(2));
+    assert!(lookup.is_done());
+}
+
+/// A node began anew with another id at the same address, and others still name the old one.
+#[test]
+fn a_node_that_began_anew_is_found_behind_its_old_id() {
+    let mut lookup = lookup(4, &[100, 7]);
+    let anew = Contact { address: contact(7).address, ..contact(8) };
+    assert_eq!(queries(&mut lookup), [7, 100]);
+    lookup.on_response(&contact(100), &[anew]);
+    lookup.on_failure(&contact(7));
+    assert_eq!(queries(&mut lookup), [8]);
+    lookup.on_response(&anew, &[]);
+    assert_eq!(lookup.closest().collect::<Vec<_>>(), [anew, contact(100)]);
+}
+
+#[test]
+fn a_slow_node_among_the_closest_is_waited_for_until_it_fails() {
+    let limits = LookupLimits { alpha: 4, waited_for: 1, ..LookupLimits::new(2) };
+    let known = [1, 2, 3].map(contact);
+    let mut lookup = Lookup::new(NodeId([255; 20]), NodeId([0; 20]), limits, &known);
+    while lookup.next_query().is_some() {}
+    lookup.on_slow(&contact(1));
+    while lookup.next_query().is_some() {}
+    lookup.on_response(&contact(2), &[]);
+    lookup.on_response(&contact(3), &[]);
+    assert!(!lookup.is_done(), "the closest may still answer");
+    lookup.on_failure(&contact(1));
     assert!(lookup.is_done());
 }

@@ -256,8 +256,9 @@ impl RoutingTable {
         oldest.plus_millis(self.limits.refresh_after_ms)
     }
 
-    /// How many buckets are kept fresh: up to one beyond the nearest that has nodes.
-    fn refreshed(&self) -> usize {
+    /// Counts the buckets that are kept fresh: up to one beyond the nearest that has nodes.
+    #[must_use]
+    pub fn refreshed(&self) -> usize {
         let nearest = (0..self.buckets.len()).rev().find(|&index| self.is_occupied(index));
         nearest.map_or(1, |index| (index + 2).min(self.buckets.len()))
     }

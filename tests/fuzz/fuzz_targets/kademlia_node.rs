@@ -1,0 +1,4 @@
+//! `kademlia_node` of kadring-tests for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kadring_tests::fuzz::krpc::kademlia_node(bytes));
