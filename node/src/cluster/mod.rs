@@ -1,10 +1,14 @@
-//! What makes many nodes one key space, without I/O. So far: versions, which nodes hold a key, and
-//! what nodes say to each other.
+//! What makes many nodes one key space, without I/O. So far: versions, which nodes hold a key,
+//! who belongs to the cluster, what nodes say to each other, and what a holder does with a record.
 
 pub mod clock;
+pub mod membership;
 pub mod message;
+pub mod outbox;
 pub mod placement;
 pub mod prefix;
+pub mod replica;
 pub mod settings;
+pub mod store;
 
 pub use settings::ClusterSettings;

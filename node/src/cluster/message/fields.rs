@@ -11,36 +11,36 @@ use crate::cluster::prefix::Prefix;
 use crate::kademlia::NodeId;
 
 /// Takes fields off the front of a body.
-pub(super) struct FieldReader<'a>(&'a [u8]);
+pub(in crate::cluster) struct FieldReader<'a>(&'a [u8]);
 
 type Result<T> = std::result::Result<T, MessageError>;
 
 impl<'a> FieldReader<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Self {
+    pub(in crate::cluster) fn new(body: &'a [u8]) -> Self {
         Self(body)
     }
 
-    pub(super) fn finish(&self) -> Result<()> {
+    pub(in crate::cluster) fn finish(&self) -> Result<()> {
         if self.0.is_empty() { Ok(()) } else { Err(MessageError::Body) }
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub(in crate::cluster) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (first, rest) = self.0.split_first_chunk().ok_or(MessageError::Body)?;
         self.0 = rest;
         Ok(*first)
     }
 
-    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8]> {
+    pub(in crate::cluster) fn bytes(&mut self, len: usize) -> Result<&'a [u8]> {
         let (first, rest) = self.0.split_at_checked(len).ok_or(MessageError::Body)?;
         self.0 = rest;
         Ok(first)
     }
 
-    pub(super) fn u8(&mut self) -> Result<u8> {
+    pub(in crate::cluster) fn u8(&mut self) -> Result<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    pub(super) fn flag(&mut self) -> Result<bool> {
+    pub(in crate::cluster) fn flag(&mut self) -> Result<bool> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -48,40 +48,40 @@ impl<'a> FieldReader<'a> {
         }
     }
 
-    pub(super) fn u16(&mut self) -> Result<u16> {
+    pub(in crate::cluster) fn u16(&mut self) -> Result<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32> {
+    pub(in crate::cluster) fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_be_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64> {
+    pub(in crate::cluster) fn u64(&mut self) -> Result<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
-    pub(super) fn request(&mut self) -> Result<RequestId> {
+    pub(in crate::cluster) fn request(&mut self) -> Result<RequestId> {
         self.u64().map(RequestId)
     }
 
-    pub(super) fn node(&mut self) -> Result<NodeId> {
+    pub(in crate::cluster) fn node(&mut self) -> Result<NodeId> {
         self.array().map(NodeId)
     }
 
-    pub(super) fn key(&mut self) -> Result<Key> {
+    pub(in crate::cluster) fn key(&mut self) -> Result<Key> {
         self.array().map(Key)
     }
 
-    pub(super) fn version(&mut self) -> Result<Version> {
+    pub(in crate::cluster) fn version(&mut self) -> Result<Version> {
         self.array().map(Version)
     }
 
-    pub(super) fn prefix(&mut self) -> Result<Prefix> {
+    pub(in crate::cluster) fn prefix(&mut self) -> Result<Prefix> {
         let (len, bits) = (self.u8()?, self.array()?);
         Prefix::new(bits, len).ok_or(MessageError::Body)
     }
 
-    pub(super) fn address(&mut self) -> Result<Bytes> {
+    pub(in crate::cluster) fn address(&mut self) -> Result<Bytes> {
         let len = usize::from(self.u8()?);
         if len > ADDRESS_LEN_MAX {
             return Err(MessageError::Body);
@@ -90,7 +90,7 @@ impl<'a> FieldReader<'a> {
     }
 
     /// A counted list of at most `max`.
-    pub(super) fn list<T>(
+    pub(in crate::cluster) fn list<T>(
         &mut self,
         max: usize,
         mut item: impl FnMut(&mut Self) -> Result<T>,
@@ -102,7 +102,7 @@ impl<'a> FieldReader<'a> {
         (0..count).map(|_| item(self)).collect()
     }
 
-    pub(super) fn member(&mut self) -> Result<MemberEntry> {
+    pub(in crate::cluster) fn member(&mut self) -> Result<MemberEntry> {
         Ok(MemberEntry {
             node: self.node()?,
             incarnation: self.u64()?,
@@ -122,7 +122,7 @@ impl<'a> FieldReader<'a> {
         })
     }
 
-    pub(super) fn entry(&mut self) -> Result<Entry> {
+    pub(in crate::cluster) fn entry(&mut self) -> Result<Entry> {
         Ok(Entry {
             namespace: Namespace(self.u8()?),
             key: self.key()?,
@@ -131,38 +131,38 @@ impl<'a> FieldReader<'a> {
         })
     }
 
-    pub(super) fn sum(&mut self) -> Result<Sum> {
+    pub(in crate::cluster) fn sum(&mut self) -> Result<Sum> {
         Ok(Sum { hash: u128::from_be_bytes(self.array()?), count: self.u64()? })
     }
 }
 
 /// Appends fields to a body.
 #[derive(Debug, Default)]
-pub(super) struct FieldWriter(pub(super) Vec<u8>);
+pub(in crate::cluster) struct FieldWriter(pub(in crate::cluster) Vec<u8>);
 
 impl FieldWriter {
-    pub(super) fn bytes(mut self, bytes: &[u8]) -> Self {
+    pub(in crate::cluster) fn bytes(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    pub(super) fn u8(self, value: u8) -> Self {
+    pub(in crate::cluster) fn u8(self, value: u8) -> Self {
         self.bytes(&[value])
     }
 
-    pub(super) fn u64(self, value: u64) -> Self {
+    pub(in crate::cluster) fn u64(self, value: u64) -> Self {
         self.bytes(&value.to_be_bytes())
     }
 
-    pub(super) fn request(self, request: RequestId) -> Self {
+    pub(in crate::cluster) fn request(self, request: RequestId) -> Self {
         self.u64(request.0)
     }
 
-    pub(super) fn prefix(self, prefix: &Prefix) -> Self {
+    pub(in crate::cluster) fn prefix(self, prefix: &Prefix) -> Self {
         self.u8(prefix.len()).bytes(&prefix.first_key().0)
     }
 
-    pub(super) fn address(self, address: &[u8]) -> Self {
+    pub(in crate::cluster) fn address(self, address: &[u8]) -> Self {
         let address = address.get(..ADDRESS_LEN_MAX).unwrap_or(address);
         self.u8(u8::try_from(address.len()).unwrap_or(0)).bytes(address)
     }
@@ -171,7 +171,7 @@ impl FieldWriter {
     ///
     /// # Panics
     /// If there are more.
-    pub(super) fn list<T>(
+    pub(in crate::cluster) fn list<T>(
         self,
         max: usize,
         items: &[T],
@@ -182,7 +182,7 @@ impl FieldWriter {
         items.iter().fold(self.bytes(&count.to_be_bytes()), write)
     }
 
-    pub(super) fn member(self, entry: &MemberEntry) -> Self {
+    pub(in crate::cluster) fn member(self, entry: &MemberEntry) -> Self {
         let phase = match entry.phase {
             Phase::Joining => 0,
             Phase::Full => 1,
@@ -197,7 +197,7 @@ impl FieldWriter {
         written.u8(phase).u8(standing).address(&entry.address)
     }
 
-    pub(super) fn entry(self, entry: &Entry) -> Self {
+    pub(in crate::cluster) fn entry(self, entry: &Entry) -> Self {
         let written = self.u8(entry.namespace.0).bytes(&entry.key.0).bytes(&entry.version.0);
         written.u8(u8::from(entry.is_tombstone))
     }

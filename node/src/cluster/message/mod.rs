@@ -3,7 +3,7 @@
 //! [`codec`] makes frames of messages and messages of frames; docs/WIRE-links.md draws them.
 
 pub mod codec;
-mod fields;
+pub(super) mod fields;
 pub mod frame;
 #[cfg(test)]
 mod tests;
