@@ -3,6 +3,9 @@
 
 pub mod clock;
 pub mod coordinator;
+pub mod digest;
+mod exchange;
+mod hand_off;
 pub mod membership;
 pub mod message;
 pub mod mutation;

@@ -130,6 +130,11 @@ impl PrefixSet {
         self.0.iter()
     }
 
+    /// The prefixes themselves, in order of their keys.
+    pub fn into_prefixes(self) -> impl Iterator<Item = Prefix> {
+        self.0.into_iter()
+    }
+
     /// Number of prefixes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -152,6 +157,12 @@ impl PrefixSet {
     #[must_use]
     pub fn covers(&self, prefix: &Prefix) -> bool {
         self.cover_of(prefix).is_some()
+    }
+
+    /// Whether any key of the prefix is in it.
+    #[must_use]
+    pub fn touches(&self, prefix: &Prefix) -> bool {
+        self.covers(prefix) || self.within(prefix).next().is_some()
     }
 
     fn cover_of(&self, prefix: &Prefix) -> Option<Prefix> {

@@ -31,6 +31,7 @@ use super::membership::Membership;
 use super::message::{PeerMessage, Record, RequestId};
 use super::outbox::Outbox;
 use super::placement::{majority, order};
+use super::prefix::Prefix;
 use super::settings::ClusterSettings;
 use crate::kademlia::NodeId;
 
@@ -66,9 +67,8 @@ pub enum Outcome {
 pub(super) enum Owner {
     Command(CommandId, u32),
     Exchange(u64),
+    Fill(Prefix),
     Cleaning,
-    /// Nobody waits for the answer.
-    Nobody,
 }
 
 /// Queries under way.
@@ -92,9 +92,7 @@ impl Step<'_> {
     ) {
         let request = self.out.take_id();
         self.out.send(to, message(request));
-        if owner != Owner::Nobody {
-            self.queries.0.insert(request, (owner, to));
-        }
+        self.queries.0.insert(request, (owner, to));
     }
 }
 

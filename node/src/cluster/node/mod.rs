@@ -5,6 +5,8 @@
 //! requests take effect in order and are answered once durable; a link that breaks is told by
 //! [`ClusterNode::handle_unreachable`], and so are messages that could not be sent.
 
+mod background;
+mod cleaning;
 mod serve;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +32,7 @@ use super::settings::ClusterSettings;
 use super::state::ClusterState;
 use super::store::{StoreAnswer, StoreRequest, Ticket};
 use crate::kademlia::NodeId;
+use background::Background;
 use serve::Serving;
 
 /// Commands under way; further ones are refused.
@@ -109,6 +112,7 @@ pub struct ClusterNode {
     last_command: u64,
     events: VecDeque<ClusterEvent>,
     serving: Serving,
+    background: Background,
     /// Keys whose replica set this node is in, by its list of members.
     mine: PrefixSet,
     held: PrefixSet,
@@ -154,6 +158,7 @@ impl ClusterNode {
             last_command: 0,
             events: VecDeque::new(),
             serving: Serving::default(),
+            background: Background::default(),
             mine: PrefixSet::default(),
             held: if is_founder { PrefixSet::all() } else { state.held },
             contact_ms: if is_new { now.clock_ms } else { state.contact_ms },
@@ -321,6 +326,7 @@ impl ClusterNode {
         if self.save_at_ns <= now.monotonic_ns {
             self.save(now);
         }
+        self.handle_background_time(now);
         self.settle(now);
     }
 
@@ -331,12 +337,17 @@ impl ClusterNode {
             Command::Write(write) => write.deadline_ns,
             Command::Read(read) => read.deadline_ns,
         });
-        commands.fold(self.members.deadline_ns().min(self.save_at_ns), u64::min)
+        let others = self.members.deadline_ns().min(self.save_at_ns);
+        commands.fold(others.min(self.background_deadline_ns()), u64::min)
     }
 
     /// The store has done what it was asked.
     pub fn handle_store(&mut self, now: Now, ticket: Ticket, answer: StoreAnswer) {
-        self.serve_answer(now, ticket, answer);
+        let answer = self.on_exchange_stored(now, ticket, answer);
+        let answer = answer.and_then(|answer| self.on_cleaning_stored(now, ticket, answer));
+        if let Some(answer) = answer {
+            self.serve_answer(now, ticket, answer);
+        }
         self.settle(now);
     }
 
@@ -365,6 +376,7 @@ impl ClusterNode {
             }
             if self.members.take_change() {
                 self.replace();
+                self.replace_background();
                 self.save(now);
             }
             let own = self.out.sends.iter().position(|(to, _)| *to == self.own);
@@ -421,8 +433,13 @@ impl ClusterNode {
         let is_its = |(_, to): &&(Owner, NodeId)| *to == from;
         let Some((owner, _)) = self.queries.0.get(&request).filter(is_its).copied() else { return };
         self.queries.0.remove(&request);
-        if let Owner::Command(id, attempt) = owner {
-            self.on_command_answer(now, from, id, attempt, message);
+        match owner {
+            Owner::Command(id, attempt) => {
+                self.on_command_answer(now, from, id, attempt, message);
+            }
+            Owner::Exchange(id) => self.on_exchange_answer(now, id, message),
+            Owner::Fill(prefix) => self.on_claimed(now, from, prefix, message),
+            Owner::Cleaning => self.on_have_answer(now, from, message),
         }
     }
 
