@@ -96,13 +96,16 @@ pub(super) struct Cleaning {
     pub(super) deadline_ns: u64,
 }
 
+/// Whether a node is a ready holder, and of each entry, whether it has it.
+pub(super) type Confirmation = (bool, Vec<bool>);
+
 /// How far a page has come.
 #[derive(Debug)]
 pub(super) enum Stage {
     /// It is being read.
     Walking(Ticket),
     /// The set is asked: who is ready, and has which entries.
-    Asking(BTreeMap<NodeId, Option<(bool, Vec<bool>)>>),
+    Asking(BTreeMap<NodeId, Option<Confirmation>>),
     /// The node's claim to the range is being given up durably; these entries are to go then.
     Saving(Ticket, Vec<Entry>),
 }
@@ -122,7 +125,7 @@ impl Cleaning {
     /// What the answers say, once all are there.
     pub(super) fn verdict(&self) -> Option<Verdict> {
         let Stage::Asking(answers) = &self.stage else { return None };
-        let answers: Option<Vec<(NodeId, &(bool, Vec<bool>))>> =
+        let answers: Option<Vec<(NodeId, &Confirmation)>> =
             answers.iter().map(|(node, answer)| Some((*node, answer.as_ref()?))).collect();
         let answers = answers?;
         let is_ready = answers.iter().all(|(_, (is_ready, _))| *is_ready);

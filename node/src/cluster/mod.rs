@@ -1,5 +1,15 @@
-//! What makes many nodes one key space, without I/O. So far: versions, which nodes hold a key,
-//! who belongs to the cluster, what nodes say to each other, and what a holder does with a record.
+//! What makes many nodes one key space, without I/O: who belongs to it, which nodes hold a key,
+//! writes and reads by majority, and the background work that makes copies equal again.
+//!
+//! ```text
+//! client ──> coordinator ── Put, Get ──> node/serve ── StoreRequest ──> store
+//!                 ^                        ^  (loops back for the node's own copies)
+//!            placement <── membership      └── exchange (anti-entropy), hand_off
+//! ```
+//!
+//! [`ClusterNode`] joins the parts. It is told of time, messages, lost links and what the store
+//! answered, and says what is to be sent, stored and told to clients. Same inputs, same outputs.
+//! docs/adr/0020 says why it is so; the simulator tries it (`sim cluster`).
 
 pub mod clock;
 pub mod coordinator;

@@ -81,7 +81,7 @@ impl Host {
     }
 
     /// A host that has never run.
-    pub(super) fn joiner(_index: usize, mix: &Mix, rng: &mut Rng) -> Self {
+    pub(super) fn joiner(mix: &Mix, rng: &mut Rng) -> Self {
         Self::new(NodeId::random(rng), mix.skew(rng))
     }
 
@@ -149,7 +149,7 @@ impl Host {
     }
 
     /// What was asked by that ticket, and all before it, is durable now.
-    pub(super) fn make_durable(&mut self, ticket: Ticket, _now_ms: u64) -> StoreAnswer {
+    pub(super) fn make_durable(&mut self, ticket: Ticket) -> StoreAnswer {
         let Some(pending) = self.pending.pop_front() else { panic!("{ticket:?} was not asked") };
         assert_eq!(pending.ticket, ticket, "the log is in order");
         execute(&mut self.durable, pending.request, pending.now_ms);

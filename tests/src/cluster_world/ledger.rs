@@ -1,7 +1,7 @@
 //! [`Ledger`]: what was asked and acknowledged, and which answers that allows.
 //!
 //! - A value that is found was written under that very version.
-//! - Where the replica sets do not change, a read finds at least what was acknowledged, or read,
+//! - Where the replica sets do not change, or only grow, a read finds at least what was acknowledged, or read,
 //!   before it was asked. Nothing is found only if no value was acknowledged, or a deletion may be
 //!   newer.
 //! - A write that is asked after another was acknowledged has the higher version.
@@ -78,10 +78,12 @@ impl Ledger {
         asked: Asked,
         outcome: &Outcome,
         now_ns: u64,
-        is_strict: bool,
+        slack_ns: Option<u64>,
     ) -> Result<(), String> {
         let key = self.keys.entry(asked.key).or_default();
-        let before = key.known.iter().filter(|known| known.from_ns < asked.at_ns);
+        let is_strict = slack_ns.is_some();
+        let until_ns = asked.at_ns.saturating_sub(slack_ns.unwrap_or(0));
+        let before = key.known.iter().filter(|known| known.from_ns < until_ns);
         let least = before.map(|known| known.version).max().unwrap_or_default();
         match (outcome, asked.write) {
             (Outcome::Written { version, .. }, Some(write)) => {

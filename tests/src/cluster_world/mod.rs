@@ -17,13 +17,15 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use fastrand::Rng;
 use kadring::cluster::coordinator::{CommandId, Consistency, Outcome, WriteCommand};
+use kadring::cluster::message::codec::encode;
 use kadring::cluster::message::{Content, PeerMessage, Phase, Record};
 pub use kadring::cluster::mutation::Mutation;
 use kadring::cluster::node::ClusterEvent;
 use kadring::cluster::placement::replica_set;
-use kadring::cluster::store::Ticket;
+use kadring::cluster::store::{RecordStore, StoreRequest, Ticket};
 use kadring::kademlia::NodeId;
 use storage::Now;
+use wal::record::{Key, Version};
 
 use host::Host;
 use ledger::{Asked, Ledger};
@@ -167,8 +169,25 @@ impl World {
     }
 
     fn note(&mut self, what: &impl Debug) {
-        for byte in format!("{} {what:?}", self.now_ns).bytes() {
-            self.summary.hash = (self.summary.hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        self.note_bytes(format!("{} {what:?}", self.now_ns).as_bytes());
+    }
+
+    fn note_bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.summary.hash ^= u64::from(*byte);
+            self.summary.hash = self.summary.hash.wrapping_mul(0x100_0000_01b3);
+        }
+    }
+
+    /// Messages are noted as they are on the wire: that is quicker than to print them.
+    fn note_event(&mut self, event: &Event) {
+        let Event::Deliver { from, to, boot, message } = event else {
+            self.note(event);
+            return;
+        };
+        self.note(&(from, to, boot));
+        for bytes in encode(message).into_iter().flatten() {
+            self.note_bytes(&bytes);
         }
     }
 
@@ -207,7 +226,7 @@ impl World {
                 }
                 self.drain(host)?;
             } else if let Some((_, event)) = self.events.pop_first() {
-                self.note(&event);
+                self.note_event(&event);
                 self.take(event)?;
             }
         }
@@ -218,8 +237,7 @@ impl World {
         match event {
             Event::Deliver { from, to, boot, message } => {
                 let from = self.hosts[from].id;
-                if let Some(core) = self.hosts[to].running(boot) {
-                    let _ = core;
+                if self.hosts[to].running(boot).is_some() {
                     self.summary.messages += 1;
                     let now = self.now_of(to);
                     self.hosts[to].core.as_mut().unwrap().handle_message(now, from, message);
@@ -236,7 +254,7 @@ impl World {
             Event::Stored { at, boot, ticket } => {
                 let now = self.now_of(at);
                 if self.hosts[at].running(boot).is_some() {
-                    let answer = self.hosts[at].make_durable(ticket, now.clock_ms);
+                    let answer = self.hosts[at].make_durable(ticket);
                     self.hosts[at].core.as_mut().unwrap().handle_store(now, ticket, answer);
                     self.drain(at)?;
                 }
@@ -266,6 +284,9 @@ impl World {
         while let Some((ticket, request)) =
             self.hosts[at].core.as_mut().and_then(|core| core.poll_store())
         {
+            if let StoreRequest::Discard { key, version } = &request {
+                self.check_discard(at, key, *version)?;
+            }
             let delay = self.rng.u64(1..self.mix.disk_ms * 2) * MS;
             let due = self.hosts[at].execute(self.now_ns + delay, ticket, request, now.clock_ms);
             let boot = self.hosts[at].boot;
@@ -279,6 +300,23 @@ impl World {
         while let Some(event) = self.hosts[at].core.as_mut().and_then(|core| core.poll_event()) {
             self.note(&event);
             self.heed(at, event)?;
+        }
+        Ok(())
+    }
+
+    /// A copy may go only when all of the set have it, as the one who gives it up sees the set.
+    fn check_discard(&self, at: usize, key: &Key, version: Version) -> Result<(), String> {
+        let Some(core) = &self.hosts[at].core else { return Ok(()) };
+        let set = replica_set(key, &core.members().placed(), self.mix.replicas);
+        for id in set {
+            let host = self.hosts.iter().find(|host| host.id == id);
+            let held = host.and_then(|host| host.durable.read(key, 0));
+            if held.is_none_or(|held| held.version < version) {
+                return Err(format!(
+                    "{:?} gives {key:?} up, which {id:?} lacks",
+                    self.hosts[at].id
+                ));
+            }
         }
         Ok(())
     }
@@ -332,7 +370,7 @@ impl World {
             _ => self.summary.refused += 1,
         }
         // Views differ while nodes come and go: only what is found is judged, not what is missed.
-        self.ledger.judge(asked, &outcome, self.now_ns, self.mix.is_stable())
+        self.ledger.judge(asked, &outcome, self.now_ns, self.mix.slack_ns())
     }
 
     fn command(&mut self) -> Result<(), String> {
@@ -384,7 +422,7 @@ impl World {
             }
             6 | 7 if self.mix.joins && self.hosts.len() < self.mix.hosts_max => {
                 self.summary.moves += 1;
-                let host = Host::joiner(self.hosts.len(), &self.mix, &mut self.rng);
+                let host = Host::joiner(&self.mix, &mut self.rng);
                 self.hosts.push(host);
                 if let Some(side) = &mut self.cut {
                     side.push(self.rng.bool());

@@ -25,14 +25,17 @@ pub(super) struct Mix {
     pub(super) deaths: usize,
     skew_max_ms: u64,
     is_stable: bool,
+    /// Nodes join, several at once, and nothing goes wrong.
+    is_growing: bool,
 }
 
 impl Mix {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         let replicas = if rng.u8(..4) == 0 { 5 } else { 3 };
-        let is_stable = rng.bool();
+        let kind = rng.u8(..5);
+        let (is_stable, is_growing) = (kind < 2, kind == 2);
         let hosts = rng.usize(replicas..replicas + 4);
-        Self {
+        let mix = Self {
             hosts,
             hosts_max: hosts + rng.usize(1..4),
             replicas,
@@ -51,12 +54,38 @@ impl Mix {
             deaths: if is_stable { 0 } else { rng.usize(..=(replicas - 1) / 2) },
             skew_max_ms: if rng.bool() { rng.u64(1..2_000) } else { 1 },
             is_stable,
+            is_growing,
+        };
+        if is_growing { mix.growing(rng) } else { mix }
+    }
+
+    fn growing(self, rng: &mut Rng) -> Self {
+        Self {
+            hosts_max: self.hosts + rng.usize(2..5),
+            fault_every_ms: rng.u64(20..200),
+            command_every_ms: rng.u64(5..30),
+            length_s: 12,
+            loss: 0.0,
+            doubled: 0.0,
+            slow: 0.0,
+            crashes: false,
+            cuts: false,
+            joins: true,
+            leaves: false,
+            deaths: 0,
+            ..self
         }
     }
 
-    /// Whether the replica sets never change: then every acknowledged write is seen by every read.
-    pub(super) fn is_stable(&self) -> bool {
-        self.is_stable
+    /// How long after its acknowledgement a write must be seen by every read. At once where the
+    /// replica sets never change; a little later where they only grow, for nodes hear of each other
+    /// at different times; nothing is promised while nodes come and go.
+    pub(super) fn slack_ns(&self) -> Option<u64> {
+        match (self.is_stable, self.is_growing) {
+            (true, _) => Some(0),
+            (_, true) => Some(300_000_000),
+            _ => None,
+        }
     }
 
     /// Views agree from now on.

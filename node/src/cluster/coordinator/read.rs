@@ -82,7 +82,7 @@ impl Read {
         self.repaired.clear();
         (self.newest, self.fetching, self.repairing) = (None, None, None);
         let set = self.candidates.first();
-        let preferred = set.iter().find(|node| is_up(node)).or(set.first()).copied();
+        let preferred = set.iter().find(|node| is_up(node)).or_else(|| set.first()).copied();
         if self.consistency == Consistency::One {
             let rest = set.iter().filter(|node| Some(**node) != preferred);
             let mut order: Vec<NodeId> = preferred.iter().chain(rest).copied().collect();

@@ -217,10 +217,12 @@ impl Membership {
     }
 
     /// A link to a member broke: it is probed next.
-    pub fn on_unreachable(&mut self, now: Now, node: NodeId) {
-        if self.members.contains_key(&node) && node != self.own {
+    pub fn on_unreachable(&mut self, node: NodeId) {
+        // A probe that cannot be sent must not begin the next one at once.
+        let is_probed = self.round.front() == Some(&node)
+            || self.probes.values().any(|probe| probe.target == node);
+        if node != self.own && self.is_up(&node) && !is_probed {
             self.round.push_front(node);
-            self.probe_at_ns = self.probe_at_ns.min(now.monotonic_ns);
         }
     }
 

@@ -296,7 +296,7 @@ impl ClusterNode {
 
     /// A link broke, or could not be made: queries to that node will not be answered.
     pub fn handle_unreachable(&mut self, now: Now, node: NodeId) {
-        self.members.on_unreachable(now, node);
+        self.members.on_unreachable(node);
         let to_it = |(_, to): &(Owner, NodeId)| *to == node;
         let lost: Vec<RequestId> =
             self.queries.0.iter().filter(|(_, query)| to_it(query)).map(|(id, _)| *id).collect();

@@ -73,7 +73,7 @@ impl ClusterNode {
                 self.wait_for(StoreRequest::Walk { prefix, from: from_key, count }, waiting);
             }
             PeerMessage::Have { request, prefix, entries } => {
-                let first = entries.first().map_or(prefix.first_key(), |entry| entry.key);
+                let first = entries.first().map_or_else(|| prefix.first_key(), |entry| entry.key);
                 let waiting = Waiting::Have { from, request, prefix, entries };
                 let count = ENTRIES_MAX;
                 self.wait_for(StoreRequest::Walk { prefix, from: first, count }, waiting);
