@@ -1,0 +1,164 @@
+//! Commands of clients, by majority of a key's replica set.
+//!
+//! ```text
+//! write: Put to the set ── majority durable, and of the ready holders ──> acknowledged
+//!            └─ "not newer": clock raised, sent again      rest in the background, counted for WAIT
+//! read:  Get to the set ── majority of ready holders ──> newest ── majority holds it ──> answer
+//!                                                          └─ else Put to those that lack it, first
+//! ```
+//!
+//! A holder that is not ready (it has not all keys around this one yet) counts among the copies of
+//! a write, but not among the answers of a read. For each such holder the next closest node is
+//! asked, too: it is one of the old ones. Both a majority of the set and a majority of the ready
+//! holders are needed, so that reads and writes meet in one node before, while and after a range
+//! moves.
+
+mod read;
+mod wait;
+mod write;
+
+use std::collections::BTreeMap;
+
+pub use read::{Consistency, Read};
+pub use wait::WaitLedger;
+pub use write::Write;
+
+use bytes::Bytes;
+use storage::Now;
+use wal::record::{Key, Version};
+
+use super::membership::Membership;
+use super::message::{PeerMessage, Record, RequestId};
+use super::outbox::Outbox;
+use super::placement::{majority, order};
+use super::prefix::Prefix;
+use super::settings::ClusterSettings;
+use crate::kademlia::NodeId;
+
+/// How often a command begins anew because of others that are as fast.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// Names a command of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+/// What is told to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The write is durable on a majority.
+    Written {
+        /// Under this version.
+        version: Version,
+        /// On so many nodes of the set.
+        copies: usize,
+    },
+    /// The newest record, if the key has a value.
+    Found(Option<Record>),
+    /// No majority: what was written may hold or not.
+    NoReplicas,
+    /// Another key of the same id exists.
+    KeyConflict,
+    /// This node has not yet spoken to the cluster.
+    Loading,
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    Command(CommandId, u32),
+    Exchange(u64),
+    Fill(Prefix),
+    Cleaning,
+}
+
+/// Queries under way.
+#[derive(Debug, Default)]
+pub(super) struct Queries(pub(super) BTreeMap<RequestId, (Owner, NodeId)>);
+
+/// What a step of a part works with.
+pub(super) struct Step<'a> {
+    pub(super) now: Now,
+    pub(super) out: &'a mut Outbox,
+    pub(super) queries: &'a mut Queries,
+    pub(super) settings: &'a ClusterSettings,
+}
+
+impl Step<'_> {
+    pub(super) fn query(
+        &mut self,
+        owner: Owner,
+        to: NodeId,
+        message: impl FnOnce(RequestId) -> PeerMessage,
+    ) {
+        let request = self.out.take_id();
+        self.out.send(to, message(request));
+        self.queries.0.insert(request, (owner, to));
+    }
+}
+
+/// Whom to ask about a key, and how many of them decide.
+#[derive(Clone, Debug)]
+pub(super) struct Candidates {
+    /// The replica set, then as many further nodes as it has.
+    order: Vec<NodeId>,
+    /// Length of the set.
+    set: usize,
+    /// How many were asked.
+    asked: usize,
+    /// Copies in the set that are a majority.
+    pub(super) set_need: usize,
+    /// Ready holders that are a majority.
+    pub(super) ready_need: usize,
+}
+
+impl Candidates {
+    pub(super) fn new(key: &Key, members: &Membership, settings: &ClusterSettings) -> Self {
+        let placed = members.placed();
+        let mut closest = order(key, &placed);
+        closest.truncate(settings.replicas);
+        let set = closest.len();
+        let others: Vec<NodeId> = members.known().map(|entry| entry.node).collect();
+        let others = order(key, &others).into_iter().filter(|node| !closest.contains(node));
+        let others: Vec<NodeId> = others.take(settings.replicas).collect();
+        closest.extend(others);
+        let full = members.full_count().clamp(1, settings.replicas);
+        Self { order: closest, set, asked: 0, set_need: majority(set), ready_need: majority(full) }
+    }
+
+    pub(super) fn set(&self) -> &[NodeId] {
+        &self.order[..self.set]
+    }
+
+    pub(super) fn is_in_set(&self, node: &NodeId) -> bool {
+        self.set().contains(node)
+    }
+
+    /// Begins with the set.
+    fn first(&mut self) -> Vec<NodeId> {
+        self.asked = self.set;
+        self.set().to_vec()
+    }
+
+    /// One more, in place of one that is not ready.
+    fn further(&mut self) -> Option<NodeId> {
+        let next = self.order.get(self.asked).copied();
+        self.asked += usize::from(next.is_some());
+        next
+    }
+
+    /// How many more could be asked.
+    fn left(&self) -> usize {
+        self.order.len() - self.asked
+    }
+}
+
+/// A client's write.
+#[derive(Clone, Debug)]
+pub struct WriteCommand {
+    /// The key.
+    pub user_key: Bytes,
+    /// The value, or nothing to delete.
+    pub value: Option<Bytes>,
+    /// Milliseconds since 1970, 0 for never.
+    pub expiry_ms: u64,
+}

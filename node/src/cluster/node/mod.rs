@@ -1,0 +1,531 @@
+//! [`ClusterNode`]: one node of a cluster, all parts together.
+//!
+//! Contract: one input (`handle_*`, a command), then `poll_send`, `poll_store` and `poll_event`
+//! until they are empty, then `deadline_ns` for the next [`ClusterNode::handle_time`]. Store
+//! requests take effect in order and are answered once durable; a link that breaks is told by
+//! [`ClusterNode::handle_unreachable`], and so are messages that could not be sent.
+
+mod background;
+mod cleaning;
+mod serve;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use storage::Now;
+use wal::record::{Key, Namespace, Version};
+
+use super::clock::HybridLogicalClock;
+use super::coordinator::{
+    Candidates, CommandId, Consistency, Outcome, Owner, Queries, Read, Step, Write, WriteCommand,
+};
+use super::membership::Membership;
+use super::message::{
+    Content, Found, MemberEntry, PeerMessage, Phase, PutOutcome, Record, RequestId, Standing,
+};
+use super::mutation::Mutation;
+use super::outbox::Outbox;
+use super::placement::{self, responsibility};
+use super::prefix::PrefixSet;
+use super::settings::ClusterSettings;
+use super::state::ClusterState;
+use super::store::{StoreAnswer, StoreRequest, Ticket};
+use crate::kademlia::NodeId;
+use background::Background;
+use serve::Serving;
+
+/// Commands under way; further ones are refused.
+const COMMANDS_MAX: usize = 65_536;
+/// The state is saved at least so many times within the grace.
+const SAVES_PER_GRACE: u64 = 32;
+
+/// How a node starts.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Its id.
+    pub node: NodeId,
+    /// Where others reach it.
+    pub address: Bytes,
+    /// Settings of the cluster.
+    pub settings: ClusterSettings,
+    /// Whether it founds the cluster, if it has no state: it was given no seeds.
+    pub is_founder: bool,
+    /// What was saved last, if anything.
+    pub state: Option<ClusterState>,
+    /// The highest version in its log.
+    pub version_max: Version,
+    /// Starts the random choices.
+    pub seed: u64,
+    /// A defect, in tests.
+    pub mutation: Mutation,
+}
+
+/// What is told to the owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterEvent {
+    /// A command is decided.
+    Decided {
+        /// Which.
+        command: CommandId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// A write that was acknowledged has more copies.
+    Copied {
+        /// Which.
+        command: CommandId,
+        /// Copies in its replica set.
+        copies: usize,
+        /// Whether there will be no more.
+        is_last: bool,
+    },
+    /// Everything was handed over: the node may stop.
+    Left,
+}
+
+/// Counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterCounters {
+    /// Records refused because their version was too far ahead.
+    pub too_far_ahead: u64,
+    /// Records that repair, hand-off and forwarding sent.
+    pub records_sent: u64,
+    /// Copies given up after all holders had confirmed.
+    pub copies_discarded: u64,
+    /// Ranges that became complete.
+    pub ranges_filled: u64,
+    /// How often everything was discarded after too long an absence.
+    pub discarded_all: u64,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct ClusterNode {
+    own: NodeId,
+    settings: ClusterSettings,
+    members: Membership,
+    clock: HybridLogicalClock,
+    queries: Queries,
+    out: Outbox,
+    commands: BTreeMap<CommandId, Command>,
+    last_command: u64,
+    events: VecDeque<ClusterEvent>,
+    serving: Serving,
+    background: Background,
+    /// Keys whose replica set this node is in, by its list of members.
+    mine: PrefixSet,
+    held: PrefixSet,
+    contact_ms: u64,
+    save_at_ns: u64,
+    counters: ClusterCounters,
+    mutation: Mutation,
+}
+
+#[derive(Debug)]
+enum Command {
+    Write(Write),
+    Read(Read),
+}
+
+impl ClusterNode {
+    /// Starts a node.
+    #[must_use]
+    pub fn new(start: Start, now: Now) -> Self {
+        let mut rng = Rng::with_seed(start.seed);
+        let out = Outbox::new(&mut rng);
+        let is_new = start.state.is_none();
+        let is_founder = is_new && start.is_founder;
+        let state = start.state.unwrap_or_default();
+        let known = state.members.iter().find(|entry| entry.node == start.node);
+        let first = if is_founder { Phase::Full } else { Phase::Joining };
+        let entry = MemberEntry {
+            node: start.node,
+            address: start.address,
+            incarnation: known.map_or(0, |entry| entry.incarnation.saturating_add(1)),
+            phase: known.map_or(first, |entry| entry.phase),
+            standing: Standing::Alive,
+        };
+        let members = Membership::new(entry, state.members, start.settings, rng, now);
+        let mut node = Self {
+            own: start.node,
+            settings: start.settings,
+            members,
+            clock: HybridLogicalClock::new(&start.node.0, start.version_max),
+            queries: Queries::default(),
+            out,
+            commands: BTreeMap::new(),
+            last_command: 0,
+            events: VecDeque::new(),
+            serving: Serving::default(),
+            background: Background::default(),
+            mine: PrefixSet::default(),
+            held: if is_founder { PrefixSet::all() } else { state.held },
+            contact_ms: if is_new { now.clock_ms } else { state.contact_ms },
+            save_at_ns: now.monotonic_ns,
+            counters: ClusterCounters::default(),
+            mutation: start.mutation,
+        };
+        node.replace();
+        // What it holds outside of its ranges may have become old while it was away.
+        node.held = node.held.intersection(&node.mine);
+        node.keep_contact(now);
+        node.settle(now);
+        node
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.own
+    }
+
+    /// Its members.
+    #[must_use]
+    pub fn members(&self) -> &Membership {
+        &self.members
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn counters(&self) -> ClusterCounters {
+        self.counters
+    }
+
+    /// Keys that it should hold and does not hold completely.
+    #[must_use]
+    pub fn pending(&self) -> PrefixSet {
+        self.mine.minus(&self.held)
+    }
+
+    /// Whether it still knows nobody: commands answer LOADING.
+    #[must_use]
+    pub fn is_loading(&self) -> bool {
+        self.members.own().phase == Phase::Joining && self.members.known().count() < 2
+    }
+
+    /// A link to a node was made, by seed, by Kademlia or by the node itself.
+    pub fn add_contact(&mut self, now: Now, node: NodeId, address: Bytes) {
+        self.members.add(node, address, &mut self.out);
+        self.settle(now);
+    }
+
+    /// Writes or deletes. The outcome comes as an event.
+    pub fn write(&mut self, now: Now, command: WriteCommand) -> CommandId {
+        let key = Key::of(&command.user_key);
+        let id = self.take_command();
+        if self.is_loading() || self.commands.len() >= COMMANDS_MAX {
+            self.decided(id, Outcome::Loading);
+            return id;
+        }
+        let candidates = Candidates::new(&key, &self.members, &self.settings);
+        let set = candidates.set();
+        let up = set.iter().filter(|node| self.members.is_up(node)).count();
+        if up <= self.settings.replicas_to_write_min && self.settings.replicas_to_write_min > 0 {
+            self.decided(id, Outcome::NoReplicas);
+            return id;
+        }
+        let is_value = command.value.is_some();
+        let record = Record {
+            namespace: Namespace::PLAIN,
+            key,
+            user_key: if is_value { command.user_key } else { Bytes::new() },
+            version: self.next_version(now),
+            expiry_ms: if is_value { command.expiry_ms } else { 0 },
+            content: command.value.map_or(Content::Tombstone, Content::Value),
+        };
+        let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
+        let mut write = Write::new(id, record, candidates, &step);
+        write.begin(&mut step);
+        self.commands.insert(id, Command::Write(write));
+        self.settle(now);
+        id
+    }
+
+    /// Reads. The outcome comes as an event.
+    pub fn read(&mut self, now: Now, user_key: &[u8], consistency: Consistency) -> CommandId {
+        let key = Key::of(user_key);
+        let id = self.take_command();
+        if self.is_loading() || self.commands.len() >= COMMANDS_MAX {
+            self.decided(id, Outcome::Loading);
+            return id;
+        }
+        let candidates = Candidates::new(&key, &self.members, &self.settings);
+        let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
+        let mut read = Read::new(id, key, consistency, candidates, &step);
+        read.begin(|node| self.members.is_up(node), &mut step);
+        self.commands.insert(id, Command::Read(read));
+        self.settle(now);
+        id
+    }
+
+    fn next_version(&mut self, now: Now) -> Version {
+        if self.mutation == Mutation::VersionGoesBack {
+            return HybridLogicalClock::new(&self.own.0, Version::default()).next(now.clock_ms);
+        }
+        self.clock.next(now.clock_ms)
+    }
+
+    fn take_command(&mut self) -> CommandId {
+        self.last_command += 1;
+        CommandId(self.last_command)
+    }
+
+    fn decided(&mut self, command: CommandId, outcome: Outcome) {
+        self.events.push_back(ClusterEvent::Decided { command, outcome });
+    }
+
+    /// Begins to leave: what it holds goes to others, then comes [`ClusterEvent::Left`].
+    pub fn leave(&mut self, now: Now) {
+        self.members.set_phase(Phase::Leaving);
+        self.settle(now);
+    }
+
+    /// Removes a member that will not come back.
+    pub fn forget(&mut self, now: Now, node: NodeId) {
+        self.members.forget(node);
+        self.settle(now);
+    }
+
+    /// A message came over a link.
+    pub fn handle_message(&mut self, now: Now, from: NodeId, message: PeerMessage) {
+        self.members.on_heard(&from);
+        self.dispatch(now, from, message);
+        self.settle(now);
+    }
+
+    /// A link broke, or could not be made: queries to that node will not be answered.
+    pub fn handle_unreachable(&mut self, now: Now, node: NodeId) {
+        self.members.on_unreachable(node);
+        let to_it = |(_, to): &(Owner, NodeId)| *to == node;
+        let lost: Vec<RequestId> =
+            self.queries.0.iter().filter(|(_, query)| to_it(query)).map(|(id, _)| *id).collect();
+        for request in lost {
+            self.on_answer(now, node, request, None);
+        }
+        self.settle(now);
+    }
+
+    /// The time has come, or something else happened long enough after it.
+    pub fn handle_time(&mut self, now: Now) {
+        self.members.handle_time(now, &mut self.out);
+        let over = |command: &Command| match command {
+            Command::Write(write) => write.deadline_ns <= now.monotonic_ns,
+            Command::Read(read) => read.deadline_ns <= now.monotonic_ns,
+        };
+        let due: Vec<(CommandId, Command)> =
+            self.commands.extract_if(.., |_, command| over(command)).collect();
+        for (id, command) in due {
+            match command {
+                Command::Write(write) if write.is_told => self.copied(id, &write, true),
+                _ => self.decided(id, Outcome::NoReplicas),
+            }
+            self.forget_queries(id);
+        }
+        self.keep_contact(now);
+        if self.save_at_ns <= now.monotonic_ns {
+            self.save(now);
+        }
+        self.handle_background_time(now);
+        self.settle(now);
+    }
+
+    /// When [`ClusterNode::handle_time`] has something to do.
+    #[must_use]
+    pub fn deadline_ns(&self) -> u64 {
+        let commands = self.commands.values().map(|command| match command {
+            Command::Write(write) => write.deadline_ns,
+            Command::Read(read) => read.deadline_ns,
+        });
+        let others = self.members.deadline_ns().min(self.save_at_ns);
+        commands.fold(others.min(self.background_deadline_ns()), u64::min)
+    }
+
+    /// The store has done what it was asked.
+    pub fn handle_store(&mut self, now: Now, ticket: Ticket, answer: StoreAnswer) {
+        let answer = self.on_exchange_stored(now, ticket, answer);
+        let answer = answer.and_then(|answer| self.on_cleaning_stored(now, ticket, answer));
+        if let Some(answer) = answer {
+            self.serve_answer(now, ticket, answer);
+        }
+        self.settle(now);
+    }
+
+    /// The next message to send. Nothing comes back to the node itself.
+    pub fn poll_send(&mut self) -> Option<(NodeId, PeerMessage)> {
+        self.out.sends.pop_front()
+    }
+
+    /// The next thing to do for the store.
+    pub fn poll_store(&mut self) -> Option<(Ticket, StoreRequest)> {
+        self.out.store.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<ClusterEvent> {
+        self.events.pop_front()
+    }
+
+    /// Ends a step: messages to the node itself are handled, and changes of members take effect.
+    fn settle(&mut self, now: Now) {
+        loop {
+            if self.members.take_removal() {
+                // Others went on without it.
+                self.held = PrefixSet::default();
+                self.members.set_phase(Phase::Joining);
+            }
+            if self.members.take_change() {
+                self.replace();
+                self.replace_background();
+                self.save(now);
+            }
+            let own = self.out.sends.iter().position(|(to, _)| *to == self.own);
+            let Some((_, message)) = own.and_then(|at| self.out.sends.remove(at)) else { break };
+            self.dispatch(now, self.own, message);
+        }
+    }
+
+    /// Finds out anew what it should hold.
+    fn replace(&mut self) {
+        let placed = self.members.placed();
+        self.mine = responsibility(&self.own, &placed, self.settings.replicas);
+    }
+
+    fn save(&mut self, now: Now) -> Ticket {
+        let every_ms = self.settings.tombstone_grace_ms / SAVES_PER_GRACE;
+        self.save_at_ns = now.monotonic_ns + every_ms.max(1) * 1_000_000;
+        let state = ClusterState {
+            contact_ms: self.contact_ms,
+            held: self.held.clone(),
+            members: self.members.entries().cloned().collect(),
+        };
+        self.out.ask_store(StoreRequest::Save { state: state.encode() })
+    }
+
+    /// Notes whether it is in contact with most members; what was without contact for longer than
+    /// tombstones stay may hold what was deleted, and begins anew.
+    fn keep_contact(&mut self, now: Now) {
+        let known = self.members.known().count();
+        let up = self.members.known().filter(|entry| self.members.is_up(&entry.node)).count();
+        if up < placement::majority(known) {
+            return;
+        }
+        let is_alone = known == 1;
+        let absent_ms = now.clock_ms.saturating_sub(self.contact_ms);
+        self.contact_ms = now.clock_ms;
+        if absent_ms > self.settings.tombstone_grace_ms && !is_alone {
+            self.counters.discarded_all += 1;
+            self.held = PrefixSet::default();
+            self.members.set_phase(Phase::Joining);
+            self.save(now);
+            self.out.ask_store(StoreRequest::DiscardAll);
+        }
+    }
+
+    /// Takes an answer to a query of ours, or that there will be none.
+    fn on_answer(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        request: RequestId,
+        message: Option<PeerMessage>,
+    ) {
+        let is_its = |(_, to): &&(Owner, NodeId)| *to == from;
+        let Some((owner, _)) = self.queries.0.get(&request).filter(is_its).copied() else { return };
+        self.queries.0.remove(&request);
+        match owner {
+            Owner::Command(id, attempt) => {
+                self.on_command_answer(now, from, id, attempt, message);
+            }
+            Owner::Exchange(id) => self.on_exchange_answer(now, id, message),
+            Owner::Fill(prefix) => self.on_claimed(now, from, prefix, message),
+            Owner::Cleaning => self.on_have_answer(now, from, message),
+        }
+    }
+
+    fn on_command_answer(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: CommandId,
+        attempt: u32,
+        message: Option<PeerMessage>,
+    ) {
+        let Some(mut command) = self.commands.remove(&id) else { return };
+        let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
+        let outcome = match &mut command {
+            Command::Write(write) => {
+                let put = match message {
+                    Some(PeerMessage::PutDone { outcome, .. }) => Some(outcome),
+                    _ => None,
+                };
+                if let Some(stored) = write.on_answer(from, attempt, put, &mut step) {
+                    self.clock.witness(stored);
+                    let version = self.clock.next(now.clock_ms);
+                    write.resend(version, &mut step);
+                }
+                if write.is_told { None } else { write.decide() }
+            }
+            Command::Read(read) => {
+                let is_anew = match message {
+                    Some(PeerMessage::PutDone { outcome, .. }) => {
+                        read.on_repaired(from, attempt, Some(outcome))
+                    }
+                    Some(PeerMessage::Got { is_ready, found, .. }) => {
+                        read.on_found(from, attempt, Some((is_ready, found)), &mut step);
+                        false
+                    }
+                    _ => {
+                        read.on_found(from, attempt, None, &mut step);
+                        false
+                    }
+                };
+                if is_anew || read.take_restart() {
+                    read.begin(|node| self.members.is_up(node), &mut step);
+                }
+                read.decide(&mut step)
+            }
+        };
+        self.after_answer(id, command, outcome);
+    }
+
+    fn after_answer(&mut self, id: CommandId, mut command: Command, outcome: Option<Outcome>) {
+        let is_written = matches!(outcome, Some(Outcome::Written { .. }));
+        let is_decided = outcome.is_some();
+        if let Some(outcome) = outcome {
+            self.decided(id, outcome);
+        }
+        match &mut command {
+            Command::Write(write) if write.is_told && (is_written || !is_decided) => {
+                let is_over = write.is_over();
+                if write.take_copies().is_some() || is_over {
+                    self.copied(id, write, is_over);
+                }
+                if !is_over {
+                    self.commands.insert(id, command);
+                }
+            }
+            _ if is_decided => self.forget_queries(id),
+            _ => drop(self.commands.insert(id, command)),
+        }
+    }
+
+    fn copied(&mut self, command: CommandId, write: &Write, is_last: bool) {
+        let copies = write.copies();
+        self.events.push_back(ClusterEvent::Copied { command, copies, is_last });
+    }
+
+    fn forget_queries(&mut self, id: CommandId) {
+        let is_its = |owner: &Owner| matches!(owner, Owner::Command(other, _) if *other == id);
+        self.queries.0.retain(|_, (owner, _)| !is_its(owner));
+    }
+}
+
+fn step<'a>(
+    out: &'a mut Outbox,
+    queries: &'a mut Queries,
+    settings: &'a ClusterSettings,
+    now: Now,
+) -> Step<'a> {
+    Step { now, out, queries, settings }
+}

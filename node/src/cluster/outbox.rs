@@ -1,0 +1,42 @@
+//! [`Outbox`]: what the parts of the core want sent and stored, and the names of their queries.
+
+use std::collections::VecDeque;
+
+use super::message::{PeerMessage, RequestId};
+use super::store::{StoreRequest, Ticket};
+use crate::kademlia::NodeId;
+
+/// Outputs of one step, in order.
+#[derive(Debug)]
+pub struct Outbox {
+    next: u64,
+    pub(super) sends: VecDeque<(NodeId, PeerMessage)>,
+    pub(super) store: VecDeque<(Ticket, StoreRequest)>,
+}
+
+impl Outbox {
+    /// Names queries from a random number on: answers to those of an earlier process must not be
+    /// taken for answers to ours.
+    #[must_use]
+    pub fn new(rng: &mut fastrand::Rng) -> Self {
+        Self { next: rng.u64(..) >> 1, sends: VecDeque::new(), store: VecDeque::new() }
+    }
+
+    /// Names a query.
+    pub fn take_id(&mut self) -> RequestId {
+        self.next += 1;
+        RequestId(self.next)
+    }
+
+    /// Sends a message.
+    pub fn send(&mut self, to: NodeId, message: PeerMessage) {
+        self.sends.push_back((to, message));
+    }
+
+    /// Asks the store.
+    pub fn ask_store(&mut self, request: StoreRequest) -> Ticket {
+        let ticket = Ticket(self.take_id().0);
+        self.store.push_back((ticket, request));
+        ticket
+    }
+}
