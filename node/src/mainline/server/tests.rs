@@ -1,0 +1,1 @@
+//! Tests of the server: see the conformance cases for what each query is answered with.
