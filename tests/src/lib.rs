@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 pub mod crash_loop;
 pub mod disk;
 pub mod fuzz;

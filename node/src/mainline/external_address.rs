@@ -122,7 +122,9 @@ mod tests {
     #[test]
     fn move_is_noticed_once_most_say_so() {
         let mut external = ExternalAddress::new(Family::V4, Locals::Refused);
-        (0..8).for_each(|index| drop(external.vote(voter(index), address("5.5.5.5:10"))));
+        for index in 0..8 {
+            external.vote(voter(index), address("5.5.5.5:10"));
+        }
         let moves: Vec<_> =
             (0..8).filter_map(|index| external.vote(voter(index), address("4.4.4.4:9"))).collect();
         assert_eq!(moves, [address("4.4.4.4:9")]);
@@ -132,7 +134,9 @@ mod tests {
     fn martians_and_the_other_family_are_no_votes() {
         let mut external = ExternalAddress::new(Family::V4, Locals::Refused);
         for claimed in ["10.0.0.1:1", "224.0.0.1:1", "5.5.5.5:0", "[2a00::1]:1"] {
-            (0..20).for_each(|index| drop(external.vote(voter(index), address(claimed))));
+            for index in 0..20 {
+                external.vote(voter(index), address(claimed));
+            }
         }
         assert_eq!(external.address(), None);
     }
@@ -140,7 +144,9 @@ mod tests {
     #[test]
     fn address_survives_a_restart() {
         let mut external = ExternalAddress::new(Family::V4, Locals::Refused);
-        (0..5).for_each(|index| drop(external.vote(voter(index), address("5.5.5.5:10"))));
+        for index in 0..5 {
+            external.vote(voter(index), address("5.5.5.5:10"));
+        }
         let mut after = ExternalAddress::new(Family::V4, Locals::Refused);
         after.restore(&external.encode());
         assert_eq!(after.address(), Some(address("5.5.5.5:10")));

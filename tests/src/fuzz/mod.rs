@@ -6,6 +6,7 @@
 //! checksum, so that what lies behind the checksums is reached too.
 
 pub mod files;
+pub mod mainline;
 pub mod mutation;
 pub mod targets;
 #[cfg(test)]

@@ -156,6 +156,7 @@ proptest! {
         let item = MutableItem { key: &key, salt: &salt, seq, signature: &signature, value: &value };
         let item = if mutable { Item::Mutable(item) } else { Item::Immutable(&value) };
         let record = Record { put_ms, item };
-        prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
+        let bytes = record.encode();
+        prop_assert_eq!(Record::decode(&bytes), Ok(record));
     }
 }

@@ -153,7 +153,8 @@ impl PeerStore {
     ) -> bool {
         let distance = self.own.distance(info_hash);
         while self.is_full() && !self.torrents.contains_key(&distance) {
-            if !self.make_room(clock_ms, distance) {
+            let farther = (Bound::Excluded(distance), Bound::Unbounded);
+            if !self.make_room(clock_ms, farther, distance) {
                 return false;
             }
         }
@@ -167,6 +168,9 @@ impl PeerStore {
         peers.insert(&peer, limits.peers_per_ip_max, limits.peers_max);
         self.bytes = self.bytes - before + peers.bytes() + TORRENT_OVERHEAD;
         self.dirty.insert(distance);
+        // A torrent that is there may grow, at the cost of others.
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        while self.bytes > limits.bytes_max && self.make_room(clock_ms, all, distance) {}
         true
     }
 
@@ -274,13 +278,20 @@ impl PeerStore {
         self.torrents.len() >= self.limits.torrents_max || self.bytes >= self.limits.bytes_max
     }
 
-    /// Removes a torrent that is worth less than one at this distance: among the farthest, one
-    /// without living peers, else the one with the fewest.
-    fn make_room(&mut self, clock_ms: u64, distance: Distance) -> bool {
+    /// Removes a torrent of those, but for one: among the farthest, one without living peers, else
+    /// the one with the fewest.
+    fn make_room(
+        &mut self,
+        clock_ms: u64,
+        range: (Bound<Distance>, Bound<Distance>),
+        kept: Distance,
+    ) -> bool {
         let oldest_ms = clock_ms.saturating_sub(self.limits.ttl_ms);
-        let farther = self.torrents.range((Bound::Excluded(distance), Bound::Unbounded));
-        let worst = farther
+        let worst = self
+            .torrents
+            .range(range)
             .rev()
+            .filter(|(distance, _)| **distance != kept)
             .take(CANDIDATES_MAX)
             .min_by_key(|(_, peers)| peers.count_alive(oldest_ms))
             .map(|(distance, _)| *distance);

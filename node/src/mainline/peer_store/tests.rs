@@ -1,6 +1,7 @@
 //! Tests of peers: caps, expiry, room, samples, records.
 
 use super::*;
+use fastrand::Rng;
 use proptest::prelude::*;
 
 const OWN: NodeId = NodeId([0; 20]);
@@ -140,7 +141,9 @@ fn what_changed_is_handed_out_and_taken_in_after_a_restart() {
 #[test]
 fn another_id_changes_nothing_but_distances() {
     let mut store = PeerStore::new(limits(), OWN);
-    (0..30).for_each(|first| drop(store.announce(NOW_MS, &info_hash(first), address(1, 5), false)));
+    for first in 0..30 {
+        store.announce(NOW_MS, &info_hash(first), address(1, 5), false);
+    }
     store.set_own(NodeId([0xff; 20]));
     assert!((0..30).all(|first| peers(&store, NOW_MS, info_hash(first)).len() == 1));
     assert!(store.has_room(&info_hash(200)), "it is near now");

@@ -403,7 +403,9 @@ impl<A> Server<A> {
         let count = who.room.peers(&values, &nodes, family).min(self.limits.replies.peers_max);
         let wanted = PeerQuery { info_hash, family, noseed: *noseed, count };
         let peers = self.peers.peers(now.clock_ms, &wanted, &mut self.rng);
-        if is_near && self.peers.has_room(info_hash) || !peers.is_empty() {
+        // Whoever holds peers of the torrent takes more, near or not.
+        let is_held = filters.is_some() || !peers.is_empty();
+        if is_held || (is_near && self.peers.has_room(info_hash)) {
             values.token = Some(&token);
         }
         values.peers = (!peers.is_empty()).then_some(peers);
