@@ -83,7 +83,7 @@ impl ExternalAddress {
         let ports = || self.votes.iter().filter(|(_, vote)| vote.ip() == winner.ip());
         let count = |port: u16| ports().filter(|(_, vote)| vote.port() == port).count();
         let best = ports().max_by_key(|(_, vote)| (count(vote.port()), vote.port()));
-        best.map_or(winner.port(), |(_, vote)| vote.port())
+        best.map_or_else(|| winner.port(), |(_, vote)| vote.port())
     }
 
     fn is_possible(&self, address: &SocketAddr) -> bool {

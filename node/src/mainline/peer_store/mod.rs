@@ -62,6 +62,9 @@ impl Default for PeerLimits {
     }
 }
 
+/// A torrent's peers to be written, and when the record expires, in ms since 1970.
+pub type PeerRecord = (Vec<u8>, u64);
+
 /// A sample of the info hashes we know peers of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -253,7 +256,7 @@ impl PeerStore {
 
     /// Takes out a torrent whose record has changed: its info hash, the record to be written under
     /// it, and when that expires; with `None` it is to be removed.
-    pub fn pop_dirty(&mut self) -> Option<(NodeId, Option<(Vec<u8>, u64)>)> {
+    pub fn pop_dirty(&mut self) -> Option<(NodeId, Option<PeerRecord>)> {
         let distance = self.dirty.pop_first()?;
         let record = self
             .torrents

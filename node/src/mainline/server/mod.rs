@@ -417,7 +417,7 @@ impl<A> Server<A> {
         if !self.tokens.is_valid(now.clock_ms, ip, info_hash, announce.token) {
             return self.refuse(who.asker, Reject::Token);
         }
-        let address = SocketAddr::new(ip, announce.port.unwrap_or(who.from.port()));
+        let address = SocketAddr::new(ip, announce.port.unwrap_or_else(|| who.from.port()));
         if !self.peers.announce(now.clock_ms, info_hash, address, announce.seed) {
             return self.refuse(who.asker, Reject::NotStored);
         }
