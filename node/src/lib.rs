@@ -24,6 +24,7 @@ pub mod kademlia;
 pub mod keyspace;
 pub mod krpc;
 pub mod logging;
+pub mod mainline;
 pub mod node;
 pub mod offline;
 pub mod resp;

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster_world;
+pub mod conformance;
 pub mod crash_loop;
 pub mod disk;
 pub mod fuzz;

@@ -17,17 +17,24 @@ use wal::record::{
 };
 use wal::segment::{self, Identity, SegmentHeader};
 
-use super::{Target, extents, files, krpc};
+use super::{Target, extents, files, krpc, mainline};
 use crate::disk::{SimulatedDisk, run_procedure};
 
 /// Every decoder.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "frame_header", run: frame_header, valid: valid_frame, seal: seal_frame },
     Target { name: "record", run: record, valid: valid_record, seal: seal_record },
     Target { name: "segment_header", run: segment_header, valid: valid_segment, seal: keep },
     Target { name: "manifest", run: manifest, valid: valid_manifest, seal: seal_manifest },
     Target { name: "touch_body", run: touch_body, valid: valid_touch_body, seal: keep },
     Target { name: "resp", run: resp, valid: valid_resp, seal: keep },
+    Target { name: "mainline_item", run: mainline::item, valid: mainline::valid_item, seal: keep },
+    Target {
+        name: "mainline_server",
+        run: mainline::server,
+        valid: mainline::valid_session,
+        seal: keep,
+    },
     Target { name: "segment_file", run: segment_file, valid: valid_frames, seal: seal_frame },
     Target {
         name: "footer",
