@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! flags ──> Plan ── load / read_back / measure ──> Outcome ──> table, JSON, SVG
-//!             └─> one Worker per thread: Operations ─> Requests ─> Connection ─> ReplyReader ─> Tally
+//!             └─> a Worker per thread: Operations, Requests ─> Connection ─> ReplyReader ─> Tally
 //! ```
 //!
 //! It is a tool beside the node: it has sockets and a clock of its own, and shares nothing with the
@@ -110,8 +110,8 @@ fn describe(flags: &BenchFlags, plan: &Plan) -> String {
         Pace::PerSecond(rate) => format!("open loop at {rate}/s"),
     };
     format!(
-        "{}: GET {get_percent} %, {key_count} keys ({distribution}), {value_len} B, {} connections, \
-         pipeline {}, {} threads, {pace}, {:?}",
+        "{}: GET {get_percent} %, {key_count} keys ({distribution}), {value_len} B, \
+         {} connections, pipeline {}, {} threads, {pace}, {:?}",
         flags.server, plan.connections, plan.pipeline, plan.threads, plan.duration
     )
 }

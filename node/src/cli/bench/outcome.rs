@@ -109,6 +109,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Adds a thread's part of a measured time; of none if the run ended with its operations.
     pub(super) fn add(&mut self, tally: &Tally, measured: Duration) {
         self.gets.add(&tally.gets);
         self.sets.add(&tally.sets);
@@ -123,7 +124,8 @@ impl Outcome {
             *sum += count;
         }
         self.elapsed = self.elapsed.max(tally.last_answer).max(measured);
-        let busy = tally.cpu.as_secs_f64() / measured.as_secs_f64().max(1e-9);
+        let time = if measured.is_zero() { tally.last_answer } else { measured };
+        let busy = tally.cpu.as_secs_f64() / time.as_secs_f64().max(1e-9);
         self.generator_busy = self.generator_busy.max(busy);
     }
 

@@ -92,7 +92,7 @@ fn plan(address: SocketAddr, value_len: usize) -> Plan {
 
 const PROPER: Answer = |_| None;
 
-/// On a machine that is taken, nothing may happen in the measured time: then it is repeated, longer.
+/// Where nothing happened in the measured time, as on a machine that is taken, it is made longer.
 fn measure_something(plan: &Plan) -> Outcome {
     for factor in [1, 10, 100] {
         let outcome = Plan { duration: plan.duration * factor, ..plan.clone() };

@@ -129,12 +129,15 @@ impl<'a> Worker<'a> {
     /// If a connection fails, or nothing is answered any more.
     pub(super) fn run(mut self, times: Times) -> Result<Tally, BenchError> {
         let mut events = Vec::with_capacity(EVENTS);
-        let mut cpu_before = None;
+        let (mut cpu_before, mut cpu_after) = (None, None);
         let mut now = Instant::now();
         let mut last_answer = now;
         loop {
             if now >= times.begin {
                 cpu_before.get_or_insert_with(cpu_of_thread);
+            }
+            if times.end.is_some_and(|end| now >= end) {
+                cpu_after.get_or_insert_with(cpu_of_thread);
             }
             let idle = self.under_way == 0;
             let stopped = self.task.shared.stop.load(Ordering::Relaxed);
@@ -154,7 +157,7 @@ impl<'a> Worker<'a> {
                 return Err(io::Error::from(ErrorKind::TimedOut).into());
             }
         }
-        let cpu = cpu_of_thread();
+        let cpu = cpu_after.unwrap_or_else(cpu_of_thread);
         self.tally.cpu = cpu.saturating_sub(cpu_before.unwrap_or(cpu));
         Ok(self.tally)
     }
@@ -360,8 +363,8 @@ struct Alike {
 }
 
 impl Alike {
-    /// Whether an operation that is answered now counts: in a closed loop by the time of its answer,
-    /// in an open one by when it was due.
+    /// Whether an operation that is answered now counts: in a closed loop by the time of its
+    /// answer, in an open one by when it was due.
     fn counts(&self, pending: Pending) -> bool {
         let in_time =
             self.now >= self.times.begin && self.times.end.is_none_or(|end| self.now < end);
