@@ -157,7 +157,8 @@ fn half_of_peak(
             let peak = Plan { pipeline, ..server.plan(workload, overwriting) };
             let peak = measure(&peak)?.rate();
             let before = freed(server)?;
-            let pace = Pace::PerSecond(peak / 2.0);
+            // In a smoke run nothing may have been answered.
+            let pace = Pace::PerSecond((peak / 2.0).max(1.0));
             let half = Plan { pipeline, pace, ..server.plan(workload, turns) };
             turned.add(&measure(&half)?);
             *peak_max = peak.max(*peak_max);
