@@ -1,9 +1,10 @@
 //! [`ClosedLoop`]: logical writers and readers of one store, each of which does its next operation
 //! as soon as its last has ended. They all live on the store's thread.
 
+use crate::Latencies;
 use crate::Turns;
 use crate::disk_bytes::DiskCounters;
-use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::figures::{Measuring, Sample, cpu_of_self};
 use crate::raw_writes::FrameCounts;
 use crate::store_rig::{Got, StoreRig, Wait};
 use crate::workload::{Choice, Values};

@@ -1,13 +1,10 @@
 //! Latencies, CPU time, rates, ratios: what one repeat measures and what several amount to.
 
 use crate::disk_bytes::DiskBytes;
-use hdrhistogram::Histogram;
+use kadring::cli::bench::{Latencies, Outcome};
 use serde_json::{Value, json};
 use std::fmt;
 use std::time::{Duration, Instant};
-
-/// Longest latency that is told apart from longer ones.
-const LATENCY_MAX: Duration = Duration::from_secs(60);
 
 /// CPU time of this process, all its threads and the kernel's work for them included.
 #[must_use]
@@ -16,71 +13,13 @@ pub fn cpu_of_self() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// CPU time of another process, all its threads included; in steps of the kernel's tick (10 ms).
+/// CPU time of another process; see [`kadring::cli::bench::cpu_of_process`].
 ///
 /// # Panics
 /// If there is no such process.
 #[must_use]
 pub fn cpu_of_process(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name may hold spaces; user and system time are fields 14 and 15, the third follows it.
-    let (_, fields) = stat.rsplit_once(") ").expect("the process is running");
-    let ticks: u64 = fields.split(' ').skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
-}
-
-/// Latencies of many operations.
-#[derive(Clone, Debug)]
-pub struct Latencies(Histogram<u64>);
-
-impl Default for Latencies {
-    fn default() -> Self {
-        let max = LATENCY_MAX.as_nanos() as u64;
-        Self(Histogram::new_with_bounds(1, max, 3).expect("the bounds are sound"))
-    }
-}
-
-impl Latencies {
-    /// Notes `count` operations that took as long as each other.
-    pub fn record(&mut self, latency: Duration, count: u64) {
-        self.0.saturating_record_n(latency.as_nanos() as u64, count);
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-
-    /// The latency in microseconds that `percent` of the operations did not exceed.
-    #[must_use]
-    pub fn micros(&self, percent: f64) -> f64 {
-        self.0.value_at_percentile(percent) as f64 / 1e3
-    }
-
-    /// Adds what `other` holds.
-    ///
-    /// # Panics
-    /// Never: the bounds are all alike.
-    pub fn add(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("the bounds are the same");
-    }
-
-    /// Number of operations noted.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// p50, p99, p99.9 and the longest, in microseconds.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        json!({
-            "p50_us": self.micros(50.0),
-            "p99_us": self.micros(99.0),
-            "p999_us": self.micros(99.9),
-            "max_us": self.micros(100.0),
-        })
-    }
+    kadring::cli::bench::cpu_of_process(pid).expect("the process is running")
 }
 
 /// What is being measured: started at the end of the warm-up, finished with the last operation.
@@ -118,6 +57,17 @@ pub struct Sample {
     pub latencies: Latencies,
     /// What it had to do with the disk, where that was counted.
     pub disk: Option<DiskUse>,
+}
+
+impl From<&Outcome> for Sample {
+    fn from(outcome: &Outcome) -> Self {
+        Self {
+            rate: outcome.rate(),
+            cpu_micros: outcome.server_cpu_micros().unwrap_or(f64::NAN),
+            latencies: outcome.latencies(),
+            disk: None,
+        }
+    }
 }
 
 impl Sample {

@@ -1,7 +1,8 @@
 //! Figures of fio, where it is installed: a ceiling that shares no code with us.
 
+use crate::Latencies;
 use crate::Turns;
-use crate::figures::{Latencies, Sample};
+use crate::figures::Sample;
 use serde_json::Value;
 use std::error::Error;
 use std::path::PathBuf;

@@ -16,11 +16,11 @@ mod figures;
 mod fio;
 mod leader_log;
 mod machine;
-mod plot;
 mod raw_reads;
 mod raw_rig;
 mod raw_writes;
 mod report;
+mod servers;
 mod store_rig;
 mod sweep;
 mod threads;
@@ -31,20 +31,23 @@ pub use closed_loop::ClosedLoop;
 pub use disk_bytes::{DiskBytes, DiskCounters};
 pub use driver::{AnyIo, DRIVERS, Driver, drivers};
 pub use figures::{
-    DISK_COLUMNS, DiskUse, Latencies, Measuring, Ratio, SUMMARY_COLUMNS, Sample, Summary,
-    cpu_of_process, cpu_of_self, median,
+    DISK_COLUMNS, DiskUse, Measuring, Ratio, SUMMARY_COLUMNS, Sample, Summary, cpu_of_process,
+    cpu_of_self, median,
 };
 pub use fio::{Fio, FioVerb, has_fio};
+pub use kadring::cli::bench::{Axis, Latencies, Plot, Series, Zipf};
 pub use leader_log::{LeaderLog, SyncBy};
 pub use machine::Machine;
-pub use plot::{Axis, Plot, Series};
 pub use raw_reads::{DataFiles, RawReads};
 pub use raw_rig::RawRig;
 pub use raw_writes::{FrameCounts, LOG_IDENTITY, LogRig, RawWrites};
 pub use report::{Report, Table};
+pub use servers::{
+    Server, ServerFlags, Starter, fill, measure, sum_in_info, uniform, warn_of_busy_generator,
+};
 pub use store_rig::{Got, OpenTimes, ReadEnd, RigOptions, RigStatus, StoreRig, Wait};
 pub use sweep::Sweep;
-pub use workload::{Choice, USER_KEY_LEN, VALUE_LEN_MIN, Values, Zipf, key};
+pub use workload::{Choice, USER_KEY_LEN, VALUE_LEN_MIN, Values, key};
 
 use std::io;
 use std::path::{Path, PathBuf};

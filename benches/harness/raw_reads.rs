@@ -1,9 +1,10 @@
 //! Reads of the store's own files without the store: by a driver, by threads. For fio see
 //! [`Fio`](crate::Fio).
 
+use crate::Latencies;
 use crate::Turns;
 use crate::disk_bytes::DiskCounters;
-use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::figures::{Measuring, Sample, cpu_of_self};
 use crate::raw_rig::RawRig;
 use crate::threads;
 use rustix::fs::{Advice, CWD, Mode, OFlags, fadvise, openat};

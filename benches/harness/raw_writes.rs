@@ -1,9 +1,10 @@
 //! Durable writes of whole frames without a log or store: the ceiling of what is appended.
 
+use crate::Latencies;
 use crate::Turns;
 use crate::disk_bytes::DiskCounters;
 use crate::driver::Driver;
-use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::figures::{Measuring, Sample, cpu_of_self};
 use crate::raw_rig::RawRig;
 use std::error::Error;
 use std::path::Path;

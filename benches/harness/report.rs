@@ -1,9 +1,9 @@
 //! What a bench leaves behind: a table to read, a JSON file for programs, plots.
 
 use crate::Flags;
+use crate::Plot;
 use crate::figures::{DISK_COLUMNS, SUMMARY_COLUMNS, Summary};
 use crate::machine::{self, Machine};
-use crate::plot::Plot;
 use serde_json::{Map, Value, json};
 use std::error::Error;
 use std::path::{Path, PathBuf};

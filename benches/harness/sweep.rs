@@ -2,8 +2,8 @@
 //! each other, plots over the load.
 
 use crate::figures::Summary;
-use crate::plot::{Axis, Plot, Series};
 use crate::report::{Report, Table};
+use crate::{Axis, Plot, Series};
 use serde_json::json;
 use std::error::Error;
 

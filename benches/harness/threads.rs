@@ -1,8 +1,9 @@
 //! Measures what several threads do: they work on their own, one clock starts and stops them.
 
+use crate::Latencies;
 use crate::Turns;
 use crate::disk_bytes::DiskCounters;
-use crate::figures::{Latencies, Measuring, Sample, cpu_of_self};
+use crate::figures::{Measuring, Sample, cpu_of_self};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};

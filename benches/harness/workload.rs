@@ -1,5 +1,6 @@
 //! Keys, values and the choice among them, the same in every run.
 
+use kadring::cli::bench::Zipf;
 use sha1::{Digest, Sha1};
 use std::ops::Range;
 use wal::Lsn;
@@ -102,50 +103,6 @@ impl Choice {
     }
 }
 
-/// The Zipf distribution over `count` keys, by the method of Gray et al., "Quickly generating
-/// billion-record synthetic databases" (1994), section 3. Ranks are spread over the keys.
-#[derive(Clone, Debug)]
-pub struct Zipf {
-    count: u64,
-    exponent: f64,
-    zeta: f64,
-    eta: f64,
-}
-
-impl Zipf {
-    /// Over keys `0..count`; the exponent is below 1.
-    ///
-    /// # Panics
-    /// If the exponent is not between 0 and 1.
-    #[must_use]
-    pub fn new(count: u64, exponent: f64) -> Self {
-        assert!((0.0..1.0).contains(&exponent), "the method needs an exponent below 1");
-        let zeta: f64 = (1..=count).map(|rank| (rank as f64).powf(-exponent)).sum();
-        let first_two = 1.0 + 0.5_f64.powf(exponent);
-        let eta = (1.0 - (2.0 / count as f64).powf(1.0 - exponent)) / (1.0 - first_two / zeta);
-        Self { count, exponent, zeta, eta }
-    }
-
-    /// The rank, from 0, that a number in `0.0..1.0` falls on.
-    fn rank(&self, uniform: f64) -> u64 {
-        let scaled = uniform * self.zeta;
-        if scaled < 1.0 {
-            return 0;
-        }
-        if scaled < 1.0 + 0.5_f64.powf(self.exponent) {
-            return 1;
-        }
-        let base = self.eta.mul_add(uniform, 1.0 - self.eta);
-        let rank = self.count as f64 * base.powf(1.0 / (1.0 - self.exponent));
-        (rank as u64).min(self.count - 1)
-    }
-
-    fn draw(&self, uniform: f64) -> u64 {
-        // Any fixed scattering will do; this one is the multiplier of Knuth's 64-bit generator.
-        self.rank(uniform).wrapping_mul(6_364_136_223_846_793_005) % self.count
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,21 +122,5 @@ mod tests {
         assert!(!values.is_of(8, &value));
         value[99] ^= 1;
         assert!(!values.is_of(7, &value));
-    }
-
-    /// Rank `r` has the share `r^-0.99 / zeta`; the first two are exact, the rest close.
-    #[test]
-    fn zipf_has_the_shares_of_its_definition() {
-        let zipf = Zipf::new(1000, 0.99);
-        let draws = 100_000;
-        let mut counts = [0_u32; 1000];
-        for draw in 0..draws {
-            counts[zipf.rank(f64::from(draw) / f64::from(draws)) as usize] += 1;
-        }
-        for rank in [1, 2, 10, 100] {
-            let share = f64::from(rank).powf(-0.99) / zipf.zeta;
-            let found = f64::from(counts[rank as usize - 1]) / f64::from(draws);
-            assert!((found / share - 1.0).abs() < 0.2, "rank {rank}: {found} not {share}");
-        }
     }
 }

@@ -12,6 +12,7 @@
 )]
 
 mod bad_input;
+mod bench;
 mod byte_flips;
 mod clients;
 mod crash_loop;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::bench::BenchError;
 use super::check::DamageFound;
 use super::client::ClientError;
 use super::exit_code::ExitCode;
@@ -43,6 +44,9 @@ pub enum CliError {
     /// A snapshot command failed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotCliError),
+    /// A measurement did not come to its end.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The result cannot be written to stdout.
     #[error("cannot write to stdout: {0}; free space where it leads, or send it elsewhere")]
     Output(#[source] io::Error),
@@ -62,6 +66,7 @@ impl CliError {
             Self::Damage(_) => ExitCode::DamageFound,
             Self::Transfer(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
+            Self::Bench(error) => error.exit_code(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Write};
 
 use clap::{Parser, Subcommand};
 
+pub mod bench;
 mod check;
 mod client;
 mod error;
@@ -29,6 +30,7 @@ pub use snapshot::SnapshotCliError;
 pub use transfer::TransferCliError;
 
 use crate::config::Sources;
+use bench::BenchFlags;
 use check::CheckFlags;
 use client::{DelFlags, GetFlags, InfoFlags, SetFlags};
 use flags::RunFlags;
@@ -74,6 +76,8 @@ enum Command {
     Export(ExportFlags),
     /// Store all keys of an export file in a data directory
     Import(ImportFlags),
+    /// Put a server that speaks the Redis protocol under load, and show how fast it answers
+    Bench(BenchFlags),
 }
 
 /// Runs the command line `args`, program name first, to its end.
@@ -109,6 +113,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
         Command::Import(flags) => {
             transfer::import(&flags, &sources(&|key| flags.directory.get(key)), &mut out)
         }
+        Command::Bench(flags) => bench::run(&flags, &sources(&|key| flags.get(key)), &mut out),
     };
     finish(result, &mut out)
 }

@@ -45,7 +45,7 @@ fn help_shows_every_option_with_variable_and_default() {
 
 #[test]
 fn every_subcommand_has_help() {
-    for name in ["run", "get", "set", "del", "info", "check"] {
+    for name in ["run", "get", "set", "del", "info", "check", "bench"] {
         let error = run_words(&[name, "--help"]);
         assert_eq!(error.exit_code(), ExitCode::Clean, "{name}");
     }
