@@ -267,7 +267,7 @@ impl Network {
             Err(error) => return Err(error.into()),
         }
         // Even what is connected already has its edge of readiness once it is watched.
-        Ok(watch(&mut self.connections, registry, socket)?)
+        watch(&mut self.connections, registry, socket)
     }
 
     pub(super) fn cancel_connect(
