@@ -9,8 +9,10 @@ use bytes::Bytes;
 use rustix::net::{AddressFamily, SocketType};
 
 use super::network::patterned_parts;
+use super::ring::rig as ring_rig;
 use super::{Driver, LISTENER, Rig, on_all_drivers};
-use crate::io::{AttemptId, Completion, ConnectionId, ListenerId, Monotonic, Request};
+use crate::io::uring::UringOptions;
+use crate::io::{AttemptId, Completion, ConnectionId, Io, ListenerId, Monotonic, Request};
 
 const ATTEMPT: AttemptId = AttemptId(7);
 const NEVER: Monotonic = Monotonic(u64::MAX);
@@ -298,4 +300,32 @@ fn one_listener_stops_and_the_other_goes_on<D: Driver>() {
     let client = TcpStream::connect(addresses[1]).unwrap();
     let (_, peer) = rig.accepted_by(staying);
     assert_eq!(peer, client.local_addr().unwrap());
+}
+
+/// Neither the attempts' own operations nor their timers stay in the ring.
+#[test]
+fn attempts_leave_no_operation_behind() {
+    let Some(mut rig) = ring_rig(UringOptions::default()) else {
+        return;
+    };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ((refusing, _holder), (deaf, _listener, _connections)) =
+        (refusing_address(), deaf_listener());
+    let soon = rig.io.now().0.plus_millis(20);
+    rig.try_connect(AttemptId(0), server.local_addr().unwrap(), NEVER);
+    rig.try_connect(AttemptId(1), refusing, NEVER);
+    rig.try_connect(AttemptId(2), deaf, soon);
+    rig.try_connect(AttemptId(3), deaf, NEVER);
+    rig.io.submit(Request::CancelConnect(AttemptId(3)));
+    let connection = rig.connected(AttemptId(0)).unwrap();
+    for number in 1..4 {
+        rig.connected(AttemptId(number)).unwrap_err();
+    }
+    rig.close(connection);
+    for _ in 0..1000 {
+        if rig.io.slots_in_use() > 0 {
+            rig.poll();
+        }
+    }
+    assert_eq!(rig.io.slots_in_use(), 0);
 }
