@@ -97,8 +97,8 @@ pub enum Request {
     /// [`Completion::Accepted`] per connection. Retries an address in use for 2 s: the ring of a
     /// killed process frees its port late.
     Listen(ListenerId, SocketAddr),
-    /// Connects to the address: yields [`Completion::Connected`], with a connection like an accepted
-    /// one, or with why there is none.
+    /// Connects to the address: yields [`Completion::Connected`], with a connection like an
+    /// accepted one, or with why there is none.
     Connect {
         /// Names the attempt; no other under way has this name.
         attempt: AttemptId,

@@ -12,8 +12,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-/// The longest of the two.
-pub(super) const ADDRESS_LEN_MAX: usize = 28;
+/// The longer of the two.
+pub(super) const INET6_LEN: usize = 28;
 
 const INET: u16 = 2;
 const INET_LEN: usize = 16;
@@ -23,13 +23,13 @@ const INET6: u16 = 10;
 #[derive(Clone, Copy, Debug)]
 #[repr(align(4))]
 pub(super) struct RawAddress {
-    bytes: [u8; ADDRESS_LEN_MAX],
+    bytes: [u8; INET6_LEN],
     len: u32,
 }
 
 impl RawAddress {
     pub(super) fn encode(address: SocketAddr) -> Self {
-        let mut bytes = [0; ADDRESS_LEN_MAX];
+        let mut bytes = [0; INET6_LEN];
         bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
         let len = match address {
             SocketAddr::V4(address) => {
@@ -42,7 +42,7 @@ impl RawAddress {
                 bytes[4..8].copy_from_slice(&address.flowinfo().to_be_bytes());
                 bytes[8..24].copy_from_slice(&address.ip().octets());
                 bytes[24..].copy_from_slice(&address.scope_id().to_le_bytes());
-                ADDRESS_LEN_MAX
+                INET6_LEN
             }
         };
         Self { bytes, len: u32::try_from(len).expect("16 or 28") }

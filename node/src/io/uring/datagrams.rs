@@ -30,7 +30,7 @@ use io_uring::{cqueue, opcode, squeue};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags};
 
-use super::address::{ADDRESS_LEN_MAX, RawAddress};
+use super::address::{INET6_LEN, RawAddress};
 use super::buffers::{GROUP, ReceiveBuffers};
 use super::op::{MessageHeader, Op, Purpose};
 use super::ring::Cqe;
@@ -45,7 +45,7 @@ use crate::io::{
 
 /// Where the sender's address begins in a buffer, and where the datagram does.
 const ADDRESS_START: usize = 16;
-const DATAGRAM_START: usize = ADDRESS_START + ADDRESS_LEN_MAX;
+const DATAGRAM_START: usize = ADDRESS_START + INET6_LEN;
 
 /// MSG_TRUNC.
 const TRUNCATED: u32 = 0x20;
@@ -176,7 +176,7 @@ impl UringIo {
         let bound = self.datagrams.bound(id);
         bound.receive = Receive::Armed;
         let fd = bound.fd.as_raw_fd();
-        let name_len = u32::try_from(ADDRESS_LEN_MAX).expect("28");
+        let name_len = u32::try_from(INET6_LEN).expect("28");
         let header = Box::new(MessageHeader::new(name_len));
         self.start(Op::Datagram(DatagramOp::Receive { socket: id, fd, header }));
     }
@@ -374,7 +374,7 @@ fn read_envelope(buffer: &[u8]) -> Option<Envelope> {
         let bytes = buffer.get(at..)?.first_chunk()?;
         Some(u32::from_le_bytes(*bytes))
     };
-    let address_len = usize::try_from(number(0)?).ok()?.min(ADDRESS_LEN_MAX);
+    let address_len = usize::try_from(number(0)?).ok()?.min(INET6_LEN);
     let address = buffer.get(ADDRESS_START..DATAGRAM_START)?.get(..address_len)?;
     let from = RawAddress::decode(address)?;
     let truncated = number(12)? & TRUNCATED != 0;
