@@ -8,10 +8,13 @@ use std::io;
 use storage::{Event, LogClock};
 use wal::procedure::Procedure;
 
-use crate::io::{Completion, DiskOwner, Io, Monotonic, Request};
+use crate::io::{Completion, DiskOwner, Io, ListenerId, Monotonic, Request};
 use crate::keyspace::Keyspace;
 use crate::resp::door::{Door, Order, OrderEnd};
 use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker};
+
+/// The listener behind the client door.
+pub const CLIENT_DOOR: ListenerId = ListenerId(0);
 
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
@@ -110,7 +113,7 @@ impl<I: Io> EventLoop<I> {
     pub fn stop(&mut self) {
         if self.phase == Phase::Serving {
             self.phase = Phase::Draining(self.io.now().0.plus_millis(DRAIN_MS));
-            self.io.submit(Request::StopListening);
+            self.io.submit(Request::StopListening(CLIENT_DOOR));
             self.door.drain();
         }
     }
@@ -152,7 +155,7 @@ impl<I: Io> EventLoop<I> {
         match completion {
             Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),
             Completion::Disk(owner, completion) => keyspace.handle_disk(owner.0, completion),
-            Completion::Accepted { connection, peer } => {
+            Completion::Accepted { connection, peer, listener: _ } => {
                 door.handle_accepted(keyspace, connection, peer);
                 if self.phase != Phase::Serving {
                     door.drain();
@@ -167,13 +170,17 @@ impl<I: Io> EventLoop<I> {
                 door.handle_sent(keyspace, connection, &result);
             }
             Completion::Closed(connection) => door.handle_closed(connection),
-            Completion::ListenerClosed => self.listening = false,
-            Completion::Listening(result) => {
+            Completion::ListenerClosed(_) => self.listening = false,
+            Completion::Listening(_, result) => {
                 if let Err(error) = result {
                     tracing::error!(%error, "the client door has closed");
                 }
             }
             Completion::Terminate => self.stop(),
+            other @ (Completion::Connected { .. }
+            | Completion::UdpBound(..)
+            | Completion::Datagram { .. }
+            | Completion::UdpClosed(_)) => unreachable!("{other:?}: nobody asks for it yet"),
         }
     }
 

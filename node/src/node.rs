@@ -14,7 +14,7 @@ use wal::record::own_half;
 use wal::segment::Identity;
 
 use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
-use crate::event_loop::{EventLoop, run_procedure, run_procedures};
+use crate::event_loop::{CLIENT_DOOR, EventLoop, run_procedure, run_procedures};
 use crate::io::device::{self, DeviceProbe};
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
 use crate::io::pread::{PreadIo, PreadOptions};
@@ -318,12 +318,12 @@ fn listen<I: Io>(
     io: &mut I,
     address: SocketAddr,
 ) -> Result<(SocketAddr, Vec<Completion>), RunError> {
-    io.submit(Request::Listen(address));
+    io.submit(Request::Listen(CLIENT_DOOR, address));
     let mut done = Vec::new();
     loop {
         io.wait(None, &mut done).map_err(RunError::driver)?;
-        let found = done.iter().position(|one| matches!(one, Completion::Listening(_)));
-        if let Some(Completion::Listening(result)) = found.map(|index| done.remove(index)) {
+        let found = done.iter().position(|one| matches!(one, Completion::Listening(..)));
+        if let Some(Completion::Listening(_, result)) = found.map(|index| done.remove(index)) {
             let bound = result.map_err(|source| RunError::Bind { address, source })?;
             return Ok((bound, done));
         }

@@ -2,8 +2,17 @@
 //!
 //! A driver turns [`Request`]s into disk and network work and returns [`Completion`]s. Requests own
 //! their buffers; the completion gives them back. Every request yields exactly one completion, also
-//! on shutdown and when its connection closes, except [`Request::Listen`] (one per accepted
-//! connection, after the first).
+//! when its connection closes, except:
+//!
+//! - [`Request::Listen`] and [`Request::BindUdp`]: after the first, one per accepted connection and
+//!   one per datagram, until the listener or socket is closed;
+//! - [`Request::SendDatagram`]: none. UDP may lose a datagram anyway, so what the kernel refuses or
+//!   the driver has no room for is counted ([`DatagramStatistics`]), and the socket lives on;
+//! - [`Request::CancelConnect`]: none but that of the attempt it ends.
+//!
+//! Listeners, UDP sockets and attempts to connect are named by who asks for them, because there is
+//! no other name for them before they exist. A name is free again after its last completion.
+//! Connections, which come from both sides, are named by the driver.
 //!
 //! | driver | disk | network |
 //! |---|---|---|
@@ -16,13 +25,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Deref;
+use std::num::NonZeroU32;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 use bytes::Bytes;
 use wal::disk::{BufferSource, DiskCompletion, DiskRequest, HeapBuffers};
 
 mod clock;
+mod datagrams;
 pub mod device;
 pub mod directory;
 mod disk_error;
@@ -37,15 +48,29 @@ mod tests;
 pub mod tokio_uring;
 pub mod uring;
 
+pub use self::datagrams::{DATAGRAM_BUFFERS, DATAGRAM_BYTES_MAX, DatagramStatistics};
+
 /// Whose disk request it is: the shard's index, or a procedure's own number above all shards.
 ///
 /// File ids and request ids are unique per owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskOwner(pub u16);
 
-/// An accepted connection; never used twice in a driver's life.
+/// A connection, accepted or made; never used twice in a driver's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
+
+/// A listening TCP socket, named by who asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(pub u8);
+
+/// A UDP socket, named by who asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u8);
+
+/// An attempt to connect, named by who makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AttemptId(pub u64);
 
 /// Nanoseconds on a clock that never goes back, from an arbitrary start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +96,21 @@ pub enum Request {
     /// Starts accepting on the address; yields [`Completion::Listening`] once, then one
     /// [`Completion::Accepted`] per connection. Retries an address in use for 2 s: the ring of a
     /// killed process frees its port late.
-    Listen(SocketAddr),
+    Listen(ListenerId, SocketAddr),
+    /// Connects to the address: yields [`Completion::Connected`], with a connection like an
+    /// accepted one, or with why there is none.
+    Connect {
+        /// Names the attempt; no other under way has this name.
+        attempt: AttemptId,
+        /// Where to.
+        to: SocketAddr,
+        /// When the attempt fails with [`io::ErrorKind::TimedOut`].
+        deadline: Monotonic,
+    },
+    /// Ends an attempt to connect early: its [`Completion::Connected`] comes, with
+    /// [`io::ErrorKind::ConnectionAborted`]. One that had ended already is not affected: its
+    /// completion may still be on its way to the caller and bring a connection, to be closed.
+    CancelConnect(AttemptId),
     /// Receives once from the connection, whatever has arrived: yields [`Completion::Received`].
     /// At most one at a time per connection.
     Receive(ConnectionId),
@@ -81,7 +120,34 @@ pub enum Request {
     /// then [`Completion::Closed`]. No other request may follow for this connection.
     Close(ConnectionId),
     /// Stops accepting and closes the listening socket: yields [`Completion::ListenerClosed`].
-    StopListening,
+    StopListening(ListenerId),
+    /// Binds a UDP socket: yields [`Completion::UdpBound`] once, then one [`Completion::Datagram`]
+    /// per datagram. Retries an address in use for 2 s, as [`Request::Listen`] does. An IPv6 socket
+    /// takes IPv6 only, so that there can be one for each family on one port.
+    ///
+    /// At most [`DATAGRAM_BUFFERS`] datagrams are lent at a time; further ones wait in the kernel,
+    /// which drops what it has no room for.
+    BindUdp {
+        /// Names the socket; no other that is not closed has this name.
+        socket: SocketId,
+        /// Where to receive; the port may be 0.
+        address: SocketAddr,
+        /// The longest datagram wanted, at most [`DATAGRAM_BYTES_MAX`]. Longer ones are dropped and
+        /// counted. [`DATAGRAM_BUFFERS`] buffers of this size belong to the socket.
+        bytes_max: usize,
+    },
+    /// Sends one datagram. Yields no completion. Dropped and counted, where the socket is not bound
+    /// or too much waits to be sent already.
+    SendDatagram {
+        /// From which socket.
+        socket: SocketId,
+        /// Where to.
+        to: SocketAddr,
+        /// What.
+        bytes: Bytes,
+    },
+    /// Closes a UDP socket: yields [`Completion::UdpClosed`]. What waits to be sent may be lost.
+    CloseUdp(SocketId),
 }
 
 /// The end of a request, or an event the driver was told to watch for.
@@ -90,13 +156,22 @@ pub enum Completion {
     /// Disk work has ended.
     Disk(DiskOwner, DiskCompletion),
     /// The listener's bound address (port 0 replaced), or why it could not listen.
-    Listening(io::Result<SocketAddr>),
+    Listening(ListenerId, io::Result<SocketAddr>),
     /// A connection came in.
     Accepted {
+        /// Through which listener.
+        listener: ListenerId,
         /// Its name from now on.
         connection: ConnectionId,
         /// The address of its other end.
         peer: SocketAddr,
+    },
+    /// An attempt to connect has ended.
+    Connected {
+        /// Which.
+        attempt: AttemptId,
+        /// The connection's name from now on, or why there is none.
+        result: io::Result<ConnectionId>,
     },
     /// Bytes arrived. An empty buffer means the peer has finished sending.
     Received {
@@ -115,7 +190,20 @@ pub enum Completion {
     /// The connection is gone.
     Closed(ConnectionId),
     /// The listener is gone.
-    ListenerClosed,
+    ListenerClosed(ListenerId),
+    /// The UDP socket's bound address (port 0 replaced), or why there is no socket.
+    UdpBound(SocketId, io::Result<SocketAddr>),
+    /// A datagram came.
+    Datagram {
+        /// To which socket.
+        socket: SocketId,
+        /// Where it says it comes from.
+        from: SocketAddr,
+        /// All of it, to be handed back with [`Io::release`].
+        bytes: ReceiveBuffer,
+    },
+    /// The UDP socket is gone. Datagrams of it that are lent still have to be handed back.
+    UdpClosed(SocketId),
     /// SIGTERM or SIGINT came.
     Terminate,
 }
@@ -124,8 +212,9 @@ pub enum Completion {
 #[derive(Debug)]
 pub struct ReceiveBuffer {
     storage: Box<[u8]>,
-    len: usize,
+    received: Range<usize>,
     slot: u16,
+    pool: Option<NonZeroU32>,
 }
 
 impl ReceiveBuffer {
@@ -133,7 +222,26 @@ impl ReceiveBuffer {
     #[must_use]
     pub fn new(storage: Box<[u8]>, len: usize, slot: u16) -> Self {
         assert!(len <= storage.len(), "a driver does not receive past its buffer");
-        Self { storage, len, slot }
+        Self { storage, received: 0..len, slot, pool: None }
+    }
+
+    /// Lends a datagram that lies somewhere in `storage`, out of the `slot` of a socket's `pool`.
+    #[must_use]
+    pub fn of_datagram(
+        storage: Box<[u8]>,
+        received: Range<usize>,
+        slot: u16,
+        pool: NonZeroU32,
+    ) -> Self {
+        assert!(received.end <= storage.len(), "a driver does not receive past its buffer");
+        Self { storage, received, slot, pool: Some(pool) }
+    }
+
+    /// Which UDP socket's buffer it is, by a number that no other socket of the driver has or had;
+    /// none for a connection's.
+    #[must_use]
+    pub fn pool(&self) -> Option<NonZeroU32> {
+        self.pool
     }
 
     /// Takes the memory back, with the slot it belongs to.
@@ -147,7 +255,7 @@ impl Deref for ReceiveBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.storage[..self.len]
+        &self.storage[self.received.clone()]
     }
 }
 
@@ -186,6 +294,11 @@ pub trait Io {
     /// How the source of buffers has been used; all zero, where it is the heap.
     fn buffer_statistics(&self) -> BufferStatistics {
         BufferStatistics::default()
+    }
+
+    /// What became of datagrams. Asks the kernel: for INFO and metrics, not for every turn.
+    fn datagram_statistics(&self) -> DatagramStatistics {
+        DatagramStatistics::default()
     }
 }
 

@@ -73,6 +73,14 @@ impl<T> Slots<T> {
         self.slots.iter().filter_map(|slot| slot.value.as_ref())
     }
 
+    /// The name of a value that `is_it` answers for. Takes time by the number of values.
+    pub(crate) fn find(&self, mut is_it: impl FnMut(&T) -> bool) -> Option<SlotKey> {
+        let holds = |slot: &Slot<T>| slot.value.as_ref().is_some_and(&mut is_it);
+        let index = self.slots.iter().position(holds)?;
+        let generation = self.slots[index].generation;
+        Some(SlotKey { index: u32::try_from(index).ok()?, generation })
+    }
+
     /// How many values are there.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -94,6 +102,8 @@ mod tests {
         assert_eq!(slots.remove(first), None);
         assert_eq!(slots.get_mut(second), Some(&mut 'b'));
         assert_eq!(slots.len(), 1);
+        assert_eq!(slots.find(|value| *value == 'b'), Some(second));
+        assert_eq!(slots.find(|value| *value == 'a'), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What both real drivers ask of TCP sockets: how to listen, and how an accepted one is set up.
+//! What the drivers ask of TCP sockets: how to listen, and how a connected one is set up.
 
 use std::io;
 use std::net::SocketAddr;
@@ -42,7 +42,12 @@ pub(crate) enum Listen {
 
 /// Tries to listen on `address`; one in use is worth another try until `give_up`.
 pub(crate) fn listen(address: SocketAddr, flags: SocketFlags, give_up: Monotonic) -> Listen {
-    match try_listen(address, flags) {
+    tried(try_listen(address, flags), give_up)
+}
+
+/// What a try to get a socket led to; an address in use is worth another try until `give_up`.
+pub(crate) fn tried(result: io::Result<(OwnedFd, SocketAddr)>, give_up: Monotonic) -> Listen {
+    match result {
         Ok((socket, bound)) => Listen::Ready(socket, bound),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse && clock::monotonic() < give_up => {
             Listen::Again
@@ -67,6 +72,28 @@ pub(crate) fn prepare_accepted(socket: impl AsFd) -> io::Result<SocketAddr> {
     sockopt::set_tcp_nodelay(&socket, true)?;
     let peer = getpeername(&socket)?.ok_or(io::ErrorKind::NotConnected)?;
     Ok(SocketAddr::try_from(peer)?)
+}
+
+/// A socket to connect to `address` with.
+pub(crate) fn connecting(address: SocketAddr, flags: SocketFlags) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = flags | SocketFlags::CLOEXEC;
+    Ok(net::socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+/// Sets up a socket that has connected; fails if its other end is gone already.
+pub(crate) fn prepare_connected(socket: impl AsFd) -> io::Result<()> {
+    let peer = prepare_accepted(&socket)?;
+    // A connection to a free port of this machine can meet itself.
+    if SocketAddr::try_from(getsockname(&socket)?)? == peer {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(())
+}
+
+/// What an attempt to connect answers whose time is over.
+pub(crate) fn connect_timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the other end has not answered in time")
 }
 
 /// Makes every receive and send that waits on the socket end.

@@ -4,6 +4,7 @@
 //! forbidden. The loop's thread owns all sockets; the disk threads own nothing: they carry out
 //! jobs and send back what came of them, waking the loop through its poll.
 
+mod datagrams;
 mod disk;
 mod network;
 
@@ -15,17 +16,23 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::{Errno, ioctl_fionbio};
 
+use self::datagrams::Datagrams;
 use self::disk::Disk;
 use self::network::Network;
 use super::directory::DataDirectory;
 use super::signals::Signals;
 use super::slots::SlotKey;
-use super::{Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock};
+use super::{
+    Completion, DatagramStatistics, Io, ListenerId, Monotonic, ReceiveBuffer, Request, SocketId,
+    WallClock, clock,
+};
 
 /// Tokens below those of connections, which are 2^32 and more.
 const WAKER: Token = Token(0);
-const LISTENER: Token = Token(1);
 const SIGNALS: Token = Token(2);
+/// The token of the first listener and of the first UDP socket; there are up to 256 of each.
+const LISTENERS: usize = 0x100;
+const SOCKETS: usize = 0x200;
 
 /// Events taken from the kernel at a time.
 const EVENTS_MAX: usize = 1024;
@@ -52,6 +59,7 @@ pub struct PreadIo {
     events: Events,
     disk: Disk,
     network: Network,
+    datagrams: Datagrams,
     signals: Option<Signals>,
     ready: Vec<Completion>,
 }
@@ -79,6 +87,7 @@ impl PreadIo {
             events: Events::with_capacity(EVENTS_MAX),
             disk,
             network: Network::new(),
+            datagrams: Datagrams::default(),
             signals,
             ready: Vec::new(),
         })
@@ -97,7 +106,8 @@ impl PreadIo {
     }
 
     fn turn(&mut self, deadline: Option<Monotonic>) -> io::Result<()> {
-        let deadline = deadline.into_iter().chain(self.network.next_deadline()).min();
+        let own = [self.network.next_deadline(), self.datagrams.next_deadline()];
+        let deadline = own.into_iter().chain([deadline]).flatten().min();
         // The kernel counts in milliseconds: rounded up, or the last one would be spent polling.
         let timeout = deadline.map(clock::until).map(|time| {
             let millis = time.as_nanos().div_ceil(1_000_000);
@@ -112,18 +122,37 @@ impl PreadIo {
         for event in &self.events {
             match event.token() {
                 WAKER => {}
-                LISTENER => self.network.handle_acceptable(),
                 SIGNALS => read_signals(self.signals.as_ref(), &mut self.ready),
+                Token(number) if number < LISTENERS => {}
+                Token(number) if number < SOCKETS => {
+                    self.network.handle_acceptable(ListenerId(low_byte(number)));
+                }
+                Token(number) if number < SOCKETS + 0x100 => {
+                    self.datagrams.handle_ready(SocketId(low_byte(number)), event);
+                }
                 Token(bits) => {
                     let key = SlotKey::from_bits(bits as u64);
-                    self.network.handle_ready(key, event, &mut self.ready);
+                    self.network.handle_ready(key, event, registry, &mut self.ready);
                 }
             }
         }
         self.network.handle_time(registry, &mut self.ready);
+        self.datagrams.handle_time(registry, &mut self.ready);
         self.disk.take_done(&mut self.ready);
         Ok(())
     }
+}
+
+fn listener_token(id: ListenerId) -> Token {
+    Token(LISTENERS + usize::from(id.0))
+}
+
+fn socket_token(id: SocketId) -> Token {
+    Token(SOCKETS + usize::from(id.0))
+}
+
+fn low_byte(number: usize) -> u8 {
+    u8::try_from(number & 0xff).expect("masked to 8 bits")
 }
 
 fn read_signals(signals: Option<&Signals>, ready: &mut Vec<Completion>) {
@@ -144,11 +173,26 @@ impl Io for PreadIo {
         let ready = &mut self.ready;
         match request {
             Request::Disk(owner, request) => self.disk.submit(owner, request, ready),
-            Request::Listen(address) => self.network.listen(address, registry, ready),
+            Request::Listen(listener, address) => {
+                self.network.listen(listener, address, registry, ready);
+            }
+            Request::Connect { attempt, to, deadline } => {
+                self.network.connect(attempt, to, deadline, registry, ready);
+            }
+            Request::CancelConnect(attempt) => {
+                self.network.cancel_connect(attempt, registry, ready);
+            }
             Request::Receive(connection) => self.network.receive(connection, ready),
             Request::Send(connection, parts) => self.network.send(connection, parts, ready),
             Request::Close(connection) => self.network.close(connection, registry, ready),
-            Request::StopListening => self.network.stop_listening(registry, ready),
+            Request::StopListening(listener) => {
+                self.network.stop_listening(listener, registry, ready);
+            }
+            Request::BindUdp { socket, address, bytes_max } => {
+                self.datagrams.bind(socket, address, bytes_max, registry, ready);
+            }
+            Request::SendDatagram { socket, to, bytes } => self.datagrams.send(socket, to, bytes),
+            Request::CloseUdp(socket) => self.datagrams.close(socket, registry, ready),
         }
     }
 
@@ -167,7 +211,10 @@ impl Io for PreadIo {
     }
 
     fn release(&mut self, buffer: ReceiveBuffer) {
-        self.network.release(buffer);
+        match buffer.pool() {
+            None => self.network.release(buffer),
+            Some(pool) => self.datagrams.release(pool, buffer),
+        }
     }
 
     fn now(&self) -> (Monotonic, WallClock) {
@@ -176,6 +223,10 @@ impl Io for PreadIo {
 
     fn name(&self) -> &'static str {
         "pread"
+    }
+
+    fn datagram_statistics(&self) -> DatagramStatistics {
+        self.datagrams.statistics()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Readiness is edge-triggered: every request is tried at once, and only if the kernel would make
 //! it wait does it wait for the next edge.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,16 +14,17 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, accept_with, recv, sendmsg,
+    RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, accept_with, connect, recv, sendmsg,
+    sockopt,
 };
 
-use super::LISTENER;
+use super::listener_token;
 use crate::io::slots::{SlotKey, Slots};
 use crate::io::sockets::{
     self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS,
 };
-use crate::io::{Completion, ConnectionId, Monotonic, ReceiveBuffer, clock};
+use crate::io::{AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, clock};
 
 /// Parts of one sendmsg(2) at most (IOV_MAX).
 const GATHER_MAX: usize = 1024;
@@ -35,8 +36,11 @@ const FREE_BUFFERS_MAX: usize = 64;
 /// All sockets of the driver.
 #[derive(Debug)]
 pub(super) struct Network {
+    /// Those that are still to connect among them.
     connections: Slots<Connection>,
-    listener: Listener,
+    /// What is still to connect, by the number of its connection's key.
+    attempts: BTreeMap<u64, Attempt>,
+    listeners: BTreeMap<ListenerId, Listener>,
     free: Vec<Box<[u8]>>,
     lent: usize,
     /// Connections whose receive waits for a buffer to be released, oldest first.
@@ -45,7 +49,6 @@ pub(super) struct Network {
 
 #[derive(Debug)]
 enum Listener {
-    Idle,
     Retrying {
         address: SocketAddr,
         give_up: Monotonic,
@@ -56,6 +59,12 @@ enum Listener {
         socket: OwnedFd,
         next: Option<Monotonic>,
     },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    id: AttemptId,
+    deadline: Monotonic,
 }
 
 #[derive(Debug)]
@@ -77,7 +86,8 @@ impl Network {
     pub(super) fn new() -> Self {
         Self {
             connections: Slots::new(),
-            listener: Listener::Idle,
+            attempts: BTreeMap::new(),
+            listeners: BTreeMap::new(),
             free: Vec::new(),
             lent: 0,
             starved: VecDeque::new(),
@@ -93,23 +103,27 @@ impl Network {
         if !self.starved.is_empty() && self.lent < usize::from(RECEIVE_BUFFERS) {
             return Some(Monotonic(0));
         }
-        match &self.listener {
-            Listener::Idle => None,
-            Listener::Retrying { next, .. } => Some(*next),
-            Listener::Listening { next, .. } => *next,
-        }
+        let listeners = self.listeners.values().filter_map(Listener::due);
+        listeners.chain(self.attempts.values().map(|attempt| attempt.deadline)).min()
     }
 
     pub(super) fn handle_time(&mut self, registry: &Registry, ready: &mut Vec<Completion>) {
         let now = clock::monotonic();
-        match self.listener {
-            Listener::Retrying { address, give_up, next } if next <= now => {
-                self.try_listen(address, give_up, registry, ready);
+        let is_due = |listener: &Listener| listener.due().is_some_and(|due| due <= now);
+        let due: Vec<_> =
+            self.listeners.iter().filter(|(_, l)| is_due(l)).map(|(id, _)| *id).collect();
+        for id in due {
+            match self.listeners.get(&id) {
+                Some(&Listener::Retrying { address, give_up, .. }) => {
+                    self.try_listen(id, address, give_up, registry, ready);
+                }
+                _ => self.accept(id, registry, ready),
             }
-            Listener::Listening { next: Some(next), .. } if next <= now => {
-                self.accept(registry, ready);
-            }
-            _ => {}
+        }
+        let late = self.attempts.iter().filter(|(_, attempt)| attempt.deadline <= now);
+        let late: Vec<_> = late.map(|(key, _)| SlotKey::from_bits(*key)).collect();
+        for key in late {
+            self.end_connecting(key, Err(sockets::connect_timed_out()), registry, ready);
         }
         for _ in 0..self.starved.len() {
             if let Some(key) = self.starved.pop_front() {
@@ -120,21 +134,23 @@ impl Network {
 
     pub(super) fn listen(
         &mut self,
+        id: ListenerId,
         address: SocketAddr,
         registry: &Registry,
         ready: &mut Vec<Completion>,
     ) {
-        if !matches!(self.listener, Listener::Idle) {
+        if self.listeners.contains_key(&id) {
             let error = io::Error::new(io::ErrorKind::AlreadyExists, "listening already");
-            ready.push(Completion::Listening(Err(error)));
+            ready.push(Completion::Listening(id, Err(error)));
             return;
         }
         let give_up = clock::monotonic().plus_millis(LISTEN_RETRY_MS);
-        self.try_listen(address, give_up, registry, ready);
+        self.try_listen(id, address, give_up, registry, ready);
     }
 
     fn try_listen(
         &mut self,
+        id: ListenerId,
         address: SocketAddr,
         give_up: Monotonic,
         registry: &Registry,
@@ -143,59 +159,66 @@ impl Network {
         let listening = match sockets::listen(address, SocketFlags::NONBLOCK, give_up) {
             Listen::Ready(socket, bound) => {
                 let fd = socket.as_raw_fd();
-                let watched = registry.register(&mut SourceFd(&fd), LISTENER, Interest::READABLE);
+                let token = listener_token(id);
+                let watched = registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
                 watched.map(|()| (socket, bound))
             }
             Listen::Again => {
                 let next = clock::monotonic().plus_millis(LISTEN_PAUSE_MS);
-                self.listener = Listener::Retrying { address, give_up, next };
+                self.listeners.insert(id, Listener::Retrying { address, give_up, next });
                 return;
             }
             Listen::Failed(error) => Err(error),
         };
         let result = match listening {
             Ok((socket, bound)) => {
-                self.listener = Listener::Listening { socket, next: None };
+                self.listeners.insert(id, Listener::Listening { socket, next: None });
                 Ok(bound)
             }
             Err(error) => {
-                self.listener = Listener::Idle;
+                self.listeners.remove(&id);
                 Err(error)
             }
         };
-        ready.push(Completion::Listening(result));
+        ready.push(Completion::Listening(id, result));
     }
 
-    pub(super) fn stop_listening(&mut self, registry: &Registry, ready: &mut Vec<Completion>) {
-        match std::mem::replace(&mut self.listener, Listener::Idle) {
-            Listener::Idle => {}
-            Listener::Retrying { .. } => {
+    pub(super) fn stop_listening(
+        &mut self,
+        id: ListenerId,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        match self.listeners.remove(&id) {
+            None => {}
+            Some(Listener::Retrying { .. }) => {
                 let error = io::Error::new(io::ErrorKind::Interrupted, "told to stop listening");
-                ready.push(Completion::Listening(Err(error)));
+                ready.push(Completion::Listening(id, Err(error)));
             }
-            Listener::Listening { socket, .. } => unwatch(registry, &socket),
+            Some(Listener::Listening { socket, .. }) => unwatch(registry, &socket),
         }
-        ready.push(Completion::ListenerClosed);
+        ready.push(Completion::ListenerClosed(id));
     }
 
     /// Notes that there are connections to accept; [`Network::handle_time`] does it.
-    pub(super) fn handle_acceptable(&mut self) {
-        if let Listener::Listening { next, .. } = &mut self.listener
+    pub(super) fn handle_acceptable(&mut self, id: ListenerId) {
+        if let Some(Listener::Listening { next, .. }) = self.listeners.get_mut(&id)
             && next.is_none()
         {
             *next = Some(Monotonic(0));
         }
     }
 
-    fn accept(&mut self, registry: &Registry, ready: &mut Vec<Completion>) {
-        let Listener::Listening { socket: listener, next } = &mut self.listener else {
+    fn accept(&mut self, id: ListenerId, registry: &Registry, ready: &mut Vec<Completion>) {
+        let Some(Listener::Listening { socket: listener, next }) = self.listeners.get_mut(&id)
+        else {
             return;
         };
         for _ in 0..ACCEPTS_PER_TURN {
             match accept_with(&*listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(socket) => match watch_accepted(&mut self.connections, registry, socket) {
                     Ok((connection, peer)) => {
-                        ready.push(Completion::Accepted { connection, peer });
+                        ready.push(Completion::Accepted { listener: id, connection, peer });
                     }
                     Err(error) => {
                         tracing::debug!(%error, "a connection was gone before it was accepted");
@@ -219,12 +242,86 @@ impl Network {
         *next = Some(Monotonic(0));
     }
 
+    pub(super) fn connect(
+        &mut self,
+        id: AttemptId,
+        to: SocketAddr,
+        deadline: Monotonic,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        match self.start_connecting(to, registry) {
+            Ok(key) => {
+                self.attempts.insert(key.to_bits(), Attempt { id, deadline });
+            }
+            Err(error) => {
+                ready.push(Completion::Connected { attempt: id, result: Err(error) });
+            }
+        }
+    }
+
+    fn start_connecting(&mut self, to: SocketAddr, registry: &Registry) -> io::Result<SlotKey> {
+        let socket = sockets::connecting(to, SocketFlags::NONBLOCK)?;
+        match connect(&socket, &to) {
+            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Even what is connected already has its edge of readiness once it is watched.
+        watch(&mut self.connections, registry, socket)
+    }
+
+    pub(super) fn cancel_connect(
+        &mut self,
+        id: AttemptId,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        let found = self.attempts.iter().find(|(_, attempt)| attempt.id == id);
+        if let Some(key) = found.map(|(key, _)| SlotKey::from_bits(*key)) {
+            self.end_connecting(key, Err(sockets::closed_here()), registry, ready);
+        }
+    }
+
+    /// Finds out what has become of an attempt.
+    fn try_connected(&mut self, key: SlotKey, registry: &Registry, ready: &mut Vec<Completion>) {
+        let socket = &self.open(key).socket;
+        let result = match sockopt::socket_error(socket) {
+            Ok(Ok(())) => sockets::prepare_connected(socket),
+            Ok(Err(error)) | Err(error) => Err(error.into()),
+        };
+        // Neither a failure nor a connection yet.
+        if !result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotConnected) {
+            self.end_connecting(key, result, registry, ready);
+        }
+    }
+
+    fn end_connecting(
+        &mut self,
+        key: SlotKey,
+        result: io::Result<()>,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        let attempt = self.attempts.remove(&key.to_bits());
+        let attempt = attempt.expect("what is to connect has an attempt").id;
+        if result.is_err()
+            && let Some(connection) = self.connections.remove(key)
+        {
+            unwatch(registry, &connection.socket);
+        }
+        ready.push(Completion::Connected { attempt, result: result.map(|()| id(key)) });
+    }
+
     pub(super) fn handle_ready(
         &mut self,
         key: SlotKey,
         event: &Event,
+        registry: &Registry,
         ready: &mut Vec<Completion>,
     ) {
+        if self.attempts.contains_key(&key.to_bits()) {
+            return self.try_connected(key, registry, ready);
+        }
         // A connection closed earlier in this turn is not found.
         if (event.is_readable() || event.is_read_closed() || event.is_error())
             && self.connections.get_mut(key).is_some_and(|connection| connection.receiving)
@@ -340,13 +437,24 @@ impl Network {
         drop(connection);
         ready.push(Completion::Closed(id));
         // The descriptor it frees may be the one that accepting waits for.
-        if let Listener::Listening { next: next @ Some(_), .. } = &mut self.listener {
-            *next = Some(Monotonic(0));
+        for listener in self.listeners.values_mut() {
+            if let Listener::Listening { next: next @ Some(_), .. } = listener {
+                *next = Some(Monotonic(0));
+            }
         }
     }
 
     fn open(&mut self, key: SlotKey) -> &mut Connection {
         self.connections.get_mut(key).expect("no request follows the close of its connection")
+    }
+}
+
+impl Listener {
+    fn due(&self) -> Option<Monotonic> {
+        match self {
+            Self::Retrying { next, .. } => Some(*next),
+            Self::Listening { next, .. } => *next,
+        }
     }
 }
 
@@ -391,6 +499,14 @@ fn watch_accepted(
     socket: OwnedFd,
 ) -> io::Result<(ConnectionId, SocketAddr)> {
     let peer = sockets::prepare_accepted(&socket)?;
+    Ok((id(watch(connections, registry, socket)?), peer))
+}
+
+fn watch(
+    connections: &mut Slots<Connection>,
+    registry: &Registry,
+    socket: OwnedFd,
+) -> io::Result<SlotKey> {
     let fd = socket.as_raw_fd();
     let key = connections.insert(Connection { socket, receiving: false, sending: None });
     let token = usize::try_from(key.to_bits()).expect("a 64-bit system");
@@ -399,10 +515,10 @@ fn watch_accepted(
         connections.remove(key);
         return Err(error);
     }
-    Ok((id(key), peer))
+    Ok(key)
 }
 
-fn unwatch(registry: &Registry, socket: &OwnedFd) {
+pub(super) fn unwatch(registry: &Registry, socket: &OwnedFd) {
     if let Err(error) = registry.deregister(&mut SourceFd(&socket.as_raw_fd())) {
         tracing::debug!(%error, "a socket was not watched any more");
     }

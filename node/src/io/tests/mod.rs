@@ -5,6 +5,8 @@
 
 #![expect(clippy::disallowed_types, reason = "plain sockets are the other end of what is tested")]
 
+mod connect;
+mod datagrams;
 mod device;
 mod directory;
 mod disk;
@@ -24,12 +26,14 @@ use super::directory::{DataDirectory, DirectoryOptions};
 use super::pread::{PreadIo, PreadOptions};
 use super::tokio_uring::{TokioUringIo, TokioUringOptions};
 use super::uring::{ProbeError, UringIo, UringOptions};
-use super::{Completion, ConnectionId, DiskOwner, Io, Request};
+use super::{Completion, ConnectionId, DiskOwner, Io, ListenerId, Request};
 
 /// Long enough that only a driver that has lost a completion takes longer.
 const PATIENCE_MS: u64 = 30_000;
 
 const OWNER: DiskOwner = DiskOwner(3);
+
+const LISTENER: ListenerId = ListenerId(0);
 
 /// How the suite makes a driver and looks into it.
 trait Driver: Io + Sized {
@@ -196,6 +200,14 @@ impl<D: Driver> Rig<D> {
         count
     }
 
+    /// Lets the driver end what it has cancelled by itself.
+    fn settle(&mut self) {
+        let deadline = self.io.now().0.plus_millis(PATIENCE_MS);
+        while self.io.things_held() > 0 && self.io.now().0 < deadline {
+            self.poll();
+        }
+    }
+
     fn start(&mut self, operation: DiskOperation) -> RequestId {
         let id = RequestId(self.next_id);
         self.next_id += 1;
@@ -221,20 +233,20 @@ impl<D: Driver> Rig<D> {
     }
 
     fn listen(&mut self) -> SocketAddr {
-        self.io.submit(Request::Listen("127.0.0.1:0".parse().unwrap()));
+        self.io.submit(Request::Listen(LISTENER, "127.0.0.1:0".parse().unwrap()));
         self.listening().unwrap()
     }
 
     fn listening(&mut self) -> std::io::Result<SocketAddr> {
         self.expect(|completion| match completion {
-            Completion::Listening(result) => Ok(result),
+            Completion::Listening(LISTENER, result) => Ok(result),
             other => Err(other),
         })
     }
 
     fn accepted(&mut self) -> (ConnectionId, SocketAddr) {
         self.expect(|completion| match completion {
-            Completion::Accepted { connection, peer } => Ok((connection, peer)),
+            Completion::Accepted { listener: LISTENER, connection, peer } => Ok((connection, peer)),
             other => Err(other),
         })
     }
@@ -310,10 +322,10 @@ fn completions_waiting_are_given_without_waiting<D: Driver>() {
         return;
     };
     // All drivers know this one at once, and nothing else will ever happen.
-    rig.io.submit(Request::StopListening);
+    rig.io.submit(Request::StopListening(LISTENER));
     let mut done = Vec::new();
     rig.io.wait(None, &mut done).unwrap();
-    assert!(matches!(done[..], [Completion::ListenerClosed]), "{done:?}");
+    assert!(matches!(done[..], [Completion::ListenerClosed(LISTENER)]), "{done:?}");
 }
 
 fn signal_becomes_terminate<D: Driver>() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Driver, Rig, on_all_drivers};
+use super::{Driver, LISTENER, Rig, on_all_drivers};
 use crate::io::{Completion, Request};
 
 on_all_drivers![
@@ -108,7 +108,7 @@ fn large_send_arrives_whole_at_a_slow_reader<D: Driver>() {
 }
 
 /// Parts of many sizes, none of them alike, that add up to `total`.
-fn patterned_parts(total: usize) -> Vec<Bytes> {
+pub(super) fn patterned_parts(total: usize) -> Vec<Bytes> {
     let mut parts = Vec::new();
     let (mut left, mut number) = (total, 0_usize);
     while left > 0 {
@@ -270,7 +270,7 @@ fn address_in_use_is_waited_for<D: Driver>() {
     };
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = holder.local_addr().unwrap();
-    rig.io.submit(Request::Listen(address));
+    rig.io.submit(Request::Listen(LISTENER, address));
     assert_eq!(rig.poll(), 0, "the address is in use");
     drop(holder);
     assert_eq!(rig.listening().unwrap(), address);
@@ -283,7 +283,7 @@ fn address_that_stays_in_use_is_an_error<D: Driver>() {
         return;
     };
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-    rig.io.submit(Request::Listen(holder.local_addr().unwrap()));
+    rig.io.submit(Request::Listen(LISTENER, holder.local_addr().unwrap()));
     assert_eq!(rig.listening().unwrap_err().kind(), ErrorKind::AddrInUse);
     assert!(rig.listen().port() != 0, "another address can be tried");
 }
@@ -295,9 +295,9 @@ fn listener_stops_and_starts_again<D: Driver>() {
     let mut address = rig.listen();
     for _ in 0..3 {
         let (connection, mut client) = rig.connect(address);
-        rig.io.submit(Request::StopListening);
+        rig.io.submit(Request::StopListening(LISTENER));
         rig.expect(|completion| match completion {
-            Completion::ListenerClosed => Ok(()),
+            Completion::ListenerClosed(LISTENER) => Ok(()),
             other => Err(other),
         });
         assert_eq!(TcpStream::connect(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
@@ -306,7 +306,7 @@ fn listener_stops_and_starts_again<D: Driver>() {
         rig.sent(connection).unwrap();
         client.read_exact(&mut [0; 1]).unwrap();
         rig.close(connection);
-        rig.io.submit(Request::Listen(address));
+        rig.io.submit(Request::Listen(LISTENER, address));
         address = rig.listening().unwrap();
     }
 }
@@ -316,7 +316,7 @@ fn listening_twice_is_an_error<D: Driver>() {
         return;
     };
     let address = rig.listen();
-    rig.io.submit(Request::Listen("127.0.0.1:0".parse().unwrap()));
+    rig.io.submit(Request::Listen(LISTENER, "127.0.0.1:0".parse().unwrap()));
     assert_eq!(rig.listening().unwrap_err().kind(), ErrorKind::AlreadyExists);
     rig.connect(address);
 }
@@ -326,12 +326,12 @@ fn stop_while_the_address_is_waited_for<D: Driver>() {
         return;
     };
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-    rig.io.submit(Request::Listen(holder.local_addr().unwrap()));
+    rig.io.submit(Request::Listen(LISTENER, holder.local_addr().unwrap()));
     rig.poll();
-    rig.io.submit(Request::StopListening);
+    rig.io.submit(Request::StopListening(LISTENER));
     assert_eq!(rig.listening().unwrap_err().kind(), ErrorKind::Interrupted);
     rig.expect(|completion| match completion {
-        Completion::ListenerClosed => Ok(()),
+        Completion::ListenerClosed(LISTENER) => Ok(()),
         other => Err(other),
     });
 }

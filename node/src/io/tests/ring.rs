@@ -9,14 +9,14 @@ use super::{Rig, Scratch, ring_or_excuse};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, Io, Request};
 
-fn rig(options: UringOptions) -> Option<Rig<UringIo>> {
+pub(super) fn rig(options: UringOptions) -> Option<Rig<UringIo>> {
     let scratch = Scratch::new();
     let options = UringOptions { handle_signals: false, buffer_bytes: 8 << 20, ..options };
     let io = ring_or_excuse(scratch.open(), options)?;
     Some(Rig::around(io, scratch))
 }
 
-fn tiny_queues() -> UringOptions {
+pub(super) fn tiny_queues() -> UringOptions {
     UringOptions { entries: 2, ..UringOptions::default() }
 }
 

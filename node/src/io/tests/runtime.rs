@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wal::disk::{BLOCK_SIZE, DiskOperation, Durability, FileId, FileName, IoBuffer, OpenMode};
 
 use super::ring::drop_right_to_lock_memory;
-use super::{Driver, Rig, Scratch, driver_or_excuse};
+use super::{Driver, LISTENER, Rig, Scratch, driver_or_excuse};
 use crate::io::sockets::RECEIVE_BUFFERS;
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::{Completion, Io, Monotonic, Request};
@@ -55,10 +55,10 @@ fn wait_with_completions_at_hand_starts_what_was_submitted() {
     let address = rig.listen();
     let (connection, mut client) = rig.connect(address);
     rig.io.submit(Request::Send(connection, vec![Bytes::from_static(b"x")]));
-    rig.io.submit(Request::Listen(address));
+    rig.io.submit(Request::Listen(LISTENER, address));
     let mut done = Vec::new();
     rig.io.wait(None, &mut done).unwrap();
-    assert!(matches!(done[0], Completion::Listening(Err(_))), "{done:?}");
+    assert!(matches!(done[0], Completion::Listening(LISTENER, Err(_))), "{done:?}");
     client.read_exact(&mut [0; 1]).unwrap();
 }
 

@@ -15,6 +15,7 @@
 //! All of it runs on the thread that made the driver.
 
 mod buffers;
+mod datagrams;
 mod disk;
 mod fixed;
 mod lock;
@@ -35,6 +36,7 @@ use tokio_uring::buf::fixed::FixedBufRegistry;
 use tokio_uring::net::UnixStream;
 use wal::disk::BufferSource;
 
+use self::datagrams::Datagrams;
 use self::disk::Disk;
 use self::fixed::FixedSlabs;
 use self::lock::LockInRing;
@@ -46,7 +48,8 @@ use super::signals::Signals;
 use super::uring::ProbeError;
 use super::uring::arena::{Arena, ArenaBuffers};
 use super::{
-    BufferStatistics, Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock,
+    BufferStatistics, Completion, DatagramStatistics, Io, Monotonic, ReceiveBuffer, Request,
+    WallClock, clock,
 };
 
 /// Bytes of the buffer that is registered where the arena is not; see [`LockInRing`].
@@ -79,6 +82,7 @@ pub struct TokioUringIo {
     disk: Disk,
     disk_jobs: Vec<disk::Job>,
     network: Network,
+    datagrams: Datagrams,
     lock: Option<LockInRing>,
     signals: Option<(Signals, Rc<UnixStream>)>,
     ready: Vec<Completion>,
@@ -101,6 +105,7 @@ impl TokioUringIo {
             disk: Disk::new(directory, slabs).map_err(ProbeError::Other)?,
             disk_jobs: Vec::new(),
             network: Network::new(),
+            datagrams: Datagrams::default(),
             lock: None,
             signals: None,
             ready: Vec::new(),
@@ -169,6 +174,7 @@ impl TokioUringIo {
     fn turn(&mut self, until: Until) {
         let disk_jobs = std::mem::take(&mut self.disk_jobs);
         let network_jobs = self.network.take_jobs();
+        let datagram_jobs = self.datagrams.take_jobs();
         let turns = &self.turns;
         self.block_on(async move || {
             for job in disk_jobs {
@@ -181,12 +187,16 @@ impl TokioUringIo {
             for job in network_jobs {
                 turns.spawn(job.run(Rc::clone(turns)));
             }
+            for job in datagram_jobs {
+                turns.spawn(job.run(Rc::clone(turns)));
+            }
             turns.over(until).await;
         });
         for event in self.turns.take_events() {
             self.handle(event);
         }
         self.network.handle_time(&mut self.ready);
+        self.datagrams.handle_time(&mut self.ready);
     }
 
     fn handle(&mut self, event: Event) {
@@ -198,6 +208,7 @@ impl TokioUringIo {
                 self.ready.push(Completion::Disk(owner, completion));
             }
             Event::Network(event) => self.network.handle(event, &mut self.ready),
+            Event::Datagram(event) => self.datagrams.handle(event, &mut self.ready),
             Event::Terminate => self.ready.push(Completion::Terminate),
         }
     }
@@ -252,11 +263,20 @@ impl Io for TokioUringIo {
                 Ok(job) => self.disk_jobs.push(job),
                 Err((owner, completion)) => ready.push(Completion::Disk(owner, completion)),
             },
-            Request::Listen(address) => self.network.listen(address, ready),
+            Request::Listen(listener, address) => self.network.listen(listener, address, ready),
+            Request::Connect { attempt, to, deadline } => {
+                self.network.connect(attempt, to, deadline, ready);
+            }
+            Request::CancelConnect(attempt) => self.network.cancel_connect(attempt),
             Request::Receive(connection) => self.network.receive(connection),
             Request::Send(connection, parts) => self.network.send(connection, parts),
             Request::Close(connection) => self.network.close(connection, ready),
-            Request::StopListening => self.network.stop_listening(ready),
+            Request::StopListening(listener) => self.network.stop_listening(listener, ready),
+            Request::BindUdp { socket, address, bytes_max } => {
+                self.datagrams.bind(socket, address, bytes_max, ready);
+            }
+            Request::SendDatagram { socket, to, bytes } => self.datagrams.send(socket, to, bytes),
+            Request::CloseUdp(socket) => self.datagrams.close(socket, ready),
         }
     }
 
@@ -268,7 +288,8 @@ impl Io for TokioUringIo {
             let until = if done.len() > before || passed {
                 Until::Polled
             } else {
-                let deadline = deadline.into_iter().chain(self.network.next_deadline()).min();
+                let own = [self.network.next_deadline(), self.datagrams.next_deadline()];
+                let deadline = own.into_iter().chain([deadline]).flatten().min();
                 Until::Event(deadline.map(clock::until))
             };
             self.turn(until);
@@ -281,7 +302,10 @@ impl Io for TokioUringIo {
     }
 
     fn release(&mut self, buffer: ReceiveBuffer) {
-        self.network.release(buffer);
+        match buffer.pool() {
+            None => self.network.release(buffer),
+            Some(pool) => self.datagrams.release(pool, buffer),
+        }
     }
 
     fn now(&self) -> (Monotonic, WallClock) {
@@ -299,11 +323,16 @@ impl Io for TokioUringIo {
     fn buffer_statistics(&self) -> BufferStatistics {
         self.disk.slabs.statistics()
     }
+
+    fn datagram_statistics(&self) -> DatagramStatistics {
+        self.datagrams.statistics()
+    }
 }
 
 impl Drop for TokioUringIo {
     fn drop(&mut self) {
         self.network.interrupt_all();
+        self.datagrams.interrupt_all();
         if let Some((_, socket)) = &self.signals
             && let Err(error) = socket.shutdown(Shutdown::Both)
         {

@@ -1,7 +1,7 @@
 //! [`Network`]: the sockets of [`super::TokioUringIo`].
 //!
 //! ```text
-//! listener:    Idle -> (Retrying ->) Listening <-> paused -> stopping -> Idle
+//! listener:    absent -> (Retrying ->) Listening <-> paused -> stopping -> absent
 //! connection:  open -> closing (a receive or send is still under way) -> gone
 //! ```
 //!
@@ -9,15 +9,16 @@
 //! they are lost. So no task is ever dropped; shutdown(2) makes what waits on a socket end. Nor has
 //! it buffers that the kernel picks: each receive under way holds one, also on an idle connection.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
-use rustix::io::Errno;
-use rustix::net::SocketFlags;
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::net::{SocketFlags, sockopt};
+use tokio::io::Interest;
 use tokio_uring::net::{TcpListener, TcpStream};
 
 use super::turns::{Event, Turns};
@@ -27,7 +28,7 @@ use crate::io::sockets::{
     self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS,
 };
-use crate::io::{Completion, ConnectionId, Monotonic, ReceiveBuffer, clock};
+use crate::io::{AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, clock};
 
 /// Parts of one WRITEV at most (IOV_MAX).
 const GATHER_MAX: usize = 1024;
@@ -36,15 +37,17 @@ const FREE_BUFFERS_MAX: usize = 64;
 
 /// What a task has found out about a socket.
 pub(super) enum NetworkEvent {
-    Accepted { stream: TcpStream, peer: SocketAddr },
-    AcceptEnded(io::Error),
+    Accepted { listener: ListenerId, stream: TcpStream, peer: SocketAddr },
+    AcceptEnded { listener: ListenerId, error: io::Error },
+    ConnectEnded { attempt: SlotKey, result: io::Result<OwnedFd> },
     Received { connection: SlotKey, storage: Vec<u8>, result: io::Result<usize> },
     Sent { connection: SlotKey, result: io::Result<()> },
 }
 
 /// A network request that is ready to become a task.
 pub(super) enum Job {
-    Accept(Rc<TcpListener>),
+    Accept { listener: ListenerId, socket: Rc<TcpListener> },
+    Connect { attempt: SlotKey, socket: OwnedFd, deadline: Monotonic },
     Receive { connection: SlotKey, stream: Rc<TcpStream>, storage: Vec<u8> },
     Send { connection: SlotKey, stream: Rc<TcpStream>, parts: VecDeque<Bytes> },
 }
@@ -52,7 +55,8 @@ pub(super) enum Job {
 /// All sockets of the driver.
 pub(super) struct Network {
     connections: Slots<Connection>,
-    listener: Listener,
+    attempts: Slots<Attempt>,
+    listeners: BTreeMap<ListenerId, Listener>,
     free: Vec<Vec<u8>>,
     lent: usize,
     /// Connections whose receive waits for a buffer to be released, oldest first.
@@ -61,7 +65,6 @@ pub(super) struct Network {
 }
 
 enum Listener {
-    Idle,
     Retrying { address: SocketAddr, give_up: Monotonic, next: Monotonic },
     Listening(Listening),
 }
@@ -78,6 +81,13 @@ enum Accept {
     UnderWay,
     Paused(Monotonic),
     Stopping,
+}
+
+struct Attempt {
+    id: AttemptId,
+    /// The same socket, to make connecting end.
+    interrupter: OwnedFd,
+    cancelled: bool,
 }
 
 struct Connection {
@@ -98,7 +108,8 @@ impl Network {
     pub(super) fn new() -> Self {
         Self {
             connections: Slots::new(),
-            listener: Listener::Idle,
+            attempts: Slots::new(),
+            listeners: BTreeMap::new(),
             free: Vec::new(),
             lent: 0,
             starved: VecDeque::new(),
@@ -117,46 +128,58 @@ impl Network {
 
     /// When [`Network::handle_time`] has something to do.
     pub(super) fn next_deadline(&self) -> Option<Monotonic> {
-        match &self.listener {
-            Listener::Retrying { next, .. } => Some(*next),
-            Listener::Listening(Listening { accept: Accept::Paused(next), .. }) => Some(*next),
-            Listener::Idle | Listener::Listening(_) => None,
-        }
+        self.listeners.values().filter_map(Listener::due).min()
     }
 
     pub(super) fn handle_time(&mut self, ready: &mut Vec<Completion>) {
-        match &mut self.listener {
-            &mut Listener::Retrying { address, give_up, next } if next <= clock::monotonic() => {
-                self.try_listen(address, give_up, ready);
-            }
-            Listener::Listening(Listening {
-                socket, accept: accept @ Accept::Paused(_), ..
-            }) => {
-                if matches!(accept, Accept::Paused(next) if *next <= clock::monotonic()) {
-                    *accept = Accept::UnderWay;
-                    self.jobs.push(Job::Accept(Rc::clone(socket)));
+        if self.listeners.values().all(|listener| listener.due().is_none()) {
+            return;
+        }
+        let now = clock::monotonic();
+        let is_due = |listener: &Listener| listener.due().is_some_and(|due| due <= now);
+        let due: Vec<_> =
+            self.listeners.iter().filter(|(_, l)| is_due(l)).map(|(id, _)| *id).collect();
+        for id in due {
+            match self.listeners.get_mut(&id) {
+                Some(&mut Listener::Retrying { address, give_up, .. }) => {
+                    self.try_listen(id, address, give_up, ready);
                 }
+                Some(Listener::Listening(Listening { socket, accept, .. })) => {
+                    *accept = Accept::UnderWay;
+                    self.jobs.push(Job::Accept { listener: id, socket: Rc::clone(socket) });
+                }
+                None => {}
             }
-            _ => {}
         }
     }
 
-    pub(super) fn listen(&mut self, address: SocketAddr, ready: &mut Vec<Completion>) {
-        if !matches!(self.listener, Listener::Idle) {
+    pub(super) fn listen(
+        &mut self,
+        id: ListenerId,
+        address: SocketAddr,
+        ready: &mut Vec<Completion>,
+    ) {
+        if self.listeners.contains_key(&id) {
             let error = io::Error::new(io::ErrorKind::AlreadyExists, "listening already");
-            ready.push(Completion::Listening(Err(error)));
+            ready.push(Completion::Listening(id, Err(error)));
             return;
         }
         let give_up = clock::monotonic().plus_millis(LISTEN_RETRY_MS);
-        self.try_listen(address, give_up, ready);
+        self.try_listen(id, address, give_up, ready);
     }
 
-    fn try_listen(&mut self, address: SocketAddr, give_up: Monotonic, ready: &mut Vec<Completion>) {
+    fn try_listen(
+        &mut self,
+        id: ListenerId,
+        address: SocketAddr,
+        give_up: Monotonic,
+        ready: &mut Vec<Completion>,
+    ) {
         let listening = match sockets::listen(address, SocketFlags::empty(), give_up) {
             Listen::Ready(socket, bound) => socket.try_clone().map(|clone| (socket, clone, bound)),
             Listen::Again => {
                 let next = clock::monotonic().plus_millis(LISTEN_PAUSE_MS);
-                self.listener = Listener::Retrying { address, give_up, next };
+                self.listeners.insert(id, Listener::Retrying { address, give_up, next });
                 return;
             }
             Listen::Failed(error) => Err(error),
@@ -164,43 +187,99 @@ impl Network {
         let result = match listening {
             Ok((socket, interrupter, bound)) => {
                 let socket = Rc::new(TcpListener::from_std(socket.into()));
-                self.jobs.push(Job::Accept(Rc::clone(&socket)));
+                self.jobs.push(Job::Accept { listener: id, socket: Rc::clone(&socket) });
                 let accept = Accept::UnderWay;
-                self.listener = Listener::Listening(Listening { socket, interrupter, accept });
+                let listening = Listening { socket, interrupter, accept };
+                self.listeners.insert(id, Listener::Listening(listening));
                 Ok(bound)
             }
             Err(error) => {
-                self.listener = Listener::Idle;
+                self.listeners.remove(&id);
                 Err(error)
             }
         };
-        ready.push(Completion::Listening(result));
+        ready.push(Completion::Listening(id, result));
     }
 
-    pub(super) fn stop_listening(&mut self, ready: &mut Vec<Completion>) {
-        match &mut self.listener {
-            Listener::Listening(Listening { accept: Accept::Stopping, .. }) => return,
-            Listener::Listening(Listening { interrupter, accept, .. }) => {
+    pub(super) fn stop_listening(&mut self, id: ListenerId, ready: &mut Vec<Completion>) {
+        match self.listeners.get_mut(&id) {
+            Some(Listener::Listening(Listening { accept: Accept::Stopping, .. })) => return,
+            Some(Listener::Listening(Listening { interrupter, accept, .. })) => {
                 if matches!(accept, Accept::UnderWay) {
                     *accept = Accept::Stopping;
                     sockets::interrupt(interrupter);
                     return;
                 }
             }
-            Listener::Retrying { .. } => {
+            Some(Listener::Retrying { .. }) => {
                 let error = io::Error::new(io::ErrorKind::Interrupted, "told to stop listening");
-                ready.push(Completion::Listening(Err(error)));
+                ready.push(Completion::Listening(id, Err(error)));
             }
-            Listener::Idle => {}
+            None => {}
         }
-        self.listener = Listener::Idle;
-        ready.push(Completion::ListenerClosed);
+        self.listeners.remove(&id);
+        ready.push(Completion::ListenerClosed(id));
+    }
+
+    pub(super) fn connect(
+        &mut self,
+        id: AttemptId,
+        to: SocketAddr,
+        deadline: Monotonic,
+        ready: &mut Vec<Completion>,
+    ) {
+        match start_connecting(to) {
+            Ok((socket, interrupter)) => {
+                let attempt = Attempt { id, interrupter, cancelled: false };
+                let attempt = self.attempts.insert(attempt);
+                self.jobs.push(Job::Connect { attempt, socket, deadline });
+            }
+            Err(error) => {
+                ready.push(Completion::Connected { attempt: id, result: Err(error) });
+            }
+        }
+    }
+
+    pub(super) fn cancel_connect(&mut self, id: AttemptId) {
+        let found = self.attempts.find(|attempt| attempt.id == id);
+        if let Some(attempt) = found.and_then(|key| self.attempts.get_mut(key)) {
+            attempt.cancelled = true;
+            sockets::interrupt(&attempt.interrupter);
+        }
+    }
+
+    fn handle_connect_ended(
+        &mut self,
+        key: SlotKey,
+        result: io::Result<OwnedFd>,
+        ready: &mut Vec<Completion>,
+    ) {
+        let attempt = self.attempts.remove(key).expect("an attempt outlives its task");
+        let result = match result {
+            _ if attempt.cancelled => Err(sockets::closed_here()),
+            Ok(socket) => Ok(self.add(TcpStream::from_std(socket.into()))),
+            Err(error) => Err(error),
+        };
+        ready.push(Completion::Connected { attempt: attempt.id, result });
+    }
+
+    fn add(&mut self, stream: TcpStream) -> ConnectionId {
+        let (stream, receive) = (Rc::new(stream), Receive::Idle);
+        let connection = Connection { stream, receive, sending: false, closing: false };
+        id(self.connections.insert(connection))
     }
 
     pub(super) fn handle(&mut self, event: NetworkEvent, ready: &mut Vec<Completion>) {
         match event {
-            NetworkEvent::Accepted { stream, peer } => self.handle_accepted(stream, peer, ready),
-            NetworkEvent::AcceptEnded(error) => self.handle_accept_ended(&error, ready),
+            NetworkEvent::Accepted { listener, stream, peer } => {
+                self.handle_accepted(listener, stream, peer, ready);
+            }
+            NetworkEvent::AcceptEnded { listener, error } => {
+                self.handle_accept_ended(listener, &error, ready);
+            }
+            NetworkEvent::ConnectEnded { attempt, result } => {
+                self.handle_connect_ended(attempt, result, ready);
+            }
             NetworkEvent::Received { connection, storage, result } => {
                 self.handle_received(connection, storage, result, ready);
             }
@@ -212,6 +291,7 @@ impl Network {
 
     fn handle_accepted(
         &mut self,
+        listener: ListenerId,
         stream: TcpStream,
         peer: SocketAddr,
         ready: &mut Vec<Completion>,
@@ -220,25 +300,29 @@ impl Network {
             tracing::debug!(%error, "a connection was gone before it was accepted");
             return;
         }
-        let stream = Rc::new(stream);
-        let receive = Receive::Idle;
-        let connection = Connection { stream, receive, sending: false, closing: false };
-        let key = self.connections.insert(connection);
-        ready.push(Completion::Accepted { connection: id(key), peer });
+        let connection = self.add(stream);
+        ready.push(Completion::Accepted { listener, connection, peer });
     }
 
-    fn handle_accept_ended(&mut self, error: &io::Error, ready: &mut Vec<Completion>) {
-        let Listener::Listening(Listening { socket, accept, .. }) = &mut self.listener else {
+    fn handle_accept_ended(
+        &mut self,
+        listener: ListenerId,
+        error: &io::Error,
+        ready: &mut Vec<Completion>,
+    ) {
+        let Some(Listener::Listening(Listening { socket, accept, .. })) =
+            self.listeners.get_mut(&listener)
+        else {
             return;
         };
         if matches!(accept, Accept::Stopping) {
-            self.listener = Listener::Idle;
-            ready.push(Completion::ListenerClosed);
+            self.listeners.remove(&listener);
+            ready.push(Completion::ListenerClosed(listener));
             return;
         }
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
         if errno == Errno::CONNABORTED || is_interruption(errno) {
-            self.jobs.push(Job::Accept(Rc::clone(socket)));
+            self.jobs.push(Job::Accept { listener, socket: Rc::clone(socket) });
             return;
         }
         if sockets::is_exhaustion(errno) {
@@ -365,10 +449,12 @@ impl Network {
             drop(connection);
             ready.push(Completion::Closed(id(key)));
             // The descriptor it frees may be the one that accepting waits for.
-            if let Listener::Listening(Listening { accept, .. }) = &mut self.listener
-                && matches!(accept, Accept::Paused(_))
-            {
-                *accept = Accept::Paused(Monotonic(0));
+            for listener in self.listeners.values_mut() {
+                if let Listener::Listening(Listening { accept: Accept::Paused(next), .. }) =
+                    listener
+                {
+                    *next = Monotonic(0);
+                }
             }
         }
     }
@@ -376,8 +462,13 @@ impl Network {
     /// Makes all tasks on sockets end, because the driver does.
     pub(super) fn interrupt_all(&mut self) {
         self.jobs.clear();
-        if let Listener::Listening(Listening { interrupter, .. }) = &self.listener {
-            sockets::interrupt(interrupter);
+        for listener in self.listeners.values() {
+            if let Listener::Listening(Listening { interrupter, .. }) = listener {
+                sockets::interrupt(interrupter);
+            }
+        }
+        for attempt in self.attempts.values() {
+            sockets::interrupt(&attempt.interrupter);
         }
         for connection in self.connections.values() {
             interrupt(&connection.stream);
@@ -390,11 +481,25 @@ impl Network {
     }
 }
 
+impl Listener {
+    fn due(&self) -> Option<Monotonic> {
+        match self {
+            Self::Retrying { next, .. }
+            | Self::Listening(Listening { accept: Accept::Paused(next), .. }) => Some(*next),
+            Self::Listening(_) => None,
+        }
+    }
+}
+
 impl Job {
     /// Carries the request out, and leaves what comes of it.
     pub(super) async fn run(self, turns: Rc<Turns>) {
         let event = match self {
-            Self::Accept(listener) => accept(&listener, &turns).await,
+            Self::Accept { listener, socket } => accept(listener, &socket, &turns).await,
+            Self::Connect { attempt, socket, deadline } => {
+                let result = connect(socket, deadline).await;
+                NetworkEvent::ConnectEnded { attempt, result }
+            }
             Self::Receive { connection, stream, storage } => {
                 let (result, storage) = receive(&stream, storage).await;
                 NetworkEvent::Received { connection, storage, result }
@@ -409,15 +514,55 @@ impl Job {
 }
 
 /// Accepts until that fails.
-async fn accept(listener: &TcpListener, turns: &Turns) -> NetworkEvent {
+async fn accept(listener: ListenerId, socket: &TcpListener, turns: &Turns) -> NetworkEvent {
     loop {
-        match listener.accept().await {
+        match socket.accept().await {
             Ok((stream, peer)) => {
-                turns.push(Event::Network(NetworkEvent::Accepted { stream, peer }));
+                turns.push(Event::Network(NetworkEvent::Accepted { listener, stream, peer }));
             }
-            Err(error) => return NetworkEvent::AcceptEnded(error),
+            Err(error) => return NetworkEvent::AcceptEnded { listener, error },
         }
     }
+}
+
+/// A socket that connects without blocking, twice.
+fn start_connecting(to: SocketAddr) -> io::Result<(OwnedFd, OwnedFd)> {
+    let socket = sockets::connecting(to, SocketFlags::NONBLOCK)?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let interrupter = socket.try_clone()?;
+    Ok((socket, interrupter))
+}
+
+/// Waits until the socket has connected. By readiness: the runtime's own connect can neither be
+/// given a time nor ended, and shows nobody its socket.
+async fn connect(socket: OwnedFd, deadline: Monotonic) -> io::Result<OwnedFd> {
+    let stream = tokio::net::TcpStream::from_std(socket.into())?;
+    let connected = async {
+        loop {
+            stream.writable().await?;
+            match stream.try_io(Interest::WRITABLE, || find_connected(&stream)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(clock::until(deadline), connected).await;
+    in_time.unwrap_or_else(|_| Err(sockets::connect_timed_out()))?;
+    let socket = OwnedFd::from(stream.into_std()?);
+    // The runtime's operations wait by themselves.
+    ioctl_fionbio(&socket, false)?;
+    Ok(socket)
+}
+
+fn find_connected(socket: impl AsFd) -> io::Result<()> {
+    sockopt::socket_error(&socket)??;
+    sockets::prepare_connected(&socket).map_err(|error| match error.kind() {
+        io::ErrorKind::NotConnected => io::ErrorKind::WouldBlock.into(),
+        _ => error,
+    })
 }
 
 async fn receive(stream: &TcpStream, storage: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {

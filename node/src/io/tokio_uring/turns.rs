@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::datagrams::DatagramEvent;
 use super::disk::Opened;
 use super::network::NetworkEvent;
 use crate::io::DiskOwner;
@@ -24,6 +25,8 @@ pub(super) enum Event {
     Disk { owner: DiskOwner, completion: DiskCompletion, opened: Option<Opened> },
     /// Something about a socket.
     Network(NetworkEvent),
+    /// Something about a UDP socket.
+    Datagram(DatagramEvent),
     /// A signal to stop came.
     Terminate,
 }

@@ -20,7 +20,7 @@ use super::probe::ProbeError;
 use crate::io::ReceiveBuffer;
 use crate::io::sockets::RECEIVE_BUFFER_BYTES;
 
-/// The only buffer group of the ring.
+/// The buffer group of all connections; each UDP socket has one of its own.
 pub(super) const GROUP: u16 = 0;
 
 /// The kernel asks for a page; larger pages than this are not ours to know.
@@ -36,11 +36,25 @@ pub(super) struct ReceiveBuffers {
     mask: u16,
     storage: Vec<Option<Box<[u8]>>>,
     lent: usize,
+    group: u16,
+    /// The length of each buffer.
+    bytes: usize,
 }
 
 impl ReceiveBuffers {
     /// Makes `count` buffers (a power of two up to 2^15) and provides them all.
     pub(super) fn register(ring: &IoUring, count: u16) -> Result<Self, ProbeError> {
+        Self::register_group(ring, count, GROUP, RECEIVE_BUFFER_BYTES)
+    }
+
+    /// Makes `count` buffers (a power of two up to 2^15) of `bytes` each, and provides them all as
+    /// `group`.
+    pub(super) fn register_group(
+        ring: &IoUring,
+        count: u16,
+        group: u16,
+        bytes: usize,
+    ) -> Result<Self, ProbeError> {
         assert!(count.is_power_of_two(), "a buffer ring has 2^n entries");
         let layout = Layout::array::<BufRingEntry>(usize::from(count))
             .and_then(|layout| layout.align_to(RING_ALIGN))
@@ -50,15 +64,15 @@ impl ReceiveBuffers {
         let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else {
             handle_alloc_error(layout);
         };
-        let buffer = || Some(vec![0; RECEIVE_BUFFER_BYTES].into_boxed_slice());
+        let buffer = || Some(vec![0; bytes].into_boxed_slice());
         let storage = std::iter::repeat_with(buffer).take(usize::from(count)).collect();
-        let mut buffers =
-            Self { entries, layout: Some(layout), tail: 0, mask: count - 1, storage, lent: 0 };
+        let (layout, mask) = (Some(layout), count - 1);
+        let mut buffers = Self { entries, layout, tail: 0, mask, storage, lent: 0, group, bytes };
         let address = entries.as_ptr() as u64;
         let submitter = ring.submitter();
         // SAFETY: the memory holds `count` entries and is freed only by this value's drop, before
         // which the owner ends the ring's use of it (`unregister`, or the end of the ring).
-        unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, 0) }.map_err(
+        unsafe { submitter.register_buf_ring_with_flags(address, count, group, 0) }.map_err(
             |error| match error.kind() {
                 std::io::ErrorKind::InvalidInput => {
                     ProbeError::TooOld { abilities: vec!["provided-buffer rings"] }
@@ -74,7 +88,7 @@ impl ReceiveBuffers {
 
     /// Ends the kernel's use of the buffers.
     pub(super) fn unregister(&self, ring: &IoUring) {
-        if let Err(error) = ring.submitter().unregister_buf_ring(GROUP) {
+        if let Err(error) = ring.submitter().unregister_buf_ring(self.group) {
             tracing::debug!(%error, "buffer ring was not registered any more");
         }
     }
@@ -99,7 +113,7 @@ impl ReceiveBuffers {
             // The end of a stream came without memory.
             return;
         }
-        assert_eq!(storage.len(), RECEIVE_BUFFER_BYTES, "the buffer is one of this driver's");
+        assert_eq!(storage.len(), self.bytes, "the buffer is one of this driver's");
         let place = &mut self.storage[usize::from(id)];
         assert!(place.is_none(), "receive buffer {id} was released twice");
         *place = Some(storage);
@@ -123,7 +137,7 @@ impl ReceiveBuffers {
         // before the tail has passed it. There are as many entries as buffers, so it is free.
         let entry = unsafe { &mut *entry.as_ptr() };
         entry.set_addr(address);
-        entry.set_len(u32::try_from(RECEIVE_BUFFER_BYTES).expect("16 KiB"));
+        entry.set_len(u32::try_from(self.bytes).expect("some KiB"));
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the pointer is that of the ring's first entry, which is initialised.

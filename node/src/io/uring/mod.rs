@@ -15,8 +15,11 @@
 //! Its own descriptor is not registered: that saves nothing measurable and keeps the ring alive
 //! past its drop.
 
+mod address;
 pub(in crate::io) mod arena;
 mod buffers;
+mod connect;
+mod datagrams;
 mod disk;
 mod network;
 mod op;
@@ -39,6 +42,8 @@ pub use self::probe::ProbeError;
 
 use self::arena::{Arena, ArenaBuffers};
 use self::buffers::ReceiveBuffers;
+use self::connect::Attempts;
+use self::datagrams::{DatagramOp, Datagrams};
 use self::disk::Disk;
 use self::network::Network;
 use self::op::{Op, Step};
@@ -48,7 +53,8 @@ use super::signals::Signals;
 use super::slots::{SlotKey, Slots};
 use super::sockets::RECEIVE_BUFFERS;
 use super::{
-    BufferStatistics, Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock,
+    BufferStatistics, Completion, DatagramStatistics, Io, Monotonic, ReceiveBuffer, Request,
+    WallClock, clock,
 };
 
 /// The `user_data` of cancellations, whose own completions say nothing.
@@ -90,6 +96,8 @@ pub struct UringIo {
     disk: Disk,
     arena: Arc<Arena>,
     network: Network,
+    datagrams: Datagrams,
+    attempts: Attempts,
     signals: Option<Signals>,
     ready: Vec<Completion>,
     drained: Vec<Cqe>,
@@ -111,6 +119,8 @@ impl UringIo {
             disk: Disk::new(directory),
             arena,
             network: Network::new(buffers),
+            datagrams: Datagrams::default(),
+            attempts: Attempts::new(),
             signals: None,
             ready: Vec::new(),
             drained: Vec::new(),
@@ -168,19 +178,17 @@ impl UringIo {
         }
         let key = SlotKey::from_bits(cqe.user_data);
         if !cqe.is_last() {
-            assert!(
-                matches!(self.ops.get_mut(key), Some(Op::Accept { .. })),
-                "only an accept completes more than once"
-            );
-            return self.handle_accept(cqe);
+            return self.handle_multishot(key, cqe);
         }
         let op = self.ops.remove(key).expect("a completion's op is in its slot");
         match op {
             Op::Disk(task) => self.handle_disk(task, cqe),
-            Op::Accept { .. } => self.handle_accept(cqe),
+            Op::Accept { listener, .. } => self.handle_accept(listener, cqe),
             Op::Receive { connection, .. } => self.handle_receive(connection, cqe),
             Op::Send(task) => self.handle_send(task, cqe),
             Op::CloseSocket { connection, .. } => self.ready.push(Completion::Closed(connection)),
+            Op::Connect(op) => self.handle_connect_op(op, cqe),
+            Op::Datagram(op) => self.handle_datagram_op(op, cqe),
             Op::Pause { purpose, .. } => self.handle_pause(purpose),
             Op::Signal { socket, buffer } => match cqe.outcome() {
                 Ok(0) => tracing::warn!("signals are not heard any more"),
@@ -193,6 +201,17 @@ impl UringIo {
                 }
                 Err(error) => tracing::warn!(%error, "signals are not heard any more"),
             },
+        }
+    }
+
+    /// Takes a completion that is not the last of its op, which stays where it is.
+    fn handle_multishot(&mut self, key: SlotKey, cqe: Cqe) {
+        match self.ops.get_mut(key) {
+            Some(&mut Op::Accept { listener, .. }) => self.handle_accept(listener, cqe),
+            Some(&mut Op::Datagram(DatagramOp::Receive { socket, .. })) => {
+                self.handle_datagram(socket, cqe);
+            }
+            _ => unreachable!("no other op completes more than once"),
         }
     }
 
@@ -272,11 +291,22 @@ impl Io for UringIo {
     fn submit(&mut self, request: Request) {
         match request {
             Request::Disk(owner, request) => self.submit_disk(owner, request),
-            Request::Listen(address) => self.submit_listen(address),
+            Request::Listen(listener, address) => self.submit_listen(listener, address),
+            Request::Connect { attempt, to, deadline } => {
+                self.submit_connect(attempt, to, deadline);
+            }
+            Request::CancelConnect(attempt) => self.submit_cancel_connect(attempt),
             Request::Receive(connection) => self.submit_receive(connection),
             Request::Send(connection, parts) => self.submit_send(connection, parts),
             Request::Close(connection) => self.submit_close_connection(connection),
-            Request::StopListening => self.submit_stop_listening(),
+            Request::StopListening(listener) => self.submit_stop_listening(listener),
+            Request::BindUdp { socket, address, bytes_max } => {
+                self.submit_bind_udp(socket, address, bytes_max);
+            }
+            Request::SendDatagram { socket, to, bytes } => {
+                self.submit_send_datagram(socket, to, bytes);
+            }
+            Request::CloseUdp(socket) => self.submit_close_udp(socket),
         }
     }
 
@@ -306,7 +336,10 @@ impl Io for UringIo {
     }
 
     fn release(&mut self, buffer: ReceiveBuffer) {
-        self.network.buffers.give_back(buffer);
+        match buffer.pool() {
+            None => self.network.buffers.give_back(buffer),
+            Some(pool) => self.release_datagram(pool, buffer),
+        }
     }
 
     fn now(&self) -> (Monotonic, WallClock) {
@@ -325,12 +358,17 @@ impl Io for UringIo {
         let operations = self.disk.operations_registered;
         BufferStatistics { operations, ..self.arena.statistics() }
     }
+
+    fn datagram_statistics(&self) -> DatagramStatistics {
+        self.datagrams.statistics()
+    }
 }
 
 impl Drop for UringIo {
     fn drop(&mut self) {
         if self.drain_all() {
             self.network.buffers.unregister(self.ring.kernel());
+            self.datagrams.unregister(self.ring.kernel());
             self.arena.unregister(self.ring.kernel());
             // The lock is to be free once the driver is gone, not when the kernel has taken the
             // ring apart.
@@ -342,6 +380,7 @@ impl Drop for UringIo {
             tracing::error!("the kernel does not let go of its requests; their memory is lost");
             std::mem::forget(std::mem::replace(&mut self.ops, Slots::new()));
             self.network.buffers.leak();
+            self.datagrams.leak();
         }
     }
 }

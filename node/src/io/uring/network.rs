@@ -1,13 +1,14 @@
 //! The network half of [`UringIo`]: listening, connections and their one-shot receives and sends.
 //!
 //! ```text
-//! listener:    Idle -> (Retrying ->) Listening <-> paused -> stopping -> Idle
+//! listener:    absent -> (Retrying ->) Listening <-> paused -> stopping -> absent
 //! connection:  open -> closing (a receive or send is still under way) -> close in the ring -> gone
 //! ```
 //!
 //! A connection's descriptor stays open until its receive and send have ended. Closing makes them
 //! end with shutdown(2), which wakes whatever waits on the socket.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
@@ -25,19 +26,18 @@ use super::{CANCEL, UringIo, adopt};
 use crate::io::disk_error::is_interruption;
 use crate::io::slots::{SlotKey, Slots};
 use crate::io::sockets::{self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen};
-use crate::io::{Completion, ConnectionId, Monotonic, ReceiveBuffer, clock};
+use crate::io::{Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, clock};
 
 /// All sockets of the driver.
 pub(super) struct Network {
     pub(super) buffers: ReceiveBuffers,
     connections: Slots<Connection>,
-    listener: Listener,
+    listeners: BTreeMap<ListenerId, Listener>,
     /// Connections whose receive waits for a buffer to be released.
     starved: Vec<SlotKey>,
 }
 
 enum Listener {
-    Idle,
     Retrying { address: SocketAddr, give_up: Monotonic },
     Listening { socket: OwnedFd, accept: Accept },
 }
@@ -65,8 +65,8 @@ enum Receive {
 
 impl Network {
     pub(super) fn new(buffers: ReceiveBuffers) -> Self {
-        let connections = Slots::new();
-        Self { buffers, connections, listener: Listener::Idle, starved: Vec::new() }
+        let (connections, listeners) = (Slots::new(), BTreeMap::new());
+        Self { buffers, connections, listeners, starved: Vec::new() }
     }
 
     /// Connections that are not closed yet.
@@ -76,38 +76,38 @@ impl Network {
 }
 
 impl UringIo {
-    pub(super) fn submit_listen(&mut self, address: SocketAddr) {
-        if !matches!(self.network.listener, Listener::Idle) {
+    pub(super) fn submit_listen(&mut self, id: ListenerId, address: SocketAddr) {
+        if self.network.listeners.contains_key(&id) {
             let error = io::Error::new(io::ErrorKind::AlreadyExists, "listening already");
-            self.ready.push(Completion::Listening(Err(error)));
+            self.ready.push(Completion::Listening(id, Err(error)));
             return;
         }
         let give_up = clock::monotonic().plus_millis(LISTEN_RETRY_MS);
-        self.try_listen(address, give_up);
+        self.try_listen(id, address, give_up);
     }
 
-    fn try_listen(&mut self, address: SocketAddr, give_up: Monotonic) {
+    fn try_listen(&mut self, id: ListenerId, address: SocketAddr, give_up: Monotonic) {
         match sockets::listen(address, SocketFlags::empty(), give_up) {
             Listen::Ready(socket, bound) => {
-                let key = self.start(Op::Accept { socket: socket.as_raw_fd() });
+                let key = self.start(Op::Accept { listener: id, socket: socket.as_raw_fd() });
                 let accept = Accept::Armed(key);
-                self.network.listener = Listener::Listening { socket, accept };
-                self.ready.push(Completion::Listening(Ok(bound)));
+                self.network.listeners.insert(id, Listener::Listening { socket, accept });
+                self.ready.push(Completion::Listening(id, Ok(bound)));
             }
             Listen::Again => {
-                self.network.listener = Listener::Retrying { address, give_up };
-                self.start_pause(LISTEN_PAUSE_MS, Purpose::Listen);
+                self.network.listeners.insert(id, Listener::Retrying { address, give_up });
+                self.start_pause(LISTEN_PAUSE_MS, Purpose::Listen(id));
             }
             Listen::Failed(error) => {
-                self.network.listener = Listener::Idle;
-                self.ready.push(Completion::Listening(Err(error)));
+                self.network.listeners.remove(&id);
+                self.ready.push(Completion::Listening(id, Err(error)));
             }
         }
     }
 
-    pub(super) fn submit_stop_listening(&mut self) {
-        match &mut self.network.listener {
-            Listener::Listening { socket, accept } => {
+    pub(super) fn submit_stop_listening(&mut self, id: ListenerId) {
+        match self.network.listeners.get_mut(&id) {
+            Some(Listener::Listening { socket, accept }) => {
                 if let Accept::Armed(key) = *accept {
                     *accept = Accept::Stopping;
                     sockets::interrupt(socket);
@@ -115,23 +115,23 @@ impl UringIo {
                     return;
                 }
             }
-            Listener::Retrying { .. } => {
+            Some(Listener::Retrying { .. }) => {
                 let error = io::Error::new(io::ErrorKind::Interrupted, "told to stop listening");
-                self.ready.push(Completion::Listening(Err(error)));
+                self.ready.push(Completion::Listening(id, Err(error)));
             }
-            Listener::Idle => {}
+            None => {}
         }
-        self.network.listener = Listener::Idle;
-        self.ready.push(Completion::ListenerClosed);
+        self.network.listeners.remove(&id);
+        self.ready.push(Completion::ListenerClosed(id));
     }
 
     /// Takes an accepted connection, or why there is none.
-    pub(super) fn handle_accept(&mut self, cqe: Cqe) {
+    pub(super) fn handle_accept(&mut self, id: ListenerId, cqe: Cqe) {
         match cqe.outcome() {
             Ok(_) => {
                 // SAFETY: the answer to an ACCEPT is a descriptor that is ours alone.
                 let socket = unsafe { adopt(cqe.result) };
-                self.take_accepted(socket);
+                self.take_accepted(id, socket);
             }
             Err(Errno::CANCELED) => {}
             Err(error) if sockets::is_exhaustion(error) => {
@@ -142,56 +142,62 @@ impl UringIo {
         if !cqe.is_last() {
             return;
         }
-        let Listener::Listening { socket, accept } = &mut self.network.listener else {
+        let Some(Listener::Listening { socket, accept }) = self.network.listeners.get_mut(&id)
+        else {
             return;
         };
         if matches!(accept, Accept::Stopping) {
-            self.network.listener = Listener::Idle;
-            self.ready.push(Completion::ListenerClosed);
+            self.network.listeners.remove(&id);
+            self.ready.push(Completion::ListenerClosed(id));
         } else if cqe.outcome().is_err_and(|errno| errno != Errno::CONNABORTED) {
             // Trying again at once would spin.
             *accept = Accept::Paused;
-            self.start_pause(ACCEPT_PAUSE_MS, Purpose::Accept);
+            self.start_pause(ACCEPT_PAUSE_MS, Purpose::Accept(id));
         } else {
             let socket = socket.as_raw_fd();
-            self.arm_accept(socket);
+            self.arm_accept(id, socket);
         }
     }
 
-    fn arm_accept(&mut self, socket: i32) {
-        let key = self.start(Op::Accept { socket });
-        if let Listener::Listening { accept, .. } = &mut self.network.listener {
+    fn arm_accept(&mut self, id: ListenerId, socket: i32) {
+        let key = self.start(Op::Accept { listener: id, socket });
+        if let Some(Listener::Listening { accept, .. }) = self.network.listeners.get_mut(&id) {
             *accept = Accept::Armed(key);
         }
     }
 
-    fn take_accepted(&mut self, socket: OwnedFd) {
+    fn take_accepted(&mut self, listener: ListenerId, socket: OwnedFd) {
         match sockets::prepare_accepted(&socket) {
             Ok(peer) => {
-                let receive = Receive::Idle;
-                let connection = Connection { socket, receive, sending: false, closing: false };
-                let key = self.network.connections.insert(connection);
-                self.ready.push(Completion::Accepted { connection: id(key), peer });
+                let connection = self.network.add(socket);
+                self.ready.push(Completion::Accepted { listener, connection, peer });
             }
             Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
         }
     }
 
     pub(super) fn handle_pause(&mut self, purpose: Purpose) {
-        match (purpose, &self.network.listener) {
-            (Purpose::Listen, &Listener::Retrying { address, give_up }) => {
-                self.try_listen(address, give_up);
+        match purpose {
+            Purpose::Listen(id) | Purpose::Accept(id) => self.handle_listener_pause(id),
+            Purpose::BindUdp(id) | Purpose::ReceiveDatagrams(id) => self.handle_udp_pause(id),
+        }
+    }
+
+    fn handle_listener_pause(&mut self, id: ListenerId) {
+        match self.network.listeners.get(&id) {
+            Some(&Listener::Retrying { address, give_up }) => {
+                self.try_listen(id, address, give_up);
             }
-            (Purpose::Accept, Listener::Listening { socket, accept: Accept::Paused }) => {
+            Some(Listener::Listening { socket, accept: Accept::Paused }) => {
                 let socket = socket.as_raw_fd();
-                self.arm_accept(socket);
+                self.arm_accept(id, socket);
             }
             // The listener was told to stop meanwhile.
             _ => {}
         }
     }
 
-    fn start_pause(&mut self, millis: u64, purpose: Purpose) {
+    pub(super) fn start_pause(&mut self, millis: u64, purpose: Purpose) {
         let time = Timespec::from(std::time::Duration::from_millis(millis));
         self.start(Op::Pause { time: Box::new(time), purpose });
     }
@@ -334,6 +340,13 @@ impl UringIo {
 }
 
 impl Network {
+    /// Takes a connected socket.
+    pub(super) fn add(&mut self, socket: OwnedFd) -> ConnectionId {
+        let receive = Receive::Idle;
+        let connection = Connection { socket, receive, sending: false, closing: false };
+        id(self.connections.insert(connection))
+    }
+
     fn open(&mut self, key: SlotKey) -> &mut Connection {
         let connection = self.connections.get_mut(key).filter(|connection| !connection.closing);
         connection.expect("no request follows the close of its connection")

@@ -20,11 +20,13 @@ use wal::disk::{Durability, FileId, IoBuffer, OpenMode, RequestId};
 
 use super::arena::Arena;
 use super::buffers::GROUP;
+use super::connect::ConnectOp;
+use super::datagrams::DatagramOp;
 use crate::io::directory::{DataDirectory, directory_flags};
 use crate::io::mapping::{Mapping, Populate};
 use crate::io::slots::SlotKey;
 use crate::io::sockets::RECEIVE_BUFFER_BYTES;
-use crate::io::{ConnectionId, DiskOwner};
+use crate::io::{ConnectionId, DiskOwner, ListenerId, SocketId};
 
 /// Parts of one SENDMSG at most (IOV_MAX).
 const GATHER_MAX: usize = 1024;
@@ -38,13 +40,17 @@ pub(super) enum Op {
     /// A step of a disk request.
     Disk(DiskTask),
     /// Multishot accept.
-    Accept { socket: RawFd },
+    Accept { listener: ListenerId, socket: RawFd },
     /// One-shot receive; the kernel picks the buffer.
     Receive { connection: SlotKey, socket: RawFd },
     /// Send of what is left of some parts.
     Send(SendTask),
     /// Close of a connection whose other ops have ended. The kernel owns the descriptor.
     CloseSocket { connection: ConnectionId, socket: RawFd },
+    /// A step of an attempt to connect.
+    Connect(ConnectOp),
+    /// Receive or send of datagrams.
+    Datagram(DatagramOp),
     /// A timer.
     Pause { time: Box<Timespec>, purpose: Purpose },
     /// Read from the socket the signal handlers write to.
@@ -55,9 +61,13 @@ pub(super) enum Op {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
     /// Another try to listen.
-    Listen,
+    Listen(ListenerId),
     /// Accepting again.
-    Accept,
+    Accept(ListenerId),
+    /// Another try to bind a UDP socket.
+    BindUdp(SocketId),
+    /// Receiving datagrams again.
+    ReceiveDatagrams(SocketId),
 }
 
 /// A disk request and how far it has come.
@@ -143,7 +153,7 @@ impl Op {
     pub(super) fn entry(&mut self, directory: &DataDirectory, arena: &Arena) -> squeue::Entry {
         match self {
             Self::Disk(task) => task.step.entry(directory, arena),
-            Self::Accept { socket } => {
+            Self::Accept { socket, .. } => {
                 let flags = i32::try_from(SocketFlags::CLOEXEC.bits()).expect("a small flag");
                 opcode::AcceptMulti::new(Fd(*socket)).flags(flags).build()
             }
@@ -156,6 +166,8 @@ impl Op {
             }
             Self::Send(task) => task.entry(),
             Self::CloseSocket { socket, .. } => opcode::Close::new(Fd(*socket)).build(),
+            Self::Connect(op) => op.entry(),
+            Self::Datagram(op) => op.entry(),
             Self::Pause { time, .. } => opcode::Timeout::new(&raw const **time).build(),
             Self::Signal { socket, buffer } => {
                 let len = u32::try_from(buffer.len()).expect("64 bytes");
@@ -240,7 +252,7 @@ pub(super) struct Vector {
 
 /// The kernel's `struct user_msghdr`, which is the C library's `msghdr` on 64-bit Linux.
 #[repr(C)]
-struct MessageHeader {
+pub(super) struct MessageHeader {
     name: *const c_void,
     name_len: u32,
     vectors: *const Vector,
@@ -321,18 +333,24 @@ impl SendTask {
     }
 }
 
-impl Gather {
-    fn new() -> Self {
-        let header = MessageHeader {
+impl MessageHeader {
+    /// A header without vectors; a multishot receive reads nothing of it but the room for a name.
+    pub(super) fn new(name_len: u32) -> Self {
+        Self {
             name: ptr::null(),
-            name_len: 0,
+            name_len,
             vectors: ptr::null(),
             vector_count: 0,
             control: ptr::null(),
             control_len: 0,
             flags: 0,
-        };
-        Self { header, vectors: Vec::new() }
+        }
+    }
+}
+
+impl Gather {
+    fn new() -> Self {
+        Self { header: MessageHeader::new(0), vectors: Vec::new() }
     }
 }
 

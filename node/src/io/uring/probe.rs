@@ -70,7 +70,7 @@ fn switched_off() -> Option<ProbeError> {
 }
 
 /// The operations without which the driver cannot work.
-const OPERATIONS: [(u8, &str); 17] = [
+const OPERATIONS: [(u8, &str); 20] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Write::CODE, "WRITE"),
     (opcode::ReadFixed::CODE, "READ_FIXED"),
@@ -86,6 +86,9 @@ const OPERATIONS: [(u8, &str); 17] = [
     (opcode::AcceptMulti::CODE, "ACCEPT"),
     (opcode::Recv::CODE, "RECV"),
     (opcode::SendMsg::CODE, "SENDMSG"),
+    (opcode::Send::CODE, "SEND"),
+    (opcode::RecvMsgMulti::CODE, "RECVMSG"),
+    (opcode::Connect::CODE, "CONNECT"),
     (opcode::AsyncCancel2::CODE, "ASYNC_CANCEL"),
     (opcode::Timeout::CODE, "TIMEOUT"),
 ];
