@@ -18,8 +18,10 @@
 pub(in crate::io) mod arena;
 mod buffers;
 mod disk;
+mod inbound;
 mod network;
 mod op;
+mod outbound;
 mod pages;
 mod probe;
 mod ring;
@@ -35,6 +37,7 @@ use io_uring::{opcode, squeue};
 use rustix::io::Errno;
 use wal::disk::BufferSource;
 
+pub use self::inbound::ReceiveCounters;
 pub use self::probe::ProbeError;
 
 use self::arena::{Arena, ArenaBuffers};
@@ -42,13 +45,15 @@ use self::buffers::ReceiveBuffers;
 use self::disk::Disk;
 use self::network::Network;
 use self::op::{Op, Step};
+use self::outbound::Departures;
 use self::ring::{Cqe, Entered, Ring};
 use super::directory::{DataDirectory, pause};
 use super::signals::Signals;
 use super::slots::{SlotKey, Slots};
 use super::sockets::RECEIVE_BUFFERS;
 use super::{
-    BufferStatistics, Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock,
+    BufferStatistics, Completion, Io, Monotonic, ReceiveBuffer, Request, SendStatistics, WallClock,
+    clock,
 };
 
 /// The `user_data` of cancellations, whose own completions say nothing.
@@ -105,12 +110,13 @@ impl UringIo {
         let buffers = ReceiveBuffers::register(ring.kernel(), options.receive_buffers)?;
         let arena = Arena::new(options.buffer_bytes).map_err(ProbeError::Other)?;
         arena.register(ring.kernel());
+        let sends_without_copy = probe::sends_without_copy(ring.kernel());
         let mut driver = Self {
             ring,
             ops: Slots::new(),
             disk: Disk::new(directory),
             arena,
-            network: Network::new(buffers),
+            network: Network::new(buffers, Departures::new(sends_without_copy)),
             signals: None,
             ready: Vec::new(),
             drained: Vec::new(),
@@ -168,11 +174,7 @@ impl UringIo {
         }
         let key = SlotKey::from_bits(cqe.user_data);
         if !cqe.is_last() {
-            assert!(
-                matches!(self.ops.get_mut(key), Some(Op::Accept { .. })),
-                "only an accept completes more than once"
-            );
-            return self.handle_accept(cqe);
+            return self.handle_one_of_many(key, cqe);
         }
         let op = self.ops.remove(key).expect("a completion's op is in its slot");
         match op {
@@ -180,6 +182,7 @@ impl UringIo {
             Op::Accept { .. } => self.handle_accept(cqe),
             Op::Receive { connection, .. } => self.handle_receive(connection, cqe),
             Op::Send(task) => self.handle_send(task, cqe),
+            Op::SendZeroCopy(send) => self.handle_zero_copy_end(send, cqe),
             Op::CloseSocket { connection, .. } => self.ready.push(Completion::Closed(connection)),
             Op::Pause { purpose, .. } => self.handle_pause(purpose),
             Op::Signal { socket, buffer } => match cqe.outcome() {
@@ -196,6 +199,19 @@ impl UringIo {
         }
     }
 
+    /// Takes a completion that is not the last of its op.
+    fn handle_one_of_many(&mut self, key: SlotKey, cqe: Cqe) {
+        match self.ops.get_mut(key) {
+            Some(Op::Accept { .. }) => self.handle_accept(cqe),
+            Some(Op::Receive { connection, .. }) => {
+                let connection = *connection;
+                self.handle_receive(connection, cqe);
+            }
+            Some(Op::SendZeroCopy(_)) => self.handle_part_sent(key, cqe),
+            _ => unreachable!("no other op completes more than once"),
+        }
+    }
+
     /// Enters the kernel once and handles what has completed.
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<Entered> {
         self.restart_starved();
@@ -208,13 +224,13 @@ impl UringIo {
         entered
     }
 
-    /// Ends what is in the kernel; answers whether it let go of everything.
-    fn drain_all(&mut self) -> bool {
+    /// Ends what is in the kernel; tells what it let go of.
+    fn drain_all(&mut self) -> Drained {
         for entry in self.ring.take_backlog() {
             // The kernel has never heard of these.
             drop(self.ops.remove(SlotKey::from_bits(entry.get_user_data())));
         }
-        let mut drained = Vec::new();
+        let (mut drained, mut aborted) = (Vec::new(), false);
         for _ in 0..DRAIN_ROUNDS_MAX {
             self.push_cancel(CancelBuilder::any());
             loop {
@@ -223,16 +239,26 @@ impl UringIo {
                     self.discard(cqe);
                 }
                 if self.ops.len() == 0 {
-                    return true;
+                    return Drained::All;
+                }
+                // Nothing is left but memory that goes out; without its connection, it need not.
+                let only_notifications =
+                    self.ops.values().all(|op| matches!(op, Op::SendZeroCopy(_)));
+                if only_notifications && !std::mem::replace(&mut aborted, only_notifications) {
+                    self.abort_sends();
+                    continue;
                 }
                 match entered {
                     Ok(Entered::Done | Entered::Interrupted) => {}
+                    Ok(Entered::TimedOut | Entered::Busy) if aborted => {
+                        return Drained::AllButNotifications;
+                    }
                     Ok(Entered::TimedOut | Entered::Busy) => break,
-                    Err(_) => return false,
+                    Err(_) => return Drained::Not,
                 }
             }
         }
-        false
+        Drained::Not
     }
 
     /// Frees an op, and the descriptor it yielded, if any.
@@ -282,6 +308,10 @@ impl Io for UringIo {
 
     fn wait(&mut self, deadline: Option<Monotonic>, done: &mut Vec<Completion>) -> io::Result<()> {
         let before = done.len();
+        if self.look_at_holding() {
+            done.append(&mut self.ready);
+            return Ok(());
+        }
         let mut busy = 0;
         loop {
             done.append(&mut self.ready);
@@ -325,25 +355,48 @@ impl Io for UringIo {
         let operations = self.disk.operations_registered;
         BufferStatistics { operations, ..self.arena.statistics() }
     }
+
+    fn send_statistics(&self) -> SendStatistics {
+        self.network.departures.statistics
+    }
 }
 
 impl Drop for UringIo {
     fn drop(&mut self) {
-        if self.drain_all() {
-            self.network.buffers.unregister(self.ring.kernel());
-            self.arena.unregister(self.ring.kernel());
-            // The lock is to be free once the driver is gone, not when the kernel has taken the
-            // ring apart.
-            if let Err(error) = self.ring.kernel().submitter().unregister_files() {
-                tracing::debug!(%error, "no files were registered");
-            }
-        } else {
+        let drained = self.drain_all();
+        if drained == Drained::Not {
             // The kernel may still write to what these own: leaking it is the only safe way.
             tracing::error!("the kernel does not let go of its requests; their memory is lost");
             std::mem::forget(std::mem::replace(&mut self.ops, Slots::new()));
+            std::mem::forget(Arc::clone(&self.arena));
             self.network.buffers.leak();
+            return;
+        }
+        if drained == Drained::AllButNotifications {
+            // The kernel still reads what these own. It has hold of the pages; what it sends of
+            // them to peers that do not answer shall not change.
+            tracing::debug!(count = self.ops.len(), "sends are under way when the driver ends");
+            std::mem::forget(std::mem::replace(&mut self.ops, Slots::new()));
+            std::mem::forget(Arc::clone(&self.arena));
+        } else {
+            self.arena.unregister(self.ring.kernel());
+        }
+        self.network.buffers.unregister(self.ring.kernel());
+        // The lock is to be free once the driver is gone, not when the kernel has taken the ring
+        // apart.
+        if let Err(error) = self.ring.kernel().submitter().unregister_files() {
+            tracing::debug!(%error, "no files were registered");
         }
     }
+}
+
+/// What the kernel has let go of when the driver ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drained {
+    All,
+    /// All but memory it sends from, on connections that are closed.
+    AllButNotifications,
+    Not,
 }
 
 fn is_on_registered_memory(entry: &squeue::Entry) -> bool {

@@ -180,7 +180,10 @@ fn sort(entered: io::Result<()>) -> io::Result<Entered> {
 type Flag = (&'static str, fn(&mut Builder));
 
 /// Set-up flags, newest first, in the order in which an older kernel makes us drop them.
-const FLAGS: [Flag; 4] = [
+const FLAGS: [Flag; 5] = [
+    ("NO_SQARRAY", |builder| {
+        builder.setup_no_sqarray();
+    }),
     ("DEFER_TASKRUN", |builder| {
         builder.setup_defer_taskrun();
     }),
