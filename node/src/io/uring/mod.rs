@@ -280,12 +280,11 @@ impl UringIo {
         }
         if cqe.is_last() {
             let op = self.ops.remove(key);
-            let cancelled = cqe.outcome() == Err(Errno::CANCELED);
-            if cancelled
-                && let Some(
-                    Op::CloseSocket { socket: fd, .. }
-                    | Op::Disk(op::DiskTask { step: Step::Close { fd }, .. }),
-                ) = op
+            if let Some(
+                Op::CloseSocket { socket: fd, .. }
+                | Op::Disk(op::DiskTask { step: Step::Close { fd }, .. }),
+            ) = op
+                && cqe.outcome() == Err(Errno::CANCELED)
             {
                 // SAFETY: the op owned the descriptor, and its close was not carried out.
                 drop(unsafe { adopt(fd) });

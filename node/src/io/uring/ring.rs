@@ -25,7 +25,8 @@ pub(super) struct Cqe {
 }
 
 impl Cqe {
-    /// The result, or the error the kernel reports as a negative one.
+    /// The result, or the error the kernel reports as a negative one. The result of a notification
+    /// is neither.
     pub(super) fn outcome(self) -> Result<usize, Errno> {
         usize::try_from(self.result).map_err(|_| Errno::from_raw_os_error(-self.result))
     }
