@@ -262,3 +262,122 @@ impl super::network::Network {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_types, reason = "a plain socket is the other end of what is tested")]
+mod tests {
+    //! Completions that the kernel rarely gives are made up; what follows does go to the kernel.
+
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::io::tests::{Scratch, ring_or_excuse};
+    use crate::io::uring::UringOptions;
+    use crate::io::{Io, Request};
+
+    struct Rig {
+        io: UringIo,
+        key: SlotKey,
+        client: TcpStream,
+        _scratch: Scratch,
+    }
+
+    impl Rig {
+        fn new() -> Option<Self> {
+            let scratch = Scratch::new();
+            let options =
+                UringOptions { handle_signals: false, buffer_bytes: 0, ..UringOptions::default() };
+            let mut io = ring_or_excuse(scratch.open(), options)?;
+            io.submit(Request::Listen("127.0.0.1:0".parse().unwrap()));
+            let (mut done, mut client) = (Vec::new(), None);
+            loop {
+                io.wait(None, &mut done).unwrap();
+                for completion in done.drain(..) {
+                    match completion {
+                        Completion::Listening(address) => {
+                            client = Some(TcpStream::connect(address.unwrap()).unwrap());
+                        }
+                        Completion::Accepted { connection, .. } => {
+                            let key = SlotKey::from_bits(connection.0);
+                            let client = client.unwrap();
+                            return Some(Self { io, key, client, _scratch: scratch });
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+
+        /// A task as if it were in the kernel.
+        fn task(&mut self, parts: &[&'static str]) -> SendTask {
+            let connection = self.io.network.open(self.key);
+            connection.outbound.sending = true;
+            let socket = connection.socket.as_raw_fd();
+            SendTask::new(self.key, socket, parts.iter().map(|part| Bytes::from(*part)).collect())
+        }
+
+        fn expect_sent(mut self, expected: &str) {
+            let mut done = Vec::new();
+            while done.is_empty() {
+                self.io.wait(None, &mut done).unwrap();
+            }
+            assert!(matches!(done[..], [Completion::Sent { result: Ok(()), .. }]), "{done:?}");
+            let mut bytes = vec![0; expected.len()];
+            self.client.read_exact(&mut bytes).unwrap();
+            assert_eq!(bytes, expected.as_bytes());
+            assert!(!self.io.network.open(self.key).outbound.sending);
+        }
+    }
+
+    fn completion(result: i32) -> Cqe {
+        Cqe { user_data: 0, result, flags: 0 }
+    }
+
+    fn failure(errno: Errno) -> Cqe {
+        completion(-errno.raw_os_error())
+    }
+
+    #[test]
+    fn short_send_goes_on_where_it_ended() {
+        for (sent, rest) in [(1, "bcdefghi"), (4, "efghi"), (6, "ghi"), (8, "i")] {
+            let Some(mut rig) = Rig::new() else { return };
+            let task = rig.task(&["abc", "", "def", "ghi"]);
+            rig.io.handle_send(task, completion(sent));
+            rig.expect_sent(rest);
+        }
+    }
+
+    #[test]
+    fn interrupted_send_is_repeated() {
+        let Some(mut rig) = Rig::new() else { return };
+        let task = rig.task(&["abc", "def"]);
+        rig.io.handle_send(task, failure(Errno::INTR));
+        rig.expect_sent("abcdef");
+    }
+
+    /// The first completion is the only one: nothing was taken without a copy, or in part.
+    #[test]
+    fn refused_or_short_send_without_a_copy_goes_on_with_one() {
+        for (cqe, rest, refused) in [
+            (failure(Errno::INVAL), "abcdef", 1),
+            (failure(Errno::NOMEM), "abcdef", 1),
+            (failure(Errno::INTR), "abcdef", 0),
+            (completion(2), "cdef", 0),
+        ] {
+            let Some(mut rig) = Rig::new() else { return };
+            let task = rig.task(&["abc", "def"]);
+            let (connection, socket, part) = (rig.key, task.socket, Bytes::from_static(b"abc"));
+            rig.io.network.departures.held_bytes = part.len();
+            let task = Some(task);
+            let (buffer, more, sent) = (0, true, 0);
+            let send = ZeroCopySend { connection, socket, part, buffer, more, sent, task };
+            rig.io.handle_zero_copy_end(send, cqe);
+            let departures = &rig.io.network.departures;
+            assert_eq!(departures.held_bytes, 0);
+            assert_eq!(departures.statistics.zero_copy_refused, refused);
+            assert_eq!(departures.offered, cqe.outcome() != Err(Errno::INVAL));
+            rig.expect_sent(rest);
+        }
+    }
+}
