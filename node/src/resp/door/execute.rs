@@ -230,9 +230,9 @@ impl Door {
         }
     }
 
-    /// Notes a value's copies: into the parser's buffer, if it did not arrive in one piece; into the
-    /// log's frame; and into the memory that reads are answered from. One that is written beside the
-    /// log goes into memory of its own and from there into blocks instead.
+    /// Notes a value's copies: into the parser's buffer, if it did not arrive in one piece; into
+    /// the log's frame; and into the memory that reads are answered from. One that is written
+    /// beside the log goes into memory of its own and from there into blocks instead.
     fn note_stored(&self, caller: &Caller<'_>, value: &[u8]) {
         let mut amounts = Amounts::default();
         amounts.note(value.len(), 2 + u64::from(caller.connection.staged));
