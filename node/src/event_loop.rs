@@ -187,6 +187,7 @@ impl<I: Io> EventLoop<I> {
     /// Feeds the cores until they are silent, then hands their requests to the driver.
     fn turn(&mut self) {
         self.door.note_buffers(self.io.buffer_statistics());
+        self.door.note_sends(self.io.send_statistics());
         self.door.begin_turn(&mut self.keyspace);
         loop {
             while let Some((shard, event)) = self.keyspace.poll_event() {

@@ -112,7 +112,8 @@ pub enum Request {
     /// completion may still be on its way to the caller and bring a connection, to be closed.
     CancelConnect(AttemptId),
     /// Receives once from the connection, whatever has arrived: yields [`Completion::Received`].
-    /// At most one at a time per connection.
+    /// At most one at a time per connection. A driver may receive ahead of requests; whoever asks
+    /// no more still bounds what it holds.
     Receive(ConnectionId),
     /// Sends all parts in order: yields [`Completion::Sent`]. At most one at a time per connection.
     Send(ConnectionId, Vec<Bytes>),
@@ -300,6 +301,24 @@ pub trait Io {
     fn datagram_statistics(&self) -> DatagramStatistics {
         DatagramStatistics::default()
     }
+
+    /// What became of bytes sent; all zero, where the kernel copies them all.
+    fn send_statistics(&self) -> SendStatistics {
+        SendStatistics::default()
+    }
+}
+
+/// What the kernel did with the bytes of sends, as far as the driver knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendStatistics {
+    /// Bytes that it copied.
+    pub copied_bytes: u64,
+    /// Bytes that nobody copied: the network card read them where they were.
+    pub zero_copy_bytes: u64,
+    /// Sends that asked for no copy and were copied.
+    pub zero_copy_in_vain: u64,
+    /// Sends that asked for no copy and were refused; they were repeated with one.
+    pub zero_copy_refused: u64,
 }
 
 /// What became of the buffers that [`Io::buffers`] has given.

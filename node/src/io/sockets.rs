@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -103,6 +104,13 @@ pub(crate) fn interrupt(socket: impl AsFd) {
         && error != Errno::NOTCONN
     {
         tracing::debug!(%error, "shutdown of a socket failed");
+    }
+}
+
+/// Lets the close of a socket throw away what it has not sent.
+pub(crate) fn forget_unsent(socket: impl AsFd) {
+    if let Err(error) = sockopt::set_socket_linger(&socket, Some(Duration::ZERO)) {
+        tracing::debug!(%error, "a socket is closed in the ordinary way");
     }
 }
 

@@ -13,6 +13,7 @@ mod disk;
 mod network;
 mod ring;
 mod runtime;
+mod zero_copy;
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};

@@ -1,8 +1,9 @@
 //! What only the ring can get wrong: full queues, and receive memory running out.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use bytes::Bytes;
 use wal::disk::{BLOCK_SIZE, DiskOperation, Durability, FileId, FileName, IoBuffer, OpenMode};
 
 use super::{Rig, Scratch, ring_or_excuse};
@@ -104,6 +105,198 @@ fn receives_without_a_buffer_wait_for_one() {
     for (connection, _) in &connections {
         rig.closed(*connection);
     }
+}
+
+/// One entry receives all that a connection that keeps asking gets.
+#[test]
+fn receives_after_the_first_need_no_entry() {
+    let Some(mut rig) = rig(UringOptions::default()) else {
+        return;
+    };
+    let address = rig.listen();
+    let (connection, mut client) = rig.connect(address);
+    for round in 0..100_u8 {
+        rig.io.submit(Request::Receive(connection));
+        client.write_all(&[round; 100]).unwrap();
+        assert_eq!(rig.received(connection).unwrap(), [round; 100]);
+    }
+    let counters = rig.io.receive_counters();
+    assert_eq!((counters.armed, counters.completions), (1, 100));
+}
+
+/// Receives until the end of the stream.
+fn receive_all(rig: &mut Rig<UringIo>, connection: crate::io::ConnectionId) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        rig.io.submit(Request::Receive(connection));
+        let more = rig.received(connection).unwrap();
+        if more.is_empty() {
+            return bytes;
+        }
+        bytes.extend(more);
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+/// Writes from a thread, since no socket holds that much.
+fn write_in_background(mut client: TcpStream, bytes: Vec<u8>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || client.write_all(&bytes).unwrap())
+}
+
+/// A connection that is not asked for what it has got neither takes more from its peer nor keeps a
+/// buffer from others; what it has got is not lost.
+#[test]
+fn connection_nobody_asks_is_paused_and_holds_no_buffer() {
+    let options = UringOptions { receive_buffers: 4, ..UringOptions::default() };
+    let Some(mut rig) = rig(options) else { return };
+    let address = rig.listen();
+    let (heavy, client) = rig.connect(address);
+    let bytes = pattern(8 << 20);
+    rig.io.submit(Request::Receive(heavy));
+    let writer = write_in_background(client, bytes.clone());
+    let mut received = rig.received(heavy).unwrap();
+    // It is not asked again. Others get their bytes all the same, one after the other.
+    for _ in 0..20 {
+        let (light, mut client) = rig.connect(address);
+        client.write_all(b"ping").unwrap();
+        rig.io.submit(Request::Receive(light));
+        assert_eq!(rig.received(light).unwrap(), b"ping");
+        rig.close(light);
+    }
+    let counters = rig.io.receive_counters();
+    let ends = counters.paused + counters.unbuffered;
+    assert!(ends > 0, "{counters:?}");
+    assert!(counters.completions < 20 + 64, "it went on receiving: {counters:?}");
+    received.extend(receive_all(&mut rig, heavy));
+    writer.join().unwrap();
+    assert!(received == bytes, "the bytes differ");
+}
+
+/// Two buffers end a standing receive often; it is armed again, and nothing is lost.
+#[test]
+fn receive_that_ends_for_want_of_buffers_goes_on() {
+    let options = UringOptions { receive_buffers: 2, ..UringOptions::default() };
+    let Some(mut rig) = rig(options) else { return };
+    let address = rig.listen();
+    let (connection, client) = rig.connect(address);
+    let bytes = pattern(4 << 20);
+    let writer = write_in_background(client, bytes.clone());
+    assert!(receive_all(&mut rig, connection) == bytes, "the bytes differ");
+    writer.join().unwrap();
+    let counters = rig.io.receive_counters();
+    assert!(counters.unbuffered > 0 && counters.armed > 1, "{counters:?}");
+}
+
+/// Arrivals on many connections at once overflow the completion queue of eight entries.
+#[test]
+fn nothing_received_is_lost_when_the_completion_queue_overflows() {
+    let Some(mut rig) = rig(tiny_queues()) else {
+        return;
+    };
+    let address = rig.listen();
+    let connections: Vec<_> = (0..64).map(|_| rig.connect(address)).collect();
+    for (connection, _) in &connections {
+        rig.io.submit(Request::Receive(*connection));
+    }
+    for round in 0..3_u8 {
+        while rig.poll() > 0 {}
+        for (number, (_, client)) in connections.iter().enumerate() {
+            (&*client).write_all(&[round, number as u8]).unwrap();
+        }
+        for (number, (connection, _)) in connections.iter().enumerate() {
+            assert_eq!(rig.received(*connection).unwrap(), [round, number as u8]);
+            rig.io.submit(Request::Receive(*connection));
+        }
+    }
+    let counters = rig.io.receive_counters();
+    assert!(counters.broken_off > 0, "the queue did not overflow: {counters:?}");
+}
+
+/// What came before the close, and was not asked for, is not delivered; its buffers come back.
+#[test]
+fn close_forgets_what_is_held() {
+    let options = UringOptions { receive_buffers: 2, ..UringOptions::default() };
+    let Some(mut rig) = rig(options) else { return };
+    let address = rig.listen();
+    for _ in 0..10 {
+        let (connection, mut client) = rig.connect(address);
+        rig.io.submit(Request::Receive(connection));
+        client.write_all(b"asked for").unwrap();
+        assert_eq!(rig.received(connection).unwrap(), b"asked for");
+        client.write_all(b"not asked for").unwrap();
+        rig.poll();
+        rig.io.submit(Request::Close(connection));
+        let first = rig.expect(Ok);
+        assert!(matches!(first, Completion::Closed(closed) if closed == connection), "{first:?}");
+    }
+}
+
+/// A megabyte in registered memory, which goes out without a copy where that works.
+fn registered_megabyte(rig: &Rig<UringIo>) -> Bytes {
+    let mut buffer = rig.io.buffers().take(1 << 20);
+    buffer.extend_from_slice(&pattern(1 << 20));
+    Bytes::from_owner(buffer)
+}
+
+/// On loopback, the kernel copies all the same and says so: the connection is asked once.
+#[test]
+fn connection_whose_sends_are_copied_returns_to_plain_sends() {
+    let Some(mut rig) = rig(UringOptions::default()) else {
+        return;
+    };
+    if !rig.io.buffer_statistics().registered {
+        eprintln!("SKIPPED, nothing was tested: no memory may be registered here");
+        return;
+    }
+    let address = rig.listen();
+    let (connection, mut client) = rig.connect(address);
+    let large = registered_megabyte(&rig);
+    let head = Bytes::from_static(b"head");
+    let expected = [&head[..], &large, &head, &large, &head].concat();
+    for round in 0..3 {
+        let parts = vec![head.clone(), large.clone(), head.clone(), large.clone(), head.clone()];
+        rig.io.submit(Request::Send(connection, parts));
+        let reader = std::thread::spawn(move || {
+            let mut bytes = vec![0; 2 * (1 << 20) + 12];
+            client.read_exact(&mut bytes).unwrap();
+            (bytes, client)
+        });
+        rig.sent(connection).unwrap();
+        let bytes;
+        (bytes, client) = reader.join().unwrap();
+        assert!(bytes == expected, "the bytes differ in round {round}");
+        // The report comes when the reader has taken the last of it.
+        while rig.io.send_statistics().zero_copy_in_vain == 0 {
+            rig.poll();
+        }
+    }
+    let statistics = rig.io.send_statistics();
+    assert_eq!((statistics.zero_copy_in_vain, statistics.zero_copy_refused), (1, 0));
+    assert_eq!(statistics.copied_bytes, 3 * expected.len() as u64);
+    drop(large);
+    let buffers = rig.io.buffer_statistics();
+    assert_eq!(buffers.arena_bytes_free, buffers.arena_bytes, "the memory came back");
+}
+
+/// The kernel reads from memory that nobody else has any more; a driver that ends takes it back.
+#[test]
+fn driver_ends_with_sends_that_nobody_reads() {
+    let Some(mut rig) = rig(UringOptions::default()) else {
+        return;
+    };
+    let address = rig.listen();
+    let clients: Vec<_> = (0..4).map(|_| rig.connect(address)).collect();
+    for (connection, _) in &clients {
+        let parts = (0..1).map(|_| registered_megabyte(&rig)).collect();
+        rig.io.submit(Request::Send(*connection, parts));
+    }
+    rig.poll();
+    rig.io.submit(Request::Close(clients[0].0));
+    rig.poll();
+    drop(rig);
 }
 
 fn buffer(completion: Completion) -> Result<crate::io::ReceiveBuffer, Completion> {

@@ -23,6 +23,9 @@ use crate::io::sockets::RECEIVE_BUFFER_BYTES;
 /// The buffer group of all connections; each UDP socket has one of its own.
 pub(super) const GROUP: u16 = 0;
 
+/// The slot of memory that is not one of the ring's buffers, of which there are fewer.
+const DETACHED: u16 = u16::MAX;
+
 /// The kernel asks for a page; larger pages than this are not ours to know.
 const RING_ALIGN: usize = 65_536;
 
@@ -106,11 +109,20 @@ impl ReceiveBuffers {
         ReceiveBuffer::new(storage, len, id)
     }
 
+    /// Copies what a lent buffer of the ring's holds into memory of its own size, and provides the
+    /// buffer again; leaves other memory alone.
+    pub(super) fn detach(&mut self, buffer: &mut ReceiveBuffer) {
+        if buffer.slot != DETACHED && !buffer.storage.is_empty() {
+            let copy = ReceiveBuffer::new((**buffer).into(), buffer.len(), DETACHED);
+            self.give_back(std::mem::replace(buffer, copy));
+        }
+    }
+
     /// Provides a lent buffer again.
     pub(super) fn give_back(&mut self, buffer: ReceiveBuffer) {
         let (storage, id) = buffer.into_parts();
-        if storage.is_empty() {
-            // The end of a stream came without memory.
+        if storage.is_empty() || id == DETACHED {
+            // The end of a stream came without memory, and other memory is the reader's.
             return;
         }
         assert_eq!(storage.len(), self.bytes, "the buffer is one of this driver's");

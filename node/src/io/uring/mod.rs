@@ -21,8 +21,10 @@ mod buffers;
 mod connect;
 mod datagrams;
 mod disk;
+mod inbound;
 mod network;
 mod op;
+mod outbound;
 mod pages;
 mod probe;
 mod ring;
@@ -38,6 +40,7 @@ use io_uring::{opcode, squeue};
 use rustix::io::Errno;
 use wal::disk::BufferSource;
 
+pub use self::inbound::ReceiveCounters;
 pub use self::probe::ProbeError;
 
 use self::arena::{Arena, ArenaBuffers};
@@ -47,6 +50,7 @@ use self::datagrams::{DatagramOp, Datagrams};
 use self::disk::Disk;
 use self::network::Network;
 use self::op::{Op, Step};
+use self::outbound::Departures;
 use self::ring::{Cqe, Entered, Ring};
 use super::directory::{DataDirectory, pause};
 use super::signals::Signals;
@@ -54,7 +58,7 @@ use super::slots::{SlotKey, Slots};
 use super::sockets::RECEIVE_BUFFERS;
 use super::{
     BufferStatistics, Completion, DatagramStatistics, Io, Monotonic, ReceiveBuffer, Request,
-    WallClock, clock,
+    SendStatistics, WallClock, clock,
 };
 
 /// The `user_data` of cancellations, whose own completions say nothing.
@@ -113,12 +117,13 @@ impl UringIo {
         let buffers = ReceiveBuffers::register(ring.kernel(), options.receive_buffers)?;
         let arena = Arena::new(options.buffer_bytes).map_err(ProbeError::Other)?;
         arena.register(ring.kernel());
+        let sends_without_copy = probe::sends_without_copy(ring.kernel());
         let mut driver = Self {
             ring,
             ops: Slots::new(),
             disk: Disk::new(directory),
             arena,
-            network: Network::new(buffers),
+            network: Network::new(buffers, Departures::new(sends_without_copy)),
             datagrams: Datagrams::default(),
             attempts: Attempts::new(),
             signals: None,
@@ -178,7 +183,7 @@ impl UringIo {
         }
         let key = SlotKey::from_bits(cqe.user_data);
         if !cqe.is_last() {
-            return self.handle_multishot(key, cqe);
+            return self.handle_one_of_many(key, cqe);
         }
         let op = self.ops.remove(key).expect("a completion's op is in its slot");
         match op {
@@ -186,6 +191,7 @@ impl UringIo {
             Op::Accept { listener, .. } => self.handle_accept(listener, cqe),
             Op::Receive { connection, .. } => self.handle_receive(connection, cqe),
             Op::Send(task) => self.handle_send(task, cqe),
+            Op::SendZeroCopy(send) => self.handle_zero_copy_end(send, cqe),
             Op::CloseSocket { connection, .. } => self.ready.push(Completion::Closed(connection)),
             Op::Connect(op) => self.handle_connect_op(op, cqe),
             Op::Datagram(op) => self.handle_datagram_op(op, cqe),
@@ -205,12 +211,17 @@ impl UringIo {
     }
 
     /// Takes a completion that is not the last of its op, which stays where it is.
-    fn handle_multishot(&mut self, key: SlotKey, cqe: Cqe) {
+    fn handle_one_of_many(&mut self, key: SlotKey, cqe: Cqe) {
         match self.ops.get_mut(key) {
             Some(&mut Op::Accept { listener, .. }) => self.handle_accept(listener, cqe),
             Some(&mut Op::Datagram(DatagramOp::Receive { socket, .. })) => {
                 self.handle_datagram(socket, cqe);
             }
+            Some(Op::Receive { connection, .. }) => {
+                let connection = *connection;
+                self.handle_receive(connection, cqe);
+            }
+            Some(Op::SendZeroCopy(_)) => self.handle_part_sent(key, cqe),
             _ => unreachable!("no other op completes more than once"),
         }
     }
@@ -227,13 +238,13 @@ impl UringIo {
         entered
     }
 
-    /// Ends what is in the kernel; answers whether it let go of everything.
-    fn drain_all(&mut self) -> bool {
+    /// Ends what is in the kernel; tells what it let go of.
+    fn drain_all(&mut self) -> Drained {
         for entry in self.ring.take_backlog() {
             // The kernel has never heard of these.
             drop(self.ops.remove(SlotKey::from_bits(entry.get_user_data())));
         }
-        let mut drained = Vec::new();
+        let (mut drained, mut aborted) = (Vec::new(), false);
         for _ in 0..DRAIN_ROUNDS_MAX {
             self.push_cancel(CancelBuilder::any());
             loop {
@@ -242,16 +253,26 @@ impl UringIo {
                     self.discard(cqe);
                 }
                 if self.ops.len() == 0 {
-                    return true;
+                    return Drained::All;
+                }
+                // Nothing is left but memory that goes out; without its connection, it need not.
+                let only_notifications =
+                    self.ops.values().all(|op| matches!(op, Op::SendZeroCopy(_)));
+                if only_notifications && !std::mem::replace(&mut aborted, only_notifications) {
+                    self.abort_sends();
+                    continue;
                 }
                 match entered {
                     Ok(Entered::Done | Entered::Interrupted) => {}
+                    Ok(Entered::TimedOut | Entered::Busy) if aborted => {
+                        return Drained::AllButNotifications;
+                    }
                     Ok(Entered::TimedOut | Entered::Busy) => break,
-                    Err(_) => return false,
+                    Err(_) => return Drained::Not,
                 }
             }
         }
-        false
+        Drained::Not
     }
 
     /// Frees an op, and the descriptor it yielded, if any.
@@ -273,12 +294,11 @@ impl UringIo {
         }
         if cqe.is_last() {
             let op = self.ops.remove(key);
-            let cancelled = cqe.outcome() == Err(Errno::CANCELED);
-            if cancelled
-                && let Some(
-                    Op::CloseSocket { socket: fd, .. }
-                    | Op::Disk(op::DiskTask { step: Step::Close { fd }, .. }),
-                ) = op
+            if let Some(
+                Op::CloseSocket { socket: fd, .. }
+                | Op::Disk(op::DiskTask { step: Step::Close { fd }, .. }),
+            ) = op
+                && cqe.outcome() == Err(Errno::CANCELED)
             {
                 // SAFETY: the op owned the descriptor, and its close was not carried out.
                 drop(unsafe { adopt(fd) });
@@ -312,6 +332,10 @@ impl Io for UringIo {
 
     fn wait(&mut self, deadline: Option<Monotonic>, done: &mut Vec<Completion>) -> io::Result<()> {
         let before = done.len();
+        if self.look_at_holding() {
+            done.append(&mut self.ready);
+            return Ok(());
+        }
         let mut busy = 0;
         loop {
             done.append(&mut self.ready);
@@ -362,27 +386,50 @@ impl Io for UringIo {
     fn datagram_statistics(&self) -> DatagramStatistics {
         self.datagrams.statistics()
     }
+
+    fn send_statistics(&self) -> SendStatistics {
+        self.network.departures.statistics
+    }
 }
 
 impl Drop for UringIo {
     fn drop(&mut self) {
-        if self.drain_all() {
-            self.network.buffers.unregister(self.ring.kernel());
-            self.datagrams.unregister(self.ring.kernel());
-            self.arena.unregister(self.ring.kernel());
-            // The lock is to be free once the driver is gone, not when the kernel has taken the
-            // ring apart.
-            if let Err(error) = self.ring.kernel().submitter().unregister_files() {
-                tracing::debug!(%error, "no files were registered");
-            }
-        } else {
+        let drained = self.drain_all();
+        if drained == Drained::Not {
             // The kernel may still write to what these own: leaking it is the only safe way.
             tracing::error!("the kernel does not let go of its requests; their memory is lost");
             std::mem::forget(std::mem::replace(&mut self.ops, Slots::new()));
+            std::mem::forget(Arc::clone(&self.arena));
             self.network.buffers.leak();
             self.datagrams.leak();
+            return;
+        }
+        if drained == Drained::AllButNotifications {
+            // The kernel still reads what these own. It has hold of the pages; what it sends of
+            // them to peers that do not answer shall not change.
+            tracing::debug!(count = self.ops.len(), "sends are under way when the driver ends");
+            std::mem::forget(std::mem::replace(&mut self.ops, Slots::new()));
+            std::mem::forget(Arc::clone(&self.arena));
+        } else {
+            self.arena.unregister(self.ring.kernel());
+        }
+        self.network.buffers.unregister(self.ring.kernel());
+        self.datagrams.unregister(self.ring.kernel());
+        // The lock is to be free once the driver is gone, not when the kernel has taken the ring
+        // apart.
+        if let Err(error) = self.ring.kernel().submitter().unregister_files() {
+            tracing::debug!(%error, "no files were registered");
         }
     }
+}
+
+/// What the kernel has let go of when the driver ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drained {
+    All,
+    /// All but memory it sends from, on connections that are closed.
+    AllButNotifications,
+    Not,
 }
 
 fn is_on_registered_memory(entry: &squeue::Entry) -> bool {

@@ -1,4 +1,5 @@
-//! The network half of [`UringIo`]: listening, connections and their one-shot receives and sends.
+//! The network half of [`UringIo`]: listening, and the life of connections. Their bytes go through
+//! [`super::inbound`] and [`super::outbound`].
 //!
 //! ```text
 //! listener:    absent -> (Retrying ->) Listening <-> paused -> stopping -> absent
@@ -13,28 +14,28 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 
-use bytes::Bytes;
+use io_uring::opcode;
 use io_uring::types::{CancelBuilder, Timespec};
-use io_uring::{cqueue, opcode};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use super::buffers::ReceiveBuffers;
-use super::op::{Op, Purpose, SendTask};
+use super::inbound::{Arrivals, Inbound};
+use super::op::{Op, Purpose};
+use super::outbound::{Departures, Outbound};
 use super::ring::Cqe;
 use super::{CANCEL, UringIo, adopt};
-use crate::io::disk_error::is_interruption;
 use crate::io::slots::{SlotKey, Slots};
 use crate::io::sockets::{self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen};
-use crate::io::{Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, clock};
+use crate::io::{Completion, ConnectionId, ListenerId, Monotonic, clock};
 
 /// All sockets of the driver.
 pub(super) struct Network {
     pub(super) buffers: ReceiveBuffers,
-    connections: Slots<Connection>,
+    pub(super) connections: Slots<Connection>,
+    pub(super) arrivals: Arrivals,
+    pub(super) departures: Departures,
     listeners: BTreeMap<ListenerId, Listener>,
-    /// Connections whose receive waits for a buffer to be released.
-    starved: Vec<SlotKey>,
 }
 
 enum Listener {
@@ -49,24 +50,17 @@ enum Accept {
     Stopping,
 }
 
-struct Connection {
-    socket: OwnedFd,
-    receive: Receive,
-    sending: bool,
-    closing: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Receive {
-    Idle,
-    UnderWay,
-    Starved,
+pub(super) struct Connection {
+    pub(super) socket: OwnedFd,
+    pub(super) inbound: Inbound,
+    pub(super) outbound: Outbound,
+    pub(super) closing: bool,
 }
 
 impl Network {
-    pub(super) fn new(buffers: ReceiveBuffers) -> Self {
-        let (connections, listeners) = (Slots::new(), BTreeMap::new());
-        Self { buffers, connections, listeners, starved: Vec::new() }
+    pub(super) fn new(buffers: ReceiveBuffers, departures: Departures) -> Self {
+        let (connections, arrivals) = (Slots::new(), Arrivals::default());
+        Self { buffers, connections, arrivals, departures, listeners: BTreeMap::new() }
     }
 
     /// Connections that are not closed yet.
@@ -202,133 +196,39 @@ impl UringIo {
         self.start(Op::Pause { time: Box::new(time), purpose });
     }
 
-    pub(super) fn submit_receive(&mut self, id: ConnectionId) {
-        let key = SlotKey::from_bits(id.0);
-        let connection = self.network.open(key);
-        assert!(connection.receive == Receive::Idle, "two receives at a time on {id:?}");
-        self.start_receive(key);
-    }
-
-    fn start_receive(&mut self, key: SlotKey) {
-        let connection = self.network.open(key);
-        connection.receive = Receive::UnderWay;
-        let socket = connection.socket.as_raw_fd();
-        self.start(Op::Receive { connection: key, socket });
-    }
-
-    pub(super) fn handle_receive(&mut self, key: SlotKey, cqe: Cqe) {
-        let outcome = cqe.outcome();
-        let picked = cqueue::buffer_select(cqe.flags);
-        let buffers = &mut self.network.buffers;
-        let buffer = picked.map(|id| buffers.take(id, outcome.unwrap_or(0)));
-        let connection = self.network.connections.get_mut(key);
-        let connection = connection.expect("a connection outlives its receive");
-        let closing = connection.closing;
-        let result = match outcome {
-            Ok(0) if closing => Err(sockets::closed_here()),
-            Ok(0) => Ok(buffer.unwrap_or_else(|| ReceiveBuffer::new(Box::default(), 0, 0))),
-            Ok(_) => Ok(buffer.expect("received bytes are in a buffer of ours")),
-            Err(errno) => {
-                if let Some(buffer) = buffer {
-                    self.network.buffers.give_back(buffer);
-                }
-                if !closing && (is_interruption(errno) || errno == Errno::NOBUFS) {
-                    return self.repeat_receive(key, errno);
-                }
-                Err(if closing { sockets::closed_here() } else { errno.into() })
-            }
-        };
-        self.end_receive(key, result);
-    }
-
-    fn repeat_receive(&mut self, key: SlotKey, errno: Errno) {
-        if errno == Errno::NOBUFS && !self.network.buffers.has_provided() {
-            self.network.open(key).receive = Receive::Starved;
-            self.network.starved.push(key);
-        } else {
-            self.start_receive(key);
-        }
-    }
-
-    fn end_receive(&mut self, key: SlotKey, result: io::Result<ReceiveBuffer>) {
-        if let Some(connection) = self.network.connections.get_mut(key) {
-            connection.receive = Receive::Idle;
-        }
-        self.ready.push(Completion::Received { connection: id(key), result });
-        self.close_if_idle(key);
-    }
-
-    /// Tries again all receives that found no buffer, once there is one: the kernel wants a buffer
-    /// even for a connection on which nothing has arrived, so the first in line may not use it up.
-    pub(super) fn restart_starved(&mut self) {
-        if self.network.buffers.has_provided() {
-            for key in std::mem::take(&mut self.network.starved) {
-                self.start_receive(key);
-            }
-        }
-    }
-
-    pub(super) fn submit_send(&mut self, id: ConnectionId, parts: Vec<Bytes>) {
-        let key = SlotKey::from_bits(id.0);
-        let connection = self.network.open(key);
-        assert!(!connection.sending, "two sends at a time on {id:?}");
-        connection.sending = true;
-        let task = SendTask::new(key, connection.socket.as_raw_fd(), parts);
-        self.go_on_sending(task);
-    }
-
-    fn go_on_sending(&mut self, task: SendTask) {
-        if task.is_done() {
-            self.end_send(task.connection, Ok(()));
-        } else {
-            self.start(Op::Send(task));
-        }
-    }
-
-    pub(super) fn handle_send(&mut self, mut task: SendTask, cqe: Cqe) {
-        match cqe.outcome() {
-            Ok(0) => self.end_send(task.connection, Err(io::ErrorKind::WriteZero.into())),
-            Ok(count) => {
-                task.advance(count);
-                self.go_on_sending(task);
-            }
-            Err(errno) if is_interruption(errno) => self.go_on_sending(task),
-            Err(errno) => self.end_send(task.connection, Err(errno.into())),
-        }
-    }
-
-    fn end_send(&mut self, key: SlotKey, result: io::Result<()>) {
-        let connection = self.network.connections.get_mut(key);
-        let connection = connection.expect("a connection outlives its send");
-        connection.sending = false;
-        let closing = connection.closing;
-        let result = result.map_err(|error| if closing { sockets::closed_here() } else { error });
-        self.ready.push(Completion::Sent { connection: id(key), result });
-        self.close_if_idle(key);
-    }
-
     pub(super) fn submit_close_connection(&mut self, id: ConnectionId) {
         let key = SlotKey::from_bits(id.0);
         let connection = self.network.open(key);
         connection.closing = true;
-        if connection.receive == Receive::UnderWay || connection.sending {
+        if connection.inbound.is_in_kernel() || connection.outbound.sending {
             sockets::interrupt(&connection.socket);
         }
-        if connection.receive == Receive::Starved {
-            self.network.starved.retain(|starved| *starved != key);
-            self.end_receive(key, Err(sockets::closed_here()));
-        } else {
-            self.close_if_idle(key);
-        }
+        self.close_inbound(key);
     }
 
-    fn close_if_idle(&mut self, key: SlotKey) {
+    pub(super) fn close_if_idle(&mut self, key: SlotKey) {
         let idle = self.network.connections.get_mut(key).is_some_and(|connection| {
-            connection.closing && connection.receive == Receive::Idle && !connection.sending
+            connection.closing && connection.inbound.is_over() && !connection.outbound.sending
         });
         if idle && let Some(connection) = self.network.connections.remove(key) {
             let socket = connection.socket.into_raw_fd();
             self.start(Op::CloseSocket { connection: id(key), socket });
+        }
+    }
+
+    /// Drops the connections on which memory goes out without a copy, with what they have not sent:
+    /// for the driver's end.
+    pub(super) fn abort_sends(&mut self) {
+        let sending: Vec<SlotKey> = (self.ops.values())
+            .filter_map(|op| match op {
+                Op::SendZeroCopy(send) => Some(send.connection()),
+                _ => None,
+            })
+            .collect();
+        for key in sending {
+            if let Some(connection) = self.network.connections.remove(key) {
+                sockets::forget_unsent(&connection.socket);
+            }
         }
     }
 
@@ -342,17 +242,17 @@ impl UringIo {
 impl Network {
     /// Takes a connected socket.
     pub(super) fn add(&mut self, socket: OwnedFd) -> ConnectionId {
-        let receive = Receive::Idle;
-        let connection = Connection { socket, receive, sending: false, closing: false };
+        let (inbound, outbound) = (Inbound::new(), Outbound::new());
+        let connection = Connection { socket, inbound, outbound, closing: false };
         id(self.connections.insert(connection))
     }
 
-    fn open(&mut self, key: SlotKey) -> &mut Connection {
+    pub(super) fn open(&mut self, key: SlotKey) -> &mut Connection {
         let connection = self.connections.get_mut(key).filter(|connection| !connection.closing);
         connection.expect("no request follows the close of its connection")
     }
 }
 
-fn id(key: SlotKey) -> ConnectionId {
+pub(super) fn id(key: SlotKey) -> ConnectionId {
     ConnectionId(key.to_bits())
 }

@@ -22,10 +22,10 @@ use super::arena::Arena;
 use super::buffers::GROUP;
 use super::connect::ConnectOp;
 use super::datagrams::DatagramOp;
+use super::outbound::ZeroCopySend;
 use crate::io::directory::{DataDirectory, directory_flags};
 use crate::io::mapping::{Mapping, Populate};
 use crate::io::slots::SlotKey;
-use crate::io::sockets::RECEIVE_BUFFER_BYTES;
 use crate::io::{ConnectionId, DiskOwner, ListenerId, SocketId};
 
 /// Parts of one SENDMSG at most (IOV_MAX).
@@ -33,7 +33,7 @@ const GATHER_MAX: usize = 1024;
 /// Bytes of one SEND at most: its length has 31 bits.
 const SEND_BYTES_MAX: usize = 1 << 30;
 /// MSG_WAITALL: the kernel goes on after a short send; a signal or an error can still end it early.
-const MSG_WAITALL: u32 = 0x100;
+pub(super) const MSG_WAITALL: u32 = 0x100;
 
 /// A request in the kernel, or about to be.
 pub(super) enum Op {
@@ -41,10 +41,12 @@ pub(super) enum Op {
     Disk(DiskTask),
     /// Multishot accept.
     Accept { listener: ListenerId, socket: RawFd },
-    /// One-shot receive; the kernel picks the buffer.
+    /// Multishot receive; the kernel picks a buffer for each arrival.
     Receive { connection: SlotKey, socket: RawFd },
     /// Send of what is left of some parts.
     Send(SendTask),
+    /// Send of one part out of registered memory, without a copy; completes twice.
+    SendZeroCopy(ZeroCopySend),
     /// Close of a connection whose other ops have ended. The kernel owns the descriptor.
     CloseSocket { connection: ConnectionId, socket: RawFd },
     /// A step of an attempt to connect.
@@ -157,14 +159,9 @@ impl Op {
                 let flags = i32::try_from(SocketFlags::CLOEXEC.bits()).expect("a small flag");
                 opcode::AcceptMulti::new(Fd(*socket)).flags(flags).build()
             }
-            Self::Receive { socket, .. } => {
-                let len = u32::try_from(RECEIVE_BUFFER_BYTES).expect("16 KiB");
-                opcode::Recv::new(Fd(*socket), ptr::null_mut(), len)
-                    .buf_group(GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
+            Self::Receive { socket, .. } => opcode::RecvMulti::new(Fd(*socket), GROUP).build(),
             Self::Send(task) => task.entry(),
+            Self::SendZeroCopy(send) => send.entry(),
             Self::CloseSocket { socket, .. } => opcode::Close::new(Fd(*socket)).build(),
             Self::Connect(op) => op.entry(),
             Self::Datagram(op) => op.entry(),
@@ -271,17 +268,20 @@ struct Gather {
 /// Parts to send and how far that has come.
 pub(super) struct SendTask {
     pub(super) connection: SlotKey,
-    socket: RawFd,
+    pub(super) socket: RawFd,
     parts: Vec<Bytes>,
     /// The first part that is not wholly sent, and how much of it is.
     part: usize,
     sent: usize,
+    /// Behind the last part of the present entry.
+    end: usize,
     gather: Option<Box<Gather>>,
 }
 
 impl SendTask {
     pub(super) fn new(connection: SlotKey, socket: RawFd, parts: Vec<Bytes>) -> Self {
-        let mut task = Self { connection, socket, parts, part: 0, sent: 0, gather: None };
+        let end = parts.len();
+        let mut task = Self { connection, socket, parts, part: 0, sent: 0, end, gather: None };
         task.advance(0);
         task
     }
@@ -305,25 +305,46 @@ impl SendTask {
         self.part == self.parts.len()
     }
 
+    /// The rest of the next part and what `pick` says of it, if it picks it.
+    pub(super) fn next_part<T>(&self, pick: impl FnOnce(&[u8]) -> Option<T>) -> Option<(Bytes, T)> {
+        let rest = self.parts.get(self.part)?.slice(self.sent..);
+        let picked = pick(&rest)?;
+        Some((rest, picked))
+    }
+
+    /// Whether there are parts behind the next one.
+    pub(super) fn has_more(&self) -> bool {
+        self.part + 1 < self.parts.len()
+    }
+
+    /// Lets the next entry end before the first part, behind the next one, that `stops` it.
+    pub(super) fn gather_until(&mut self, stops: impl Fn(&[u8]) -> bool) {
+        let behind = self.part + 1;
+        let stop = self.parts[behind..].iter().position(|part| stops(part));
+        self.end = stop.map_or(self.parts.len(), |stop| behind + stop);
+    }
+
     fn entry(&mut self) -> squeue::Entry {
-        let flags = SendFlags::NOSIGNAL.bits() | MSG_WAITALL;
+        let end = self.end.min(self.part + GATHER_MAX);
+        let more = if end < self.parts.len() { SendFlags::MORE } else { SendFlags::empty() };
+        let flags = (SendFlags::NOSIGNAL | more).bits() | MSG_WAITALL;
         let socket = Fd(self.socket);
-        if self.part + 1 == self.parts.len() {
+        if self.part + 1 == end {
             let rest = &self.parts[self.part][self.sent..];
             let len = len_u32(rest.len().min(SEND_BYTES_MAX));
             return opcode::Send::new(socket, rest.as_ptr(), len)
                 .flags(flags.cast_signed())
                 .build();
         }
-        let header = self.gather();
+        let header = self.gather(end);
         opcode::SendMsg::new(socket, ptr::from_ref(header).cast()).flags(flags).build()
     }
 
-    fn gather(&mut self) -> &MessageHeader {
+    fn gather(&mut self, end: usize) -> &MessageHeader {
         let mut skipped = self.sent;
         let gather = self.gather.get_or_insert_with(|| Box::new(Gather::new()));
         gather.vectors.clear();
-        for part in self.parts[self.part..].iter().take(GATHER_MAX) {
+        for part in &self.parts[self.part..end] {
             let rest = &part[std::mem::take(&mut skipped)..];
             gather.vectors.push(Vector { base: rest.as_ptr().cast(), len: rest.len() });
         }

@@ -111,6 +111,13 @@ pub(super) fn check_abilities(ring: &IoUring) -> Result<(), ProbeError> {
     if lacking.is_empty() { Ok(()) } else { Err(ProbeError::TooOld { abilities: lacking }) }
 }
 
+/// Whether the kernel can send without a copy. That it can tell what became of such a send is known
+/// from the first.
+pub(super) fn sends_without_copy(ring: &IoUring) -> bool {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).is_ok() && probe.is_supported(opcode::SendZc::CODE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

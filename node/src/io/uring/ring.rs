@@ -25,7 +25,8 @@ pub(super) struct Cqe {
 }
 
 impl Cqe {
-    /// The result, or the error the kernel reports as a negative one.
+    /// The result, or the error the kernel reports as a negative one. The result of a notification
+    /// is neither.
     pub(super) fn outcome(self) -> Result<usize, Errno> {
         usize::try_from(self.result).map_err(|_| Errno::from_raw_os_error(-self.result))
     }
@@ -180,7 +181,10 @@ fn sort(entered: io::Result<()>) -> io::Result<Entered> {
 type Flag = (&'static str, fn(&mut Builder));
 
 /// Set-up flags, newest first, in the order in which an older kernel makes us drop them.
-const FLAGS: [Flag; 4] = [
+const FLAGS: [Flag; 5] = [
+    ("NO_SQARRAY", |builder| {
+        builder.setup_no_sqarray();
+    }),
     ("DEFER_TASKRUN", |builder| {
         builder.setup_defer_taskrun();
     }),

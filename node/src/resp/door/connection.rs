@@ -43,6 +43,8 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     pub(super) blocked: Blocked,
     pub(super) receiving: bool,
+    /// Whether the present command was put together in the parser's buffer.
+    pub(super) staged: bool,
     /// Whether the client has finished sending.
     pub(super) ended: bool,
     /// Bytes handed to the driver and not yet taken by the peer's side.

@@ -3,13 +3,13 @@
 use bytes::Bytes;
 use storage::{Effect, Entry, Get, Lookup, ReadError, ReadId, WriteError};
 
-use super::Door;
 use super::connection::Connection;
 use super::reply_queue::Reply;
 use super::task::{
     ByteRange, Change, Job, KEYS_PER_STEP_MAX, Lifetime, Listing, OwnedKey, PutAnswer, ReplyPlace,
     Step, Tally, TaskId, Tasks, write_value,
 };
+use super::{Amounts, Door, Path};
 use crate::io::ConnectionId;
 use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
 use crate::resp::command::{
@@ -218,6 +218,7 @@ impl Door {
         }
         match keyspace.put(&address, set.value, expiry_ms) {
             Ok(wait) => {
+                self.note_stored(caller, set.value);
                 caller.reply(Some(wait), |reply| match set.answer {
                     SetAnswer::Flag => reply.writer().integer(1),
                     SetAnswer::Ok | SetAnswer::Old => reply.writer().ok(),
@@ -227,6 +228,15 @@ impl Door {
             Err(WriteError::Busy) => Outcome::Blocked,
             Err(error) => caller.error(write_error(error).as_bytes()),
         }
+    }
+
+    /// Notes a value's copies: into the parser's buffer, if it did not arrive in one piece; into
+    /// the log's frame; and into the memory that reads are answered from. One that is written
+    /// beside the log goes into memory of its own and from there into blocks instead.
+    fn note_stored(&self, caller: &Caller<'_>, value: &[u8]) {
+        let mut amounts = Amounts::default();
+        amounts.note(value.len(), 2 + u64::from(caller.connection.staged));
+        self.ledger.add(Path::Set, &amounts);
     }
 
     /// SET of a value that is written beside the log first; other writers of the key wait
@@ -242,6 +252,7 @@ impl Door {
             SetAnswer::Flag => PutAnswer::One,
             SetAnswer::Ok | SetAnswer::Old => PutAnswer::Ok,
         };
+        self.note_stored(caller, set.value);
         let value = Bytes::copy_from_slice(set.value);
         let key = OwnedKey::new(&keyspace.address(set.key));
         let change = Change::Put { value, expiry_ms, answers };

@@ -50,13 +50,14 @@ pub struct DurabilityFacts {
     pub probe: DeviceProbe,
 }
 
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 11] = [
     "Server",
     "Clients",
     "Memory",
     "Persistence",
     "Durability",
     "Stats",
+    "Copies",
     "Keyspace",
     "Kadring",
     "Scrub",
@@ -95,6 +96,7 @@ impl Door {
             "Persistence" => self.persistence(keyspace),
             "Durability" => durability(&self.facts.durability),
             "Stats" => self.stats(keyspace),
+            "Copies" => return self.copies(),
             "Keyspace" => return keys(keyspace),
             "Scrub" => scrub(keyspace),
             DAMAGE => return damage(keyspace),
@@ -177,6 +179,21 @@ impl Door {
             ("cache_misses", sum(|status| status.cache_misses)),
             ("disk_reads", sum(|status| status.disk_reads)),
         ]
+    }
+
+    /// What has been copied on its way. Received bytes are always copied by the kernel, and bytes
+    /// sent unless the driver says otherwise.
+    fn copies(&self) -> Vec<(String, String)> {
+        let sends = self.sends;
+        let by_kernel = self.counters.sent_bytes.saturating_sub(sends.zero_copy_bytes);
+        let totals = [
+            ("sent_copied_by_kernel", by_kernel),
+            ("sent_copied_by_nobody", sends.zero_copy_bytes),
+            ("sends_zero_copy_in_vain", sends.zero_copy_in_vain),
+            ("sends_zero_copy_refused", sends.zero_copy_refused),
+        ];
+        let totals = totals.map(|(name, count)| (name.to_owned(), count.to_string()));
+        self.ledger.lines().chain(totals).collect()
     }
 
     fn kadring(&self, keyspace: &Keyspace) -> Vec<(String, String)> {

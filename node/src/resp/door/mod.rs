@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use storage::{Event, ReadId};
 
 use crate::config::{ClientLimits, Password};
-use crate::io::{BufferStatistics, ConnectionId, ReceiveBuffer, Request};
+use crate::io::{BufferStatistics, ConnectionId, ReceiveBuffer, Request, SendStatistics};
 use crate::keyspace::{Keyspace, ShardIndex};
 use crate::resp::command::{Command, CommandError, CommandSpec};
 use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
@@ -32,6 +32,7 @@ mod connection;
 mod engine;
 mod execute;
 mod info;
+mod ledger;
 mod reply_queue;
 mod task;
 #[cfg(test)]
@@ -40,6 +41,7 @@ mod tests;
 use connection::{Blocked, Connection, Phase, encode};
 use engine::Orders;
 use execute::{Caller, Outcome};
+use ledger::{Amounts, Ledger, Path};
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
@@ -84,6 +86,8 @@ pub struct Door {
     requests: VecDeque<Request>,
     counters: Counters,
     buffers: BufferStatistics,
+    ledger: Ledger,
+    sends: SendStatistics,
     wants_shutdown: bool,
 }
 
@@ -108,6 +112,8 @@ impl Door {
             requests: VecDeque::new(),
             counters: Counters::default(),
             buffers: BufferStatistics::default(),
+            ledger: Ledger::default(),
+            sends: SendStatistics::default(),
             wants_shutdown: false,
         }
     }
@@ -120,6 +126,11 @@ impl Door {
     /// Notes how the driver's buffers have been used, for INFO.
     pub fn note_buffers(&mut self, buffers: BufferStatistics) {
         self.buffers = buffers;
+    }
+
+    /// Notes what became of the driver's sends, for INFO.
+    pub fn note_sends(&mut self, sends: SendStatistics) {
+        self.sends = sends;
     }
 
     /// Whether a client has asked the node to stop.
@@ -162,10 +173,11 @@ impl Door {
             peer,
             parser,
             protocol: Protocol::Resp2,
-            replies: ReplyQueue::default(),
+            replies: ReplyQueue::new(&self.ledger),
             phase: Phase::Open,
             blocked: Blocked::No,
             receiving: false,
+            staged: false,
             ended: false,
             sending: 0,
             authenticated,
@@ -255,6 +267,7 @@ impl Door {
         connection: &mut Connection,
         mut input: &[u8],
     ) {
+        let arrived = input.as_ptr_range();
         let mut parser =
             std::mem::replace(&mut connection.parser, Parser::new(self.parser_limits()));
         loop {
@@ -277,6 +290,7 @@ impl Door {
                     break;
                 }
                 Parsed::Command(arguments) => {
+                    connection.staged = !arrived.contains(&arguments[0].as_ptr());
                     let outcome = self.dispatch(keyspace, id, connection, &arguments);
                     self.note_outcome(id, connection, &outcome, || encode(&arguments));
                     outcome

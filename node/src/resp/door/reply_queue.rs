@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::{BufMut, Bytes, BytesMut};
 use wal::Lsn;
 
+use super::ledger::{Amounts, Ledger, Path};
 use crate::keyspace::{ShardIndex, Wait};
 use crate::resp::reply::{Protocol, ReplyWriter};
 
@@ -27,6 +28,8 @@ pub(crate) struct Reply {
     parts: Vec<Bytes>,
     parts_len: usize,
     tail: BytesMut,
+    /// Values in it that the ledger does not know yet.
+    values: Amounts,
 }
 
 impl Reply {
@@ -41,9 +44,11 @@ impl Reply {
     /// Writes a bulk string, without a copy if it is long.
     pub(crate) fn value(&mut self, value: Bytes) {
         if value.len() < SHARED_VALUE_LEN_MIN {
+            self.values.note(value.len(), 1);
             self.writer().bulk(&value);
             return;
         }
+        self.values.note(value.len(), 0);
         self.writer().bulk_header(value.len());
         let head = self.tail.split().freeze();
         self.parts_len += head.len() + value.len();
@@ -92,9 +97,14 @@ pub(crate) struct ReplyQueue {
     len: usize,
     /// Places whose reply is still to come.
     pending: usize,
+    ledger: Ledger,
 }
 
 impl ReplyQueue {
+    pub(crate) fn new(ledger: &Ledger) -> Self {
+        Self { ledger: ledger.clone(), ..Self::default() }
+    }
+
     /// Bytes waiting.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -131,11 +141,13 @@ impl ReplyQueue {
         item.replies += 1;
         item.reply.wait(wait);
         write(&mut item.reply);
+        self.ledger.add(Path::GetCached, &std::mem::take(&mut item.reply.values));
         self.len += item.reply.len() - before;
     }
 
     /// Appends a complete reply with its own waits.
-    pub(crate) fn push_reply(&mut self, reply: Reply) {
+    pub(crate) fn push_reply(&mut self, mut reply: Reply) {
+        self.ledger.add(Path::GetCached, &std::mem::take(&mut reply.values));
         self.len += reply.len();
         self.items.push_back(Item { pending: false, replies: 1, reply });
     }
@@ -148,7 +160,8 @@ impl ReplyQueue {
     }
 
     /// Puts a reply where its place was kept.
-    pub(crate) fn fill(&mut self, place: u64, reply: Reply) {
+    pub(crate) fn fill(&mut self, place: u64, mut reply: Reply) {
+        self.ledger.add(Path::GetCold, &std::mem::take(&mut reply.values));
         let index = place.checked_sub(self.head).and_then(|index| usize::try_from(index).ok());
         let item = index.and_then(|index| self.items.get_mut(index));
         let item = item.expect("a place stays in the queue until it is filled");

@@ -1,6 +1,7 @@
 //! Tests of the door over a store in memory, whose reads end when a test lets them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use storage::{Now, StoreOptions};
@@ -25,6 +26,8 @@ struct MemoryDisk {
     names: BTreeMap<String, usize>,
     files: Vec<Vec<u8>>,
     open: BTreeMap<(ShardIndex, FileId), usize>,
+    /// Where reads have put what they read.
+    landed: Vec<Range<usize>>,
 }
 
 impl MemoryDisk {
@@ -58,6 +61,7 @@ impl MemoryDisk {
                 let start = bytes.len().min(usize::try_from(offset).unwrap());
                 into.set_len(0);
                 into.extend_from_slice(&bytes[start..bytes.len().min(start + len)]);
+                self.landed.push(addresses(into.as_slice()));
                 buffer = Some(into);
             }
             DiskOperation::Write { file, offset, buffer: from, .. } => {
@@ -78,6 +82,11 @@ impl MemoryDisk {
     }
 }
 
+fn addresses(bytes: &[u8]) -> Range<usize> {
+    let range = bytes.as_ptr_range();
+    range.start.addr()..range.end.addr()
+}
+
 /// A door with two shards behind it.
 struct Rig {
     keyspace: Keyspace,
@@ -86,11 +95,17 @@ struct Rig {
     /// Reads that have not ended.
     held: VecDeque<(ShardIndex, DiskRequest)>,
     sent: BTreeMap<ConnectionId, Vec<u8>>,
+    /// Where the parts of sends lay.
+    parts: Vec<Range<usize>>,
     next: u64,
 }
 
 impl Rig {
     fn new() -> Self {
+        Self::with_cache(0)
+    }
+
+    fn with_cache(cache_bytes: usize) -> Self {
         let mut disk = MemoryDisk::default();
         let open = |shard| {
             let options = StoreOptions {
@@ -98,7 +113,7 @@ impl Rig {
                 identity: Identity { store: [1; 16], node_id: [2; 20], shard, shard_count: 2 },
                 must_exist: false,
                 segment_bytes: 4 << 20,
-                cache_bytes: 0,
+                cache_bytes,
                 limits: storage::StoreLimits::default(),
                 log: GroupCommitLimits::default(),
                 buffers: Rc::new(HeapBuffers),
@@ -143,7 +158,7 @@ impl Rig {
         let door = Door::new(Config::default().limits, None, facts);
         let keyspace = Keyspace::new(stores, now, 7);
         let (held, sent) = (VecDeque::new(), BTreeMap::new());
-        Self { keyspace, door, disk, held, sent, next: 0 }
+        Self { keyspace, door, disk, held, sent, parts: Vec::new(), next: 0 }
     }
 
     fn connect(&mut self) -> ConnectionId {
@@ -161,7 +176,7 @@ impl Rig {
 
     /// Lets everything happen but reads.
     fn turn(&mut self) {
-        let Self { keyspace, door, disk, held, sent, .. } = self;
+        let Self { keyspace, door, disk, held, sent, parts: seen, .. } = self;
         loop {
             let mut moved = false;
             door.begin_turn(keyspace);
@@ -182,6 +197,7 @@ impl Rig {
                 moved = true;
                 match request {
                     Request::Send(id, parts) => {
+                        seen.extend(parts.iter().map(|part| addresses(part)));
                         sent.entry(id).or_default().extend(parts.concat());
                         door.handle_sent(keyspace, id, &Ok(()));
                     }
@@ -225,9 +241,78 @@ impl Rig {
     }
 }
 
-fn line(name: &str, keys: std::ops::Range<usize>) -> Vec<u8> {
+fn line(name: &str, keys: Range<usize>) -> Vec<u8> {
     let keys: String = keys.map(|key| format!(" {key}")).collect();
     format!("{name}{keys}\r\n").into_bytes()
+}
+
+/// Values that are shared, not copied: in frames, and (the last) beside them.
+const SHARED_LENS: [usize; 4] = [2048, 5000, 40_000, 300_000];
+
+impl Rig {
+    fn set(&mut self, id: ConnectionId, key: &str, len: usize) {
+        let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${len}\r\n", key.len());
+        let command = [head.as_bytes(), &vec![b'v'; len], b"\r\n"].concat();
+        self.send(id, &command);
+        self.end_all_reads();
+        assert_eq!(self.replies(id), "+OK\r\n");
+    }
+
+    /// Answers where the value was sent from, and how many reads that took.
+    fn get(&mut self, id: ConnectionId, key: &str, len: usize) -> (Range<usize>, usize) {
+        self.parts.clear();
+        let before = self.disk.landed.len();
+        self.send(id, format!("GET {key}\r\n").as_bytes());
+        self.end_all_reads();
+        let expected = format!("${len}\r\n{}\r\n", "v".repeat(len));
+        assert!(self.replies(id) == expected, "{key} of {len} bytes");
+        let whole = self.parts.iter().find(|part| part.len() == len);
+        let whole = whole.expect("a long value is a part of its own").clone();
+        (whole, self.disk.landed.len() - before)
+    }
+
+    fn ledger(&self, name: &str) -> String {
+        self.door.ledger.lines().find(|(known, _)| known == name).unwrap().1
+    }
+}
+
+/// The socket gets the very bytes that the disk has put into memory.
+#[test]
+fn cold_value_is_sent_from_where_the_disk_has_put_it() {
+    let mut rig = Rig::new();
+    let id = rig.connect();
+    for len in SHARED_LENS {
+        rig.set(id, "key", len);
+        let (sent, reads) = rig.get(id, "key", len);
+        assert!(reads > 0, "{len} bytes were in memory");
+        let landed = |read: &Range<usize>| read.start <= sent.start && sent.end <= read.end;
+        assert!(rig.disk.landed.iter().any(landed), "{len} bytes were copied");
+    }
+    assert_eq!(rig.ledger("get_cold_under_32k"), "values=2,bytes=7048,copied_by_us=0");
+    assert_eq!(rig.ledger("get_cold_from_32k"), "values=2,bytes=340000,copied_by_us=0");
+    rig.set(id, "short", 2047);
+    rig.send(id, b"GET short\r\n");
+    rig.end_all_reads();
+    assert_eq!(rig.ledger("get_cold_under_2k"), "values=1,bytes=2047,copied_by_us=2047");
+}
+
+/// A value in memory is sent from there, each time from the same place.
+#[test]
+fn cached_value_is_sent_from_where_it_is_kept() {
+    let mut rig = Rig::with_cache(4 << 20);
+    let id = rig.connect();
+    for len in SHARED_LENS {
+        rig.set(id, "key", len);
+        // One that lies beside the frames is kept once it has been read.
+        rig.get(id, "key", len);
+        let (first, reads) = rig.get(id, "key", len);
+        assert_eq!(reads, 0, "{len} bytes had to be read");
+        assert_eq!(rig.get(id, "key", len), (first, 0), "{len} bytes were copied");
+    }
+    assert_eq!(rig.ledger("get_cached_under_32k"), "values=6,bytes=21144,copied_by_us=0");
+    assert_eq!(rig.ledger("get_cached_from_32k"), "values=5,bytes=720000,copied_by_us=0");
+    // Into the frame, and into the memory that reads are answered from.
+    assert_eq!(rig.ledger("set_under_32k"), "values=2,bytes=7048,copied_by_us=14096");
 }
 
 #[test]
