@@ -3,7 +3,7 @@
 //! A driver turns [`Request`]s into disk and network work and returns [`Completion`]s. Requests own
 //! their buffers; the completion gives them back. Every request yields exactly one completion, also
 //! on shutdown and when its connection closes, except [`Request::Listen`] (one per accepted
-//! connection, after the first).
+//! connection, after the first) and [`Request::Watch`] (one per ring).
 //!
 //! | driver | disk | network |
 //! |---|---|---|
@@ -17,15 +17,19 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use wal::disk::{BufferSource, DiskCompletion, DiskRequest, HeapBuffers};
 
+use self::mailbox::WakeSocket;
+
 mod clock;
 pub mod device;
 pub mod directory;
 mod disk_error;
+pub mod mailbox;
 mod mapping;
 pub mod pread;
 pub mod process;
@@ -82,6 +86,14 @@ pub enum Request {
     Close(ConnectionId),
     /// Stops accepting and closes the listening socket: yields [`Completion::ListenerClosed`].
     StopListening,
+    /// Gives up a connection that nothing has been requested for, so that another driver takes it:
+    /// yields [`Completion::Detached`].
+    Detach(ConnectionId),
+    /// Takes a connection that another driver has given up: yields [`Completion::Accepted`], or
+    /// [`Completion::NotAttached`].
+    Attach(OwnedFd),
+    /// Tells of mail from now on: yields [`Completion::Woken`] whenever somebody has rung.
+    Watch(WakeSocket),
 }
 
 /// The end of a request, or an event the driver was told to watch for.
@@ -116,6 +128,17 @@ pub enum Completion {
     Closed(ConnectionId),
     /// The listener is gone.
     ListenerClosed,
+    /// The connection is this driver's no more.
+    Detached {
+        /// What it was called here.
+        connection: ConnectionId,
+        /// The connection itself.
+        socket: OwnedFd,
+    },
+    /// The connection to take over was gone already.
+    NotAttached,
+    /// There may be mail.
+    Woken,
     /// SIGTERM or SIGINT came.
     Terminate,
 }
@@ -186,6 +209,17 @@ pub trait Io {
     /// How the source of buffers has been used; all zero, where it is the heap.
     fn buffer_statistics(&self) -> BufferStatistics {
         BufferStatistics::default()
+    }
+}
+
+impl std::ops::AddAssign for BufferStatistics {
+    fn add_assign(&mut self, other: Self) {
+        self.arena_bytes += other.arena_bytes;
+        self.arena_bytes_free += other.arena_bytes_free;
+        self.registered |= other.registered;
+        self.taken += other.taken;
+        self.fallen_back += other.fallen_back;
+        self.operations += other.operations;
     }
 }
 

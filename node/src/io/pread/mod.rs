@@ -18,6 +18,7 @@ use rustix::io::{Errno, ioctl_fionbio};
 use self::disk::Disk;
 use self::network::Network;
 use super::directory::DataDirectory;
+use super::mailbox::WakeSocket;
 use super::signals::Signals;
 use super::slots::SlotKey;
 use super::{Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock};
@@ -26,6 +27,7 @@ use super::{Completion, Io, Monotonic, ReceiveBuffer, Request, WallClock, clock}
 const WAKER: Token = Token(0);
 const LISTENER: Token = Token(1);
 const SIGNALS: Token = Token(2);
+const MAIL: Token = Token(3);
 
 /// Events taken from the kernel at a time.
 const EVENTS_MAX: usize = 1024;
@@ -53,6 +55,7 @@ pub struct PreadIo {
     disk: Disk,
     network: Network,
     signals: Option<Signals>,
+    wake: Option<WakeSocket>,
     ready: Vec<Completion>,
 }
 
@@ -80,6 +83,7 @@ impl PreadIo {
             disk,
             network: Network::new(),
             signals,
+            wake: None,
             ready: Vec::new(),
         })
     }
@@ -113,7 +117,10 @@ impl PreadIo {
             match event.token() {
                 WAKER => {}
                 LISTENER => self.network.handle_acceptable(),
-                SIGNALS => read_signals(self.signals.as_ref(), &mut self.ready),
+                SIGNALS => read_all(self.signals.as_ref(), || {
+                    self.ready.push(Completion::Terminate);
+                }),
+                MAIL => read_all(self.wake.as_ref(), || self.ready.push(Completion::Woken)),
                 Token(bits) => {
                     let key = SlotKey::from_bits(bits as u64);
                     self.network.handle_ready(key, event, &mut self.ready);
@@ -126,12 +133,12 @@ impl PreadIo {
     }
 }
 
-fn read_signals(signals: Option<&Signals>, ready: &mut Vec<Completion>) {
+fn read_all(socket: Option<&impl AsFd>, mut heard: impl FnMut()) {
     let mut bytes = [0; 64];
-    while let Some(signals) = signals {
-        match rustix::io::read(signals, &mut bytes) {
+    while let Some(socket) = socket {
+        match rustix::io::read(socket, &mut bytes) {
             Ok(0) => return,
-            Ok(_) => ready.push(Completion::Terminate),
+            Ok(_) => heard(),
             Err(Errno::INTR) => {}
             Err(_) => return,
         }
@@ -149,6 +156,18 @@ impl Io for PreadIo {
             Request::Send(connection, parts) => self.network.send(connection, parts, ready),
             Request::Close(connection) => self.network.close(connection, registry, ready),
             Request::StopListening => self.network.stop_listening(registry, ready),
+            Request::Detach(connection) => self.network.detach(connection, registry, ready),
+            Request::Attach(socket) => self.network.attach(socket, registry, ready),
+            Request::Watch(wake) => {
+                let fd = wake.as_fd().as_raw_fd();
+                let watched = ioctl_fionbio(&wake, true).map_err(io::Error::from).and_then(|()| {
+                    registry.register(&mut SourceFd(&fd), MAIL, Interest::READABLE)
+                });
+                if let Err(error) = watched {
+                    tracing::error!(%error, "other threads are not heard");
+                }
+                self.wake = Some(wake);
+            }
         }
     }
 

@@ -42,6 +42,7 @@ use self::network::Network;
 use self::turns::{Event, Turns, Until};
 use super::directory::DataDirectory;
 use super::disk_error::is_interruption;
+use super::mailbox::WakeSocket;
 use super::signals::Signals;
 use super::uring::ProbeError;
 use super::uring::arena::{Arena, ArenaBuffers};
@@ -81,6 +82,7 @@ pub struct TokioUringIo {
     network: Network,
     lock: Option<LockInRing>,
     signals: Option<(Signals, Rc<UnixStream>)>,
+    wake: Option<Rc<UnixStream>>,
     ready: Vec<Completion>,
 }
 
@@ -103,6 +105,7 @@ impl TokioUringIo {
             network: Network::new(),
             lock: None,
             signals: None,
+            wake: None,
             ready: Vec::new(),
         };
         driver.register_lock();
@@ -156,8 +159,20 @@ impl TokioUringIo {
         let socket = Rc::new(UnixStream::from_std(socket));
         self.signals = Some((signals, Rc::clone(&socket)));
         let turns = Rc::clone(&self.turns);
-        self.block_on(async move || turns.spawn(hear_signals(socket, Rc::clone(&turns))));
+        let heard = || Event::Terminate;
+        self.block_on(async move || turns.spawn(hear(socket, Rc::clone(&turns), heard)));
         Ok(())
+    }
+
+    fn watch(&mut self, wake: &WakeSocket) {
+        let socket = match wake.as_fd().try_clone_to_owned() {
+            Ok(socket) => Rc::new(UnixStream::from_std(StdUnixStream::from(socket))),
+            Err(error) => return tracing::error!(%error, "other threads are not heard"),
+        };
+        self.wake = Some(Rc::clone(&socket));
+        let turns = Rc::clone(&self.turns);
+        let heard = || Event::Woken;
+        self.block_on(async move || turns.spawn(hear(socket, Rc::clone(&turns), heard)));
     }
 
     fn block_on<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
@@ -199,6 +214,7 @@ impl TokioUringIo {
             }
             Event::Network(event) => self.network.handle(event, &mut self.ready),
             Event::Terminate => self.ready.push(Completion::Terminate),
+            Event::Woken => self.ready.push(Completion::Woken),
         }
     }
 }
@@ -226,7 +242,7 @@ fn register_anchor() -> io::Result<usize> {
     Ok(address)
 }
 
-async fn hear_signals(socket: Rc<UnixStream>, turns: Rc<Turns>) {
+async fn hear(socket: Rc<UnixStream>, turns: Rc<Turns>, heard: impl Fn() -> Event) {
     let mut buffer = vec![0; 64];
     loop {
         let (result, back) = socket.read(buffer).await;
@@ -234,10 +250,10 @@ async fn hear_signals(socket: Rc<UnixStream>, turns: Rc<Turns>) {
         match result {
             // The driver has shut the socket down.
             Ok(0) => return,
-            Ok(_) => turns.push(Event::Terminate),
+            Ok(_) => turns.push(heard()),
             Err(error) if Errno::from_io_error(&error).is_some_and(is_interruption) => {}
             Err(error) => {
-                tracing::warn!(%error, "signals are not heard any more");
+                tracing::error!(%error, "signals or other threads are not heard any more");
                 return;
             }
         }
@@ -257,6 +273,9 @@ impl Io for TokioUringIo {
             Request::Send(connection, parts) => self.network.send(connection, parts),
             Request::Close(connection) => self.network.close(connection, ready),
             Request::StopListening => self.network.stop_listening(ready),
+            Request::Detach(connection) => self.network.detach(connection, ready),
+            Request::Attach(socket) => self.network.attach(socket, ready),
+            Request::Watch(wake) => self.watch(&wake),
         }
     }
 
@@ -304,10 +323,11 @@ impl Io for TokioUringIo {
 impl Drop for TokioUringIo {
     fn drop(&mut self) {
         self.network.interrupt_all();
-        if let Some((_, socket)) = &self.signals
-            && let Err(error) = socket.shutdown(Shutdown::Both)
-        {
-            tracing::debug!(%error, "shutdown of the signals' socket failed");
+        let signals = self.signals.as_ref().map(|(_, socket)| socket);
+        for socket in signals.into_iter().chain(&self.wake) {
+            if let Err(error) = socket.shutdown(Shutdown::Both) {
+                tracing::debug!(%error, "shutdown of a socket of the driver's own failed");
+            }
         }
         let turns = &self.turns;
         let idle = self.block_on(async move || turns.idle(DRAIN_TIMEOUT).await);

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
@@ -199,7 +199,9 @@ impl Network {
 
     pub(super) fn handle(&mut self, event: NetworkEvent, ready: &mut Vec<Completion>) {
         match event {
-            NetworkEvent::Accepted { stream, peer } => self.handle_accepted(stream, peer, ready),
+            NetworkEvent::Accepted { stream, peer } => {
+                self.handle_accepted(stream, peer, ready);
+            }
             NetworkEvent::AcceptEnded(error) => self.handle_accept_ended(&error, ready),
             NetworkEvent::Received { connection, storage, result } => {
                 self.handle_received(connection, storage, result, ready);
@@ -215,16 +217,47 @@ impl Network {
         stream: TcpStream,
         peer: SocketAddr,
         ready: &mut Vec<Completion>,
-    ) {
+    ) -> bool {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection was gone before it was accepted");
-            return;
+            return false;
         }
         let stream = Rc::new(stream);
         let receive = Receive::Idle;
         let connection = Connection { stream, receive, sending: false, closing: false };
         let key = self.connections.insert(connection);
         ready.push(Completion::Accepted { connection: id(key), peer });
+        true
+    }
+
+    pub(super) fn detach(&mut self, id: ConnectionId, ready: &mut Vec<Completion>) {
+        let connection = self.connections.remove(SlotKey::from_bits(id.0));
+        let connection = connection.expect("a connection that is given up is there");
+        let idle = connection.receive == Receive::Idle && !connection.sending;
+        assert!(idle && !connection.closing, "nothing has been requested for {id:?}");
+        // SAFETY: the stream keeps its descriptor open until it is dropped below.
+        let socket = unsafe { BorrowedFd::borrow_raw(connection.stream.as_raw_fd()) };
+        ready.push(match socket.try_clone_to_owned() {
+            Ok(socket) => Completion::Detached { connection: id, socket },
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be handed to another thread");
+                Completion::Closed(id)
+            }
+        });
+    }
+
+    pub(super) fn attach(&mut self, socket: OwnedFd, ready: &mut Vec<Completion>) {
+        match sockets::prepare_accepted(&socket) {
+            Ok(peer) => {
+                if !self.handle_accepted(TcpStream::from_std(socket.into()), peer, ready) {
+                    ready.push(Completion::NotAttached);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection was gone before it was taken over");
+                ready.push(Completion::NotAttached);
+            }
+        }
     }
 
     fn handle_accept_ended(&mut self, error: &io::Error, ready: &mut Vec<Completion>) {

@@ -26,6 +26,7 @@ pub(super) enum Event {
     Network(NetworkEvent),
     /// A signal to stop came.
     Terminate,
+    Woken,
 }
 
 /// When a turn is over.

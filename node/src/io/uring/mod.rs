@@ -44,6 +44,8 @@ use self::network::Network;
 use self::op::{Op, Step};
 use self::ring::{Cqe, Entered, Ring};
 use super::directory::{DataDirectory, pause};
+use super::disk_error::is_interruption;
+use super::mailbox::WakeSocket;
 use super::signals::Signals;
 use super::slots::{SlotKey, Slots};
 use super::sockets::RECEIVE_BUFFERS;
@@ -91,6 +93,7 @@ pub struct UringIo {
     arena: Arc<Arena>,
     network: Network,
     signals: Option<Signals>,
+    wake: Option<WakeSocket>,
     ready: Vec<Completion>,
     drained: Vec<Cqe>,
 }
@@ -112,6 +115,7 @@ impl UringIo {
             arena,
             network: Network::new(buffers),
             signals: None,
+            wake: None,
             ready: Vec::new(),
             drained: Vec::new(),
         };
@@ -182,6 +186,18 @@ impl UringIo {
             Op::Send(task) => self.handle_send(task, cqe),
             Op::CloseSocket { connection, .. } => self.ready.push(Completion::Closed(connection)),
             Op::Pause { purpose, .. } => self.handle_pause(purpose),
+            Op::Wake { socket, buffer } => match cqe.outcome() {
+                // The mailbox has no senders any more.
+                Ok(0) => {}
+                Ok(_) => {
+                    self.ready.push(Completion::Woken);
+                    self.start(Op::Wake { socket, buffer });
+                }
+                Err(errno) if is_interruption(errno) => {
+                    self.start(Op::Wake { socket, buffer });
+                }
+                Err(error) => tracing::error!(%error, "other threads are not heard any more"),
+            },
             Op::Signal { socket, buffer } => match cqe.outcome() {
                 Ok(0) => tracing::warn!("signals are not heard any more"),
                 Ok(_) => {
@@ -277,6 +293,17 @@ impl Io for UringIo {
             Request::Send(connection, parts) => self.submit_send(connection, parts),
             Request::Close(connection) => self.submit_close_connection(connection),
             Request::StopListening => self.submit_stop_listening(),
+            Request::Detach(connection) => self.submit_detach(connection),
+            Request::Attach(socket) => {
+                if !self.take_accepted(socket) {
+                    self.ready.push(Completion::NotAttached);
+                }
+            }
+            Request::Watch(wake) => {
+                let socket = wake.as_fd().as_raw_fd();
+                self.wake = Some(wake);
+                self.start(Op::Wake { socket, buffer: Box::new([0; 64]) });
+            }
         }
     }
 

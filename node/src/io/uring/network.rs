@@ -165,8 +165,11 @@ impl UringIo {
         }
     }
 
-    fn take_accepted(&mut self, socket: OwnedFd) {
-        match sockets::prepare_accepted(&socket) {
+    /// Returns whether the connection is still there.
+    pub(super) fn take_accepted(&mut self, socket: OwnedFd) -> bool {
+        let prepared = sockets::prepare_accepted(&socket);
+        let is_there = prepared.is_ok();
+        match prepared {
             Ok(peer) => {
                 let receive = Receive::Idle;
                 let connection = Connection { socket, receive, sending: false, closing: false };
@@ -175,6 +178,7 @@ impl UringIo {
             }
             Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
         }
+        is_there
     }
 
     pub(super) fn handle_pause(&mut self, purpose: Purpose) {
@@ -314,6 +318,14 @@ impl UringIo {
         } else {
             self.close_if_idle(key);
         }
+    }
+
+    pub(super) fn submit_detach(&mut self, id: ConnectionId) {
+        let connection = self.network.connections.remove(SlotKey::from_bits(id.0));
+        let connection = connection.expect("a connection that is given up is there");
+        let idle = connection.receive == Receive::Idle && !connection.sending;
+        assert!(idle && !connection.closing, "nothing has been requested for {id:?}");
+        self.ready.push(Completion::Detached { connection: id, socket: connection.socket });
     }
 
     fn close_if_idle(&mut self, key: SlotKey) {

@@ -49,6 +49,8 @@ pub(super) enum Op {
     Pause { time: Box<Timespec>, purpose: Purpose },
     /// Read from the socket the signal handlers write to.
     Signal { socket: RawFd, buffer: Box<[u8; 64]> },
+    /// Read from the socket that other threads ring at.
+    Wake { socket: RawFd, buffer: Box<[u8; 64]> },
 }
 
 /// What follows a pause.
@@ -157,7 +159,7 @@ impl Op {
             Self::Send(task) => task.entry(),
             Self::CloseSocket { socket, .. } => opcode::Close::new(Fd(*socket)).build(),
             Self::Pause { time, .. } => opcode::Timeout::new(&raw const **time).build(),
-            Self::Signal { socket, buffer } => {
+            Self::Signal { socket, buffer } | Self::Wake { socket, buffer } => {
                 let len = u32::try_from(buffer.len()).expect("64 bytes");
                 opcode::Read::new(Fd(*socket), buffer.as_mut_ptr(), len).build()
             }

@@ -1,9 +1,11 @@
 //! One client: its parser, its replies, and how its flow stands.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::BytesMut;
 
+use super::relay::{Origin, Relayed, Untaken};
 use super::reply_queue::ReplyQueue;
 use super::task::TaskId;
 use crate::resp::frame::{Arguments, Parser};
@@ -30,11 +32,17 @@ pub(super) enum Blocked {
     Task(TaskId),
     /// Too many of its replies are still to come.
     Replies,
+    /// This command, encoded, must be tried when other threads have nothing left to answer.
+    Relays(Vec<u8>),
+    /// Commands behind this one must see the effect of its part here.
+    Gather(u64),
 }
 
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Set for the shadow of another thread's connection, which has no client of its own here.
+    pub(super) origin: Option<Origin>,
     pub(super) number: u64,
     pub(super) peer: SocketAddr,
     pub(super) parser: Parser,
@@ -42,6 +50,18 @@ pub(super) struct Connection {
     pub(super) replies: ReplyQueue,
     pub(super) phase: Phase,
     pub(super) blocked: Blocked,
+    /// Commands that other threads have not answered yet, in order.
+    pub(super) relayed: VecDeque<Relayed>,
+    /// Bytes of these.
+    pub(super) relayed_bytes: usize,
+    /// Long replies from other threads that the client has not taken.
+    pub(super) untaken: Vec<Untaken>,
+    /// In which turn it has last executed something.
+    pub(super) turn: u64,
+    /// What that has cost.
+    pub(super) spent: usize,
+    /// Whether it goes on next turn, for it has had its share of this one.
+    pub(super) yielded: bool,
     pub(super) receiving: bool,
     /// Whether the client has finished sending.
     pub(super) ended: bool,
@@ -65,6 +85,14 @@ impl Connection {
         self.replies.len() + self.sending
     }
 
+    /// Gives memory back that an idle connection has no use for.
+    pub(super) fn rest(&mut self) {
+        self.replies.rest();
+        if self.relayed.is_empty() {
+            self.relayed = VecDeque::new();
+        }
+    }
+
     pub(super) fn is_blocked(&self) -> bool {
         !matches!(self.blocked, Blocked::No)
     }
@@ -72,15 +100,20 @@ impl Connection {
 
 /// Encodes a command again, to be executed later.
 pub(super) fn encode(arguments: &Arguments<'_>) -> Vec<u8> {
+    encode_words(arguments.iter())
+}
+
+/// Encodes words as a command.
+pub(super) fn encode_words<'a>(words: impl ExactSizeIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut out = BytesMut::new();
     out.extend_from_slice(b"*");
-    push_decimal(&mut out, i64::try_from(arguments.len()).unwrap_or(i64::MAX));
+    push_decimal(&mut out, i64::try_from(words.len()).unwrap_or(i64::MAX));
     out.extend_from_slice(b"\r\n");
-    for argument in arguments.iter() {
+    for word in words {
         out.extend_from_slice(b"$");
-        push_decimal(&mut out, i64::try_from(argument.len()).unwrap_or(i64::MAX));
+        push_decimal(&mut out, i64::try_from(word.len()).unwrap_or(i64::MAX));
         out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(argument);
+        out.extend_from_slice(word);
         out.extend_from_slice(b"\r\n");
     }
     out.to_vec()

@@ -63,6 +63,12 @@ impl Reply {
     pub(crate) fn len(&self) -> usize {
         self.parts_len + self.tail.len()
     }
+
+    /// Takes all parts in order.
+    pub(crate) fn into_parts(mut self) -> Vec<Bytes> {
+        self.parts.extend((!self.tail.is_empty()).then(|| self.tail.freeze()));
+        self.parts
+    }
 }
 
 #[derive(Debug)]
@@ -92,9 +98,28 @@ pub(crate) struct ReplyQueue {
     len: usize,
     /// Places whose reply is still to come.
     pending: usize,
+    /// Whether each reply is taken by itself.
+    apart: bool,
 }
 
 impl ReplyQueue {
+    /// Keeps replies apart from now on, for [`ReplyQueue::take_replies`].
+    pub(crate) fn keep_apart(&mut self) {
+        self.apart = true;
+    }
+
+    /// Number of the first place whose reply has not been taken.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Gives memory back that an empty queue has no use for.
+    pub(crate) fn rest(&mut self) {
+        if self.is_empty() {
+            (self.items, self.ready) = (VecDeque::new(), VecDeque::new());
+        }
+    }
+
     /// Bytes waiting.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -117,7 +142,8 @@ impl ReplyQueue {
         write: impl FnOnce(&mut Reply),
     ) {
         let joins = self.items.back().is_some_and(|item| {
-            !item.pending
+            !self.apart
+                && !item.pending
                 && item.reply.protocol == protocol
                 && item.reply.waits.is_empty() == wait.is_none()
                 && item.reply.len() < GATHERED_LEN_MAX
@@ -178,9 +204,28 @@ impl ReplyQueue {
         parts
     }
 
+    /// Takes the replies that may go out now, one by one.
+    pub(crate) fn take_replies(&mut self, durable: impl Fn(ShardIndex) -> Durable) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        while let Some(mut reply) = self.take_first(&durable) {
+            self.len -= reply.len();
+            reply.waits = Vec::new();
+            replies.push(reply);
+        }
+        replies
+    }
+
     /// Moves the first reply to the parts that may go, if it may.
     fn release(&mut self, durable: &impl Fn(ShardIndex) -> Durable) -> bool {
-        let Some(item) = self.items.front_mut().filter(|item| !item.pending) else { return false };
+        let Some(reply) = self.take_first(durable) else { return false };
+        self.ready.extend(reply.parts);
+        self.ready.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
+        true
+    }
+
+    /// Takes the first reply, if it may go.
+    fn take_first(&mut self, durable: &impl Fn(ShardIndex) -> Durable) -> Option<Reply> {
+        let item = self.items.front_mut().filter(|item| !item.pending)?;
         let (mut lost, mut held) = (false, false);
         for wait in &item.reply.waits {
             match durable(wait.shard) {
@@ -193,13 +238,10 @@ impl ReplyQueue {
             item.reply = unknown_outcome(item.replies);
             self.len += item.reply.len();
         } else if held {
-            return false;
+            return None;
         }
-        let Some(Item { reply, .. }) = self.items.pop_front() else { return false };
         self.head += 1;
-        self.ready.extend(reply.parts);
-        self.ready.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
-        true
+        self.items.pop_front().map(|item| item.reply)
     }
 }
 

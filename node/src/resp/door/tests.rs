@@ -14,6 +14,7 @@ use wal::segment::Identity;
 use super::*;
 use crate::config::{Config, DurabilityMode};
 use crate::io::device::{DeviceProbe, SyncMethod};
+use crate::keyspace::Spread;
 use crate::node::shard_directory;
 use crate::snapshot::{Catalog, SnapshotFacts};
 
@@ -132,6 +133,7 @@ impl Rig {
                 },
             },
             process_id: 1,
+            spread: Spread::on_one_thread(2),
             data_dir: String::new(),
             client: None,
             started_ms: NOW_MS,
@@ -140,8 +142,9 @@ impl Rig {
             damage_found: 0,
             tail_uncertain_bytes: 0,
         };
+        let spread = facts.spread;
         let door = Door::new(Config::default().limits, None, facts);
-        let keyspace = Keyspace::new(stores, now, 7);
+        let keyspace = Keyspace::new(spread, stores, now, 7);
         let (held, sent) = (VecDeque::new(), BTreeMap::new());
         Self { keyspace, door, disk, held, sent, next: 0 }
     }
