@@ -201,8 +201,7 @@ fn serve<I: Io>(
     service: Service,
 ) -> Result<(), RunError> {
     let Service { facts, log_ms, started: (wall_ms, monotonic_ns), mut post } = service;
-    let mut alarm =
-        Alarm { outbox: post.outboxes[0].clone(), thread: spread.thread, armed: true };
+    let mut alarm = Alarm { outbox: post.outboxes[0].clone(), thread: spread.thread, armed: true };
     if let Some(socket) = post.wake_socket.take() {
         io.submit(Request::Watch(socket));
     }

@@ -60,7 +60,9 @@ impl Spread {
     }
 
     /// The shards of the thread at hand.
-    pub fn shards(&self) -> impl DoubleEndedIterator<Item = ShardIndex> + ExactSizeIterator + use<> {
+    pub fn shards(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = ShardIndex> + ExactSizeIterator + use<> {
         (self.thread..self.shard_count).step_by(usize::from(self.thread_count))
     }
 
@@ -126,7 +128,9 @@ impl Keyspace {
     }
 
     /// The indices of this thread's shards.
-    pub fn shards(&self) -> impl DoubleEndedIterator<Item = ShardIndex> + ExactSizeIterator + use<> {
+    pub fn shards(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = ShardIndex> + ExactSizeIterator + use<> {
         self.spread.shards()
     }
 

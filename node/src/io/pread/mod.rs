@@ -160,9 +160,9 @@ impl Io for PreadIo {
             Request::Attach(socket) => self.network.attach(socket, registry, ready),
             Request::Watch(wake) => {
                 let fd = wake.as_fd().as_raw_fd();
-                let watched = ioctl_fionbio(&wake, true).map_err(io::Error::from).and_then(|()| {
-                    registry.register(&mut SourceFd(&fd), MAIL, Interest::READABLE)
-                });
+                let watched = ioctl_fionbio(&wake, true)
+                    .map_err(io::Error::from)
+                    .and_then(|()| registry.register(&mut SourceFd(&fd), MAIL, Interest::READABLE));
                 if let Err(error) = watched {
                     tracing::error!(%error, "other threads are not heard");
                 }

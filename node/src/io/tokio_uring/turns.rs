@@ -21,7 +21,11 @@ use wal::disk::DiskCompletion;
 /// What a task has found out.
 pub(super) enum Event {
     /// A disk request has ended; it may have opened a file.
-    Disk { owner: DiskOwner, completion: DiskCompletion, opened: Option<Opened> },
+    Disk {
+        owner: DiskOwner,
+        completion: DiskCompletion,
+        opened: Option<Opened>,
+    },
     /// Something about a socket.
     Network(NetworkEvent),
     /// A signal to stop came.

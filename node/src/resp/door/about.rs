@@ -165,7 +165,7 @@ impl Door {
             now_ms.saturating_sub(connection.active_ms) / 1000,
             connection.parser.buffered(),
             connection.output_len(),
-            connection.output_len() + connection.parser.buffered(),
+            connection.bytes() + connection.sending,
             connection.last_command,
             String::from_utf8_lossy(&connection.library_name),
             String::from_utf8_lossy(&connection.library_version),

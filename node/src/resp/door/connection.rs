@@ -85,6 +85,17 @@ impl Connection {
         self.replies.len() + self.sending
     }
 
+    /// Bytes of memory that it takes, without those that other owners share.
+    pub(super) fn bytes(&self) -> usize {
+        let names = [&self.name, &self.library_name, &self.library_version];
+        size_of::<Self>()
+            + self.parser.heap_bytes()
+            + self.replies.heap_bytes()
+            + self.relayed.capacity() * size_of::<Relayed>()
+            + self.untaken.capacity() * size_of::<Untaken>()
+            + names.iter().map(|name| name.capacity()).sum::<usize>()
+    }
+
     /// Gives memory back that an idle connection has no use for.
     pub(super) fn rest(&mut self) {
         self.replies.rest();

@@ -7,12 +7,12 @@
 use bytes::Bytes;
 use wal::record::Key;
 
+use super::Door;
 use super::connection::{Connection, encode_words};
 use super::execute::{Caller, Outcome};
 use super::relay::Destination;
 use super::reply_queue::Reply;
 use super::task::cursor_of;
-use super::Door;
 use crate::io::ConnectionId;
 use crate::keyspace::{Keyspace, ThreadIndex};
 use crate::resp::command::{Command, EngineCommand, Tail};
@@ -107,7 +107,9 @@ impl Door {
                 split(keyspace, arguments, (*keys, 1), |_| Merge::Sum)
             }
             Command::MGet { keys } => split(keyspace, arguments, (*keys, 1), Merge::Values),
-            Command::MSet { pairs } => split(keyspace, arguments, (pairs.words(), 2), |_| Merge::Ok),
+            Command::MSet { pairs } => {
+                split(keyspace, arguments, (pairs.words(), 2), |_| Merge::Ok)
+            }
             Command::DbSize => everywhere(keyspace, arguments, Merge::Sum),
             Command::Keys { .. } => everywhere(keyspace, arguments, Merge::All),
             Command::FlushAll(_) | Command::FlushDb(_) => {
@@ -173,7 +175,6 @@ impl Door {
         connection.replies.fill(place, reply);
         Some(place)
     }
-
 }
 
 /// Takes a command over many keys apart by their threads; each key is the first of `group` words.
@@ -204,7 +205,10 @@ fn split(
         if !words.is_empty() {
             *number = parts.len();
             let words = std::iter::once(&arguments[0]).chain(words.iter().copied());
-            parts.push(Part { thread, command: encode_words(words.collect::<Vec<_>>().into_iter()) });
+            parts.push(Part {
+                thread,
+                command: encode_words(words.collect::<Vec<_>>().into_iter()),
+            });
         }
     }
     let order = threads.into_iter().map(|thread| numbers[thread]).collect();

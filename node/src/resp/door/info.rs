@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 
 use storage::{Repair, ScrubStatus, StoreStatus};
 
+use super::about::REDIS_VERSION;
 use super::execute::{Caller, Outcome};
 use super::task::TaskId;
 use super::{Counters, Door, Message};
-use super::about::REDIS_VERSION;
 use crate::config::DurabilityMode;
 use crate::io::BufferStatistics;
 use crate::io::device::{DeviceProbe, SyncMethod};
@@ -116,9 +116,13 @@ impl Facts {
 /// What is to be answered once all threads have told what they know.
 #[derive(Debug)]
 enum Question {
-    Info { sections: Vec<String> },
+    Info {
+        sections: Vec<String>,
+    },
     /// CLIENT LIST, of these numbers or all.
-    Clients { numbers: Option<Vec<u64>> },
+    Clients {
+        numbers: Option<Vec<u64>>,
+    },
 }
 
 #[derive(Debug)]
@@ -241,7 +245,8 @@ impl Door {
             repairs: if asked.repairs { store.repairs().collect() } else { Vec::new() },
         });
         let is_in_use = |(shard, segment): &(ShardIndex, u64)| {
-            keyspace.shards().any(|own| own == *shard) && keyspace.store(*shard).has_segment(*segment)
+            keyspace.shards().any(|own| own == *shard)
+                && keyspace.store(*shard).has_segment(*segment)
         };
         let now_ms = keyspace.now().clock_ms;
         let clients = self.connections.values().filter(|one| asked.clients && one.origin.is_none());
@@ -276,12 +281,7 @@ impl Door {
         out
     }
 
-    fn section(
-        &self,
-        keyspace: &Keyspace,
-        facts: &Facts,
-        section: &str,
-    ) -> Vec<(String, String)> {
+    fn section(&self, keyspace: &Keyspace, facts: &Facts, section: &str) -> Vec<(String, String)> {
         let fields = match section {
             "Server" => self.server(keyspace),
             "Clients" => self.clients(facts),
@@ -434,9 +434,8 @@ fn scrub(facts: &Facts) -> Vec<(&'static str, String)> {
         all.iter().map(|status| field(status)).sum::<u64>().to_string()
     };
     let passes = all.iter().map(|status| status.passes).min().unwrap_or(0);
-    let position = |shard: &ShardFacts| {
-        Some(format!("{}/{:016x}", shard.shard, shard.status.scrub.segment?))
-    };
+    let position =
+        |shard: &ShardFacts| Some(format!("{}/{:016x}", shard.shard, shard.status.scrub.segment?));
     let positions: Vec<String> = facts.shards.iter().filter_map(position).collect();
     vec![
         ("scrub_running", u8::from(!positions.is_empty()).to_string()),

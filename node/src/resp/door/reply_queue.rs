@@ -113,6 +113,12 @@ impl ReplyQueue {
         self.head
     }
 
+    /// Bytes of memory beside the queue itself.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let places = self.items.capacity() * size_of::<Item>();
+        places + self.ready.capacity() * size_of::<Bytes>() + self.len
+    }
+
     /// Gives memory back that an empty queue has no use for.
     pub(crate) fn rest(&mut self) {
         if self.is_empty() {
