@@ -14,7 +14,7 @@
 //! * a connection has at most `REPLIES_PENDING_MAX` commands waiting for the disk, and each of them
 //!   at most a window of reads;
 //! * a command that cannot be executed yet is executed before any later one of its connection;
-//! * a connection executes about [`TURN_COST_MAX`] in a turn, then others have theirs.
+//! * a connection executes about [`bounds::TURN_COST_MAX`] in a turn, then others have theirs.
 //!
 //! With several threads each has a door of its own; [`relay`] says how they work together.
 
@@ -31,6 +31,7 @@ use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
 use crate::resp::reply::Protocol;
 
 mod about;
+mod bounds;
 mod connection;
 mod engine;
 mod execute;
@@ -44,6 +45,7 @@ mod tests;
 #[cfg(test)]
 mod thread_tests;
 
+use bounds::cost;
 use connection::{Blocked, Connection, Phase, encode};
 use engine::Orders;
 use execute::{Caller, Outcome};
@@ -60,11 +62,6 @@ pub(crate) use relay::Message;
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
 /// further is executed until half of them are there.
 const REPLIES_PENDING_MAX: usize = 128;
-/// What a connection may cost in a turn: its commands' words, and a unit for each KiB of these and
-/// of what they answer. A receive buffer full of small commands fits.
-const TURN_COST_MAX: usize = 4096;
-/// Bytes that cost as much as a word.
-const BYTES_PER_COST: usize = 1024;
 
 /// Counters of the door since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -398,18 +395,6 @@ impl Door {
         self.check_output(id, connection);
     }
 
-    /// Whether the connection has to let others have their turn; it goes on in the next one.
-    fn has_had_its_share(&mut self, id: ConnectionId, connection: &mut Connection) -> bool {
-        if connection.turn != self.turn {
-            (connection.turn, connection.spent) = (self.turn, 0);
-        }
-        let spent = connection.spent >= TURN_COST_MAX;
-        if spent && !std::mem::replace(&mut connection.yielded, true) {
-            self.yielded.push_back(id);
-        }
-        spent
-    }
-
     fn refuse_large(
         &self,
         id: ConnectionId,
@@ -557,21 +542,6 @@ impl Door {
             connection.phase = Phase::Closing;
             self.paused.remove(&id);
             self.requests.push_back(Request::Close(id));
-        }
-    }
-
-    fn check_output(&mut self, id: ConnectionId, connection: &mut Connection) {
-        let len = connection.output_len();
-        let is_client = connection.origin.is_none() && connection.phase != Phase::Closing;
-        if len > self.limits.output_bytes_max && is_client {
-            tracing::warn!(
-                peer = %connection.peer,
-                output_bytes = len,
-                output_bytes_max = self.limits.output_bytes_max,
-                "slow client disconnected: more output waits than it may have"
-            );
-            self.counters.connections_stalled += 1;
-            self.close(id, connection);
         }
     }
 
@@ -747,40 +717,6 @@ impl Door {
         }
     }
 
-    fn disconnect_stalled(&mut self, keyspace: &Keyspace) {
-        let stall_ns = self.limits.stall_ms.saturating_mul(1_000_000);
-        let now_ns = keyspace.now().monotonic_ns;
-        let stalled: Vec<ConnectionId> = self
-            .paused
-            .iter()
-            .filter(|id| {
-                self.connections
-                    .get(id)
-                    .is_none_or(|connection| connection.moved_ns.saturating_add(stall_ns) <= now_ns)
-            })
-            .copied()
-            .collect();
-        for id in stalled {
-            self.paused.remove(&id);
-            let Some(mut connection) = self.connections.remove(&id) else { continue };
-            // Replies that wait for our own disk are not the client's fault.
-            if connection.sending == 0 || connection.origin.is_some() {
-                connection.moved_ns = now_ns;
-                self.paused.insert(id);
-            } else {
-                tracing::warn!(
-                    peer = %connection.peer,
-                    output_bytes = connection.output_len(),
-                    stall_ms = self.limits.stall_ms,
-                    "slow client disconnected: it has stalled with output waiting"
-                );
-                self.counters.connections_stalled += 1;
-                self.close(id, &mut connection);
-            }
-            self.connections.insert(id, connection);
-        }
-    }
-
     /// Executes nothing more; connections close once their replies are out.
     pub fn drain(&mut self) {
         for (id, connection) in &mut self.connections {
@@ -812,10 +748,4 @@ fn durability_of(keyspace: &Keyspace) -> impl Fn(ShardIndex) -> Durable {
         let lsn = store.acknowledged_lsn();
         if store.failure().is_some() { Durable::FailedAfter(lsn) } else { Durable::UpTo(lsn) }
     }
-}
-
-/// What a command costs that has answered so many bytes already.
-fn cost(arguments: &Arguments<'_>, answered: usize) -> usize {
-    let bytes = arguments.iter().map(<[u8]>::len).sum::<usize>() + answered;
-    arguments.len() + bytes / BYTES_PER_COST
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::bounds::TURN_COST_MAX;
 use super::tests::Rig;
 use super::*;
 use crate::config::Config;
