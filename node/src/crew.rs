@@ -225,3 +225,48 @@ pub(crate) fn begin(
     let keyspace = Keyspace::new(spread, stores, now, seed);
     (clock, keyspace)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DurabilityMode;
+    use crate::io::device::{DeviceProbe, SyncMethod};
+    use crate::io::directory::DirectoryOptions;
+    use crate::io::mailbox::mailbox;
+    use crate::io::pread::PreadIo;
+
+    /// Has one thread open nothing, with a driver that cannot be made.
+    fn check(make: fn(DataDirectory, Spread) -> Result<PreadIo, RunError>, expected: &str) {
+        let place = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::open(place.path(), DirectoryOptions::default()).unwrap();
+        let (mode, method) = (DurabilityMode::Always, SyncMethod::Dsync);
+        let probe = DeviceProbe {
+            direct: false,
+            dsync_us: None,
+            sync_us: None,
+            write_cache: None,
+            choice: method,
+        };
+        let facts = DurabilityFacts { mode, method, probe };
+        let spread = Spread { shard_count: 2, thread_count: 2, thread: 0 };
+        let crew = Crew::spawn(spread, &directory, (&Config::default(), facts), make).unwrap();
+        assert_eq!(crew.end_opening(1).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn thread_that_does_not_start_is_told_of() {
+        let failed = |_, _| Err(RunError::Thread { thread: 7 });
+        check(failed, "thread 7 of the node has failed");
+        check(|_, _| panic!("a panic of this test's own"), "thread 1 of the node has failed");
+    }
+
+    #[test]
+    fn thread_that_ends_before_its_time_rings_the_alarm() {
+        let (outbox, mut inbox, _socket) = mailbox().unwrap();
+        let alarm = |armed| Alarm { outbox: outbox.clone(), thread: 3, armed };
+        drop(alarm(false));
+        assert!(inbox.poll().is_none());
+        drop(alarm(true));
+        assert!(matches!(inbox.poll(), Some(Mail::Lost(3))));
+    }
+}

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use bytes::BytesMut;
 
 use super::relay::{Origin, Relayed, Untaken};
-use super::reply_queue::ReplyQueue;
+use super::reply_queue::{IDLE_CAPACITY_MAX, ReplyQueue};
 use super::task::TaskId;
 use crate::resp::frame::{Arguments, Parser};
 use crate::resp::reply::{Protocol, push_decimal};
@@ -99,7 +99,7 @@ impl Connection {
     /// Gives memory back that an idle connection has no use for.
     pub(super) fn rest(&mut self) {
         self.replies.rest();
-        if self.relayed.is_empty() {
+        if self.relayed.is_empty() && self.relayed.capacity() > IDLE_CAPACITY_MAX {
             self.relayed = VecDeque::new();
         }
     }

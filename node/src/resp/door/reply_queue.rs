@@ -15,6 +15,8 @@ const SHARED_VALUE_LEN_MIN: usize = 2048;
 const GATHERED_LEN_MAX: usize = 64 << 10;
 /// Parts of one send.
 const PARTS_MAX: usize = 64;
+/// Replies, and parts of them, that an idle queue keeps room for.
+pub(super) const IDLE_CAPACITY_MAX: usize = 4;
 /// Bytes of one send.
 const SEND_LEN_MAX: usize = 1 << 20;
 
@@ -121,8 +123,11 @@ impl ReplyQueue {
 
     /// Gives memory back that an empty queue has no use for.
     pub(crate) fn rest(&mut self) {
-        if self.is_empty() {
-            (self.items, self.ready) = (VecDeque::new(), VecDeque::new());
+        if self.items.is_empty() && self.items.capacity() > IDLE_CAPACITY_MAX {
+            self.items = VecDeque::new();
+        }
+        if self.ready.is_empty() && self.ready.capacity() > IDLE_CAPACITY_MAX {
+            self.ready = VecDeque::new();
         }
     }
 

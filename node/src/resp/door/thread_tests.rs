@@ -35,7 +35,7 @@ fn bulk(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn command(words: &[&[u8]]) -> Vec<u8> {
-    super::connection::encode_words(words.iter().copied())
+    connection::encode_words(words.iter().copied())
 }
 
 impl Client {
