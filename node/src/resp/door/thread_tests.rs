@@ -54,7 +54,7 @@ impl Client {
         let one = key(random);
         let many: Vec<String> = (0..random.usize(1..6)).map(|_| key(random)).collect();
         let len = if random.u8(..) < 16 { 40_000 } else { random.usize(..50) };
-        let value = vec![b'a' + random.u8(..26), b'x'].repeat(len.div_ceil(2));
+        let value = [b'a' + random.u8(..26), b'x'].repeat(len.div_ceil(2));
         let with = |name: &str| -> Vec<Vec<u8>> {
             let words = std::iter::once(name).chain(many.iter().map(String::as_str));
             words.map(|word| word.as_bytes().to_vec()).collect()
