@@ -3,8 +3,8 @@
 //! A turn never blocks but in [`Io::wait`]. Within a turn the cores are fed until they have nothing
 //! more to say; what they want written then goes out together, which is what makes group commit.
 //!
-//! Each thread of a node has such a loop. The first one listens, deals connections to all of them in
-//! turn, and leads the way out: all stop, all are drained, then all seal their logs.
+//! Each thread of a node has such a loop. The first one listens, deals connections to all of them
+//! in turn, and leads the way out: all stop, all are drained, then all seal their logs.
 
 use std::collections::BTreeMap;
 use std::io;

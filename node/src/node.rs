@@ -104,7 +104,10 @@ pub enum RunError {
         asked: u16,
     },
     /// `--threads` are more than there are shards.
-    #[error("{asked} threads are more than the {shards} shards of data directory {}", path.display())]
+    #[error(
+        "{asked} threads are more than the {shards} shards of data directory {}",
+        path.display()
+    )]
     ThreadCount {
         /// The directory.
         path: PathBuf,

@@ -14,9 +14,9 @@
 //! * a connection has at most `REPLIES_PENDING_MAX` commands waiting for the disk, and each of them
 //!   at most a window of reads;
 //! * a command that cannot be executed yet is executed before any later one of its connection;
-//! * a connection executes about [`bounds::TURN_COST_MAX`] in a turn, then others have theirs.
+//! * a connection executes about `TURN_COST_MAX` in a turn, then others have theirs.
 //!
-//! With several threads each has a door of its own; [`relay`] says how they work together.
+//! With several threads each has a door of its own; `relay` says how they work together.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;

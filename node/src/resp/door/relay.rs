@@ -15,8 +15,8 @@
 //! Invariants:
 //! * commands of a connection reach a thread in their order, and so does the effect on each key;
 //! * a reply comes back once all that it rests on is durable;
-//! * a connection has at most `REPLIES_PENDING_MAX` replies and about [`RELAYED_BYTES_MAX`] bytes of
-//!   commands on other threads;
+//! * a connection has at most `REPLIES_PENDING_MAX` replies and about [`RELAYED_BYTES_MAX`] bytes
+//!   of commands on other threads;
 //! * a thread executes nothing for a connection whose long replies, as far as the client has not
 //!   taken them, come to `output_pause_bytes`.
 
@@ -223,7 +223,8 @@ impl Door {
         connection
     }
 
-    /// Hands out the replies of a relayed connection that may go. Returns whether it has more to do.
+    /// Hands out the replies of a relayed connection that may go. Returns whether it has more to
+    /// do.
     pub(super) fn answer_relayed(
         &mut self,
         keyspace: &mut Keyspace,
