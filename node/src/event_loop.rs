@@ -2,16 +2,23 @@
 //!
 //! A turn never blocks but in [`Io::wait`]. Within a turn the cores are fed until they have nothing
 //! more to say; what they want written then goes out together, which is what makes group commit.
+//!
+//! Each thread of a node has such a loop. The first one listens, deals connections to all of them
+//! in turn, and leads the way out: all stop, all are drained, then all seal their logs.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 
-use storage::{Event, LogClock};
+use storage::{Event, LogClock, SnapshotFile};
+use wal::disk::DiskError;
 use wal::procedure::Procedure;
 
-use crate::io::{Completion, DiskOwner, Io, ListenerId, Monotonic, Request};
-use crate::keyspace::Keyspace;
-use crate::resp::door::{Door, Order, OrderEnd};
-use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker};
+use crate::io::mailbox::{Inbox, Outbox, WakeSocket};
+use crate::io::{Completion, ConnectionId, DiskOwner, Io, ListenerId, Monotonic, Request};
+use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
+use crate::resp::door::{Door, Message, Order, OrderEnd};
+use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker, begin_shards};
 
 /// The listener behind the client door.
 pub const CLIENT_DOOR: ListenerId = ListenerId(0);
@@ -19,11 +26,51 @@ pub const CLIENT_DOOR: ListenerId = ListenerId(0);
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
 
+/// Messages of other threads that are taken in one turn.
+const MAIL_PER_TURN_MAX: usize = 1024;
+
+/// What one thread tells another.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// The doors', from this thread.
+    Door(ThreadIndex, Vec<Message>),
+    /// A connection to serve.
+    Connection(OwnedFd),
+    /// A client wants the node to stop; to the first thread.
+    StopWanted,
+    /// Stop; from the first thread.
+    Stop,
+    /// A thread has no clients any more; to the first thread.
+    Drained,
+    /// No thread has clients any more; from the first thread.
+    Seal,
+    /// Start to compact.
+    Compact,
+    /// Make a part of the snapshot of this name.
+    Snapshot(String),
+    /// A shard has made its part.
+    Snapshotted(ShardIndex, Result<Vec<SnapshotFile>, DiskError>),
+    /// A thread is gone before its time; to the first thread.
+    Lost(ThreadIndex),
+}
+
+/// The ways to the other threads, and what they have sent.
+#[derive(Debug)]
+pub(crate) struct Post {
+    /// By thread, this one included.
+    pub(crate) outboxes: Vec<Outbox<Mail>>,
+    pub(crate) inbox: Inbox<Mail>,
+    /// What the driver is to watch, until it does.
+    pub(crate) wake_socket: Option<WakeSocket>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
     /// Clients take their last replies, until this time.
     Draining(Monotonic),
+    /// This thread has no clients; it still works for those of others.
+    Drained,
     /// Connections are closed; the log writes its last frame.
     Sealing,
 }
@@ -91,29 +138,72 @@ pub struct EventLoop<I: Io> {
     door: Door,
     snapshots: SnapshotTaker,
     clock: LogClock,
+    post: Post,
     phase: Phase,
     listening: bool,
+    /// The thread that the last connection went to.
+    last_thread: ThreadIndex,
+    /// Connections on their way to other threads.
+    dealt: BTreeMap<ConnectionId, ThreadIndex>,
+    /// Threads that have said to be drained.
+    drained: usize,
     done: Vec<Completion>,
 }
 
 impl<I: Io> EventLoop<I> {
-    /// Puts the loop together. The driver listens already; `done` is what has happened since.
-    pub fn new(
+    /// Puts the loop together. The first thread's driver listens already; `done` is what has
+    /// happened since.
+    pub(crate) fn new(
         io: I,
-        keyspace: Keyspace,
-        door: Door,
+        (keyspace, door): (Keyspace, Door),
         clock: LogClock,
+        post: Post,
         done: Vec<Completion>,
     ) -> Self {
-        let (snapshots, phase) = (SnapshotTaker::default(), Phase::Serving);
-        Self { io, keyspace, door, snapshots, clock, phase, listening: true, done }
+        let spread = keyspace.spread();
+        Self {
+            io,
+            snapshots: SnapshotTaker::default(),
+            clock,
+            post,
+            phase: Phase::Serving,
+            listening: spread.thread == 0,
+            last_thread: spread.thread_count - 1,
+            dealt: BTreeMap::new(),
+            drained: 0,
+            done,
+            keyspace,
+            door,
+        }
+    }
+
+    fn thread(&self) -> ThreadIndex {
+        self.keyspace.spread().thread
+    }
+
+    fn tell(&self, thread: ThreadIndex, mail: Mail) {
+        self.post.outboxes[usize::from(thread)].send(mail);
+    }
+
+    fn tell_others(&self, mail: impl Fn() -> Mail) {
+        self.keyspace.spread().others().for_each(|thread| self.tell(thread, mail()));
     }
 
     /// Tells the node to stop: answers what was asked, seals the log, returns from [`Self::run`].
     pub fn stop(&mut self) {
+        if self.thread() != 0 {
+            return self.tell(0, Mail::StopWanted);
+        }
+        if self.phase == Phase::Serving {
+            self.io.submit(Request::StopListening(CLIENT_DOOR));
+            self.tell_others(|| Mail::Stop);
+            self.begin_draining();
+        }
+    }
+
+    fn begin_draining(&mut self) {
         if self.phase == Phase::Serving {
             self.phase = Phase::Draining(self.io.now().0.plus_millis(DRAIN_MS));
-            self.io.submit(Request::StopListening(CLIENT_DOOR));
             self.door.drain();
         }
     }
@@ -121,7 +211,7 @@ impl<I: Io> EventLoop<I> {
     /// Turns until the node has stopped. `stopping` is called once when it begins to.
     ///
     /// # Errors
-    /// The driver's.
+    /// The driver's, and one that tells of another thread that has failed.
     pub fn run(&mut self, mut stopping: impl FnMut()) -> io::Result<()> {
         let mut done = std::mem::take(&mut self.done);
         let mut told = false;
@@ -130,6 +220,10 @@ impl<I: Io> EventLoop<I> {
             for completion in done.drain(..) {
                 self.handle(completion);
             }
+            for _ in 0..MAIL_PER_TURN_MAX {
+                let Some(mail) = self.post.inbox.poll() else { break };
+                self.take_mail(mail)?;
+            }
             self.turn();
             if self.phase != Phase::Serving && !std::mem::replace(&mut told, true) {
                 stopping();
@@ -137,8 +231,31 @@ impl<I: Io> EventLoop<I> {
             if self.has_stopped() {
                 return Ok(());
             }
-            self.io.wait(self.deadline(), &mut done)?;
+            let may_wait = self.post.inbox.begin_wait();
+            let deadline = if may_wait { self.deadline() } else { Some(Monotonic(0)) };
+            self.io.wait(deadline, &mut done)?;
+            self.post.inbox.end_wait();
         }
+    }
+
+    fn take_mail(&mut self, mail: Mail) -> io::Result<()> {
+        match mail {
+            Mail::Door(from, messages) => {
+                self.door.handle_messages(&mut self.keyspace, from, messages);
+            }
+            Mail::Connection(socket) => self.io.submit(Request::Attach(CLIENT_DOOR, socket)),
+            Mail::StopWanted => self.stop(),
+            Mail::Stop => self.begin_draining(),
+            Mail::Drained => self.drained += 1,
+            Mail::Seal => self.begin_sealing(),
+            Mail::Compact => self.keyspace.compact(),
+            Mail::Snapshot(id) => begin_shards(&mut self.keyspace, &id),
+            Mail::Snapshotted(shard, result) => self.snapshots.handle_shard(shard, result),
+            Mail::Lost(thread) => {
+                return Err(io::Error::other(format!("thread {thread} has failed")));
+            }
+        }
+        Ok(())
     }
 
     fn read_clock(&mut self) {
@@ -156,11 +273,20 @@ impl<I: Io> EventLoop<I> {
             Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),
             Completion::Disk(owner, completion) => keyspace.handle_disk(owner.0, completion),
             Completion::Accepted { connection, peer, listener: _ } => {
-                door.handle_accepted(keyspace, connection, peer);
-                if self.phase != Phase::Serving {
-                    door.drain();
+                if !self.deal(connection) {
+                    self.door.handle_accepted(&self.keyspace, connection, peer);
+                    if self.phase != Phase::Serving {
+                        self.door.drain();
+                    }
                 }
             }
+            Completion::Detached { connection, socket } => {
+                if let Some(thread) = self.dealt.remove(&connection) {
+                    self.tell(thread, Mail::Connection(socket));
+                }
+            }
+            Completion::NotAttached => self.tell(0, Mail::Door(self.thread(), vec![Message::Left])),
+            Completion::Woken => {}
             Completion::Received { connection, result } => {
                 if let Some(buffer) = door.handle_received(keyspace, connection, result) {
                     self.io.release(buffer);
@@ -169,7 +295,10 @@ impl<I: Io> EventLoop<I> {
             Completion::Sent { connection, result } => {
                 door.handle_sent(keyspace, connection, &result);
             }
-            Completion::Closed(connection) => door.handle_closed(connection),
+            Completion::Closed(connection) if self.dealt.remove(&connection).is_some() => {
+                self.door.handle_messages(&mut self.keyspace, 0, vec![Message::Left]);
+            }
+            Completion::Closed(connection) => self.door.handle_closed(connection),
             Completion::ListenerClosed(_) => self.listening = false,
             Completion::Listening(_, result) => {
                 if let Err(error) = result {
@@ -184,6 +313,23 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
+    /// Hands a connection to the next thread, if it is the first one's to deal. One that is to be
+    /// refused stays.
+    fn deal(&mut self, connection: ConnectionId) -> bool {
+        let spread = self.keyspace.spread();
+        if spread.thread != 0 || spread.thread_count == 1 || !self.door.has_room() {
+            return false;
+        }
+        self.last_thread = (self.last_thread + 1) % spread.thread_count;
+        if self.last_thread == 0 || self.phase != Phase::Serving {
+            return false;
+        }
+        self.door.note_handed_over();
+        self.dealt.insert(connection, self.last_thread);
+        self.io.submit(Request::Detach(connection));
+        true
+    }
+
     /// Feeds the cores until they are silent, then hands their requests to the driver.
     fn turn(&mut self) {
         self.door.note_buffers(self.io.buffer_statistics());
@@ -192,7 +338,12 @@ impl<I: Io> EventLoop<I> {
         loop {
             while let Some((shard, event)) = self.keyspace.poll_event() {
                 match event {
-                    Event::Snapshotted { result } => self.snapshots.handle_shard(shard, result),
+                    Event::Snapshotted { result } if self.thread() == 0 => {
+                        self.snapshots.handle_shard(shard, result);
+                    }
+                    Event::Snapshotted { result } => {
+                        self.tell(0, Mail::Snapshotted(shard, result));
+                    }
                     event => self.door.handle_event(&mut self.keyspace, shard, event),
                 }
             }
@@ -203,14 +354,14 @@ impl<I: Io> EventLoop<I> {
                 break;
             }
         }
-        if self.door.wants_shutdown() {
+        if self.door.take_shutdown() {
             self.stop();
         }
         self.advance_phase();
     }
 
     fn carry_out_orders(&mut self) {
-        let Self { keyspace, door, snapshots, .. } = self;
+        let Self { keyspace, door, snapshots, post, .. } = self;
         loop {
             while let Some((id, order)) = door.poll_order() {
                 match order {
@@ -218,12 +369,21 @@ impl<I: Io> EventLoop<I> {
                     Order::Delete { id: name } => snapshots.delete(keyspace, id, name),
                     Order::Compact => {
                         keyspace.compact();
+                        for thread in keyspace.spread().others() {
+                            post.outboxes[usize::from(thread)].send(Mail::Compact);
+                        }
                         door.handle_order(keyspace, id, OrderEnd::Done);
                     }
                 }
             }
             // The end of a snapshot may be what the next order waits for.
-            let Some((id, end)) = snapshots.advance(keyspace) else { return };
+            let advanced = snapshots.advance(keyspace);
+            if let Some(name) = snapshots.poll_asked() {
+                for thread in keyspace.spread().others() {
+                    post.outboxes[usize::from(thread)].send(Mail::Snapshot(name.clone()));
+                }
+            }
+            let Some((id, end)) = advanced else { return };
             door.handle_order(keyspace, id, end);
         }
     }
@@ -239,14 +399,32 @@ impl<I: Io> EventLoop<I> {
         while let Some(request) = self.door.poll_request() {
             self.io.submit(request);
         }
-        self.keyspace.has_events() || self.door.has_orders()
+        self.post_messages() || self.keyspace.has_events() || self.door.has_orders()
+    }
+
+    /// Returns whether the door had something to tell itself.
+    fn post_messages(&mut self) -> bool {
+        let own = self.thread();
+        let mut told = false;
+        while let Some((thread, messages)) = self.door.poll_messages() {
+            if thread == own {
+                self.door.handle_messages(&mut self.keyspace, own, messages);
+                told = true;
+            } else {
+                self.tell(thread, Mail::Door(own, messages));
+            }
+        }
+        told
     }
 
     fn advance_phase(&mut self) {
         if let Phase::Draining(deadline) = self.phase {
             if self.door.is_empty() {
-                self.phase = Phase::Sealing;
-                self.keyspace.seal();
+                self.phase = Phase::Drained;
+                self.drained += 1;
+                if self.thread() != 0 {
+                    self.tell(0, Mail::Drained);
+                }
             } else if self.io.now().0 >= deadline {
                 tracing::warn!("clients have not taken their last replies; closing them");
                 self.door.close_all();
@@ -255,10 +433,21 @@ impl<I: Io> EventLoop<I> {
                 return;
             }
             self.submit();
+        }
+        let all = usize::from(self.keyspace.spread().thread_count);
+        if self.phase == Phase::Drained && self.thread() == 0 && self.drained == all {
+            self.tell_others(|| Mail::Seal);
+            self.begin_sealing();
+            self.submit();
         } else if self.phase == Phase::Sealing {
             self.keyspace.seal();
             self.submit();
         }
+    }
+
+    fn begin_sealing(&mut self) {
+        self.phase = Phase::Sealing;
+        self.keyspace.seal();
     }
 
     fn has_stopped(&self) -> bool {
@@ -269,7 +458,7 @@ impl<I: Io> EventLoop<I> {
     fn deadline(&self) -> Option<Monotonic> {
         let draining = match self.phase {
             Phase::Draining(deadline) => Some(deadline.0),
-            Phase::Serving | Phase::Sealing => None,
+            Phase::Serving | Phase::Drained | Phase::Sealing => None,
         };
         let deadlines = [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining];
         deadlines.into_iter().flatten().min().map(Monotonic)

@@ -1,4 +1,5 @@
-//! All shards of a node as one key space: which shard a key belongs to, time, and versions.
+//! The shards of a thread as a part of the node's key space: which shard a key belongs to and which
+//! thread that shard, time, and versions.
 
 use bytes::Bytes;
 use storage::{Effect, Event, KeyRef, Lookup, Now, Put, ReadError, SharedPut, Store, WriteError};
@@ -30,9 +31,53 @@ pub struct Wait {
     pub lsn: Lsn,
 }
 
+/// A thread's index.
+pub type ThreadIndex = u16;
+
+/// How the shards of a node are spread over its threads: shard `s` belongs to thread
+/// `s % thread_count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Shards of the node.
+    pub shard_count: u16,
+    /// Threads of the node, no more than shards.
+    pub thread_count: u16,
+    /// The thread at hand.
+    pub thread: ThreadIndex,
+}
+
+impl Spread {
+    /// All shards on one thread.
+    #[must_use]
+    pub fn on_one_thread(shard_count: u16) -> Self {
+        Self { shard_count, thread_count: 1, thread: 0 }
+    }
+
+    /// The thread that a shard belongs to.
+    #[must_use]
+    pub fn thread_of(&self, shard: ShardIndex) -> ThreadIndex {
+        shard % self.thread_count
+    }
+
+    /// The shards of the thread at hand.
+    pub fn shards(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = ShardIndex> + ExactSizeIterator + use<> {
+        (self.thread..self.shard_count).step_by(usize::from(self.thread_count))
+    }
+
+    /// The other threads.
+    pub fn others(&self) -> impl Iterator<Item = ThreadIndex> + use<> {
+        let thread = self.thread;
+        (0..self.thread_count).filter(move |other| *other != thread)
+    }
+}
+
 /// The shards of one thread.
 #[derive(Debug)]
 pub struct Keyspace {
+    spread: Spread,
+    /// Those of [`Spread::shards`], in that order.
     stores: Vec<Store>,
     versions: HybridLogicalClock,
     now: Now,
@@ -40,17 +85,18 @@ pub struct Keyspace {
 }
 
 impl Keyspace {
-    /// Takes the shards, in order of their index. `seed` starts the random choices.
+    /// Takes the shards of a thread, in order of their index. `seed` starts the random choices.
     ///
     /// # Panics
-    /// If there is no shard.
+    /// If these are not as many as the thread has by `spread`, or none.
     #[must_use]
-    pub fn new(stores: Vec<Store>, now: Now, seed: u64) -> Self {
-        let first = stores.first().expect("a node has at least one shard");
+    pub fn new(spread: Spread, stores: Vec<Store>, now: Now, seed: u64) -> Self {
+        assert_eq!(stores.len(), spread.shards().len(), "a thread has all of its shards");
+        let first = stores.first().expect("a thread has at least one shard");
         let mut versions = HybridLogicalClock::new(&first.identity().node_id, Version::default());
         stores.iter().for_each(|store| versions.witness(store.version_max()));
         let random = fastrand::Rng::with_seed(seed);
-        let mut keyspace = Self { stores, versions, now, random };
+        let mut keyspace = Self { spread, stores, versions, now, random };
         keyspace.set_now(now);
         keyspace
     }
@@ -66,33 +112,48 @@ impl Keyspace {
     /// Finds the shard of a key id.
     #[must_use]
     pub fn shard_of(&self, key: Key) -> ShardIndex {
-        let count = u16::try_from(self.stores.len()).expect("shards are few");
-        u16::from_be_bytes([key.0[18], key.0[19]]) % count
+        u16::from_be_bytes([key.0[18], key.0[19]]) % self.spread.shard_count
     }
 
-    /// The indices of all shards.
+    /// Finds the thread that a user key belongs to.
     #[must_use]
-    pub fn shards(&self) -> std::ops::Range<ShardIndex> {
-        0..u16::try_from(self.stores.len()).expect("shards are few")
+    pub fn thread_of(&self, user_key: &[u8]) -> ThreadIndex {
+        self.spread.thread_of(self.shard_of(Key::of(user_key)))
     }
 
-    /// The shard's store.
+    /// How the node's shards are spread over its threads.
+    #[must_use]
+    pub fn spread(&self) -> Spread {
+        self.spread
+    }
+
+    /// The indices of this thread's shards.
+    pub fn shards(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = ShardIndex> + ExactSizeIterator + use<> {
+        self.spread.shards()
+    }
+
+    fn index_of(&self, shard: ShardIndex) -> usize {
+        debug_assert_eq!(self.spread.thread_of(shard), self.spread.thread, "the shard is here");
+        usize::from(shard / self.spread.thread_count)
+    }
+
+    /// The shard's store, which must be one of this thread.
     #[must_use]
     pub fn store(&self, shard: ShardIndex) -> &Store {
-        &self.stores[usize::from(shard)]
+        &self.stores[self.index_of(shard)]
     }
 
-    /// The shard's store, to change.
+    /// The shard's store, which must be one of this thread, to change.
     pub fn store_mut(&mut self, shard: ShardIndex) -> &mut Store {
-        &mut self.stores[usize::from(shard)]
+        let index = self.index_of(shard);
+        &mut self.stores[index]
     }
 
-    /// All stores with their index.
+    /// All stores of this thread with their shard's index.
     pub fn stores(&self) -> impl ExactSizeIterator<Item = (ShardIndex, &Store)> {
-        self.stores
-            .iter()
-            .enumerate()
-            .map(|(index, store)| (u16::try_from(index).expect("shards are few"), store))
+        self.spread.shards().zip(&self.stores)
     }
 
     /// The time that commands go by.
@@ -112,7 +173,7 @@ impl Keyspace {
         self.versions.next(self.now.clock_ms)
     }
 
-    /// Number of live keys.
+    /// Number of live keys of this thread.
     #[must_use]
     pub fn len(&self) -> usize {
         self.stores.iter().map(Store::len).sum()
@@ -244,18 +305,14 @@ impl Keyspace {
 
     /// Takes the next disk request of any shard.
     pub fn poll_request(&mut self) -> Option<(ShardIndex, DiskRequest)> {
-        self.stores
-            .iter_mut()
-            .zip(0..)
-            .find_map(|(store, index)| store.poll_request().map(|request| (index, request)))
+        let mut stores = self.spread.shards().zip(&mut self.stores);
+        stores.find_map(|(shard, store)| store.poll_request().map(|request| (shard, request)))
     }
 
     /// Takes the next event of any shard.
     pub fn poll_event(&mut self) -> Option<(ShardIndex, Event)> {
-        self.stores
-            .iter_mut()
-            .zip(0..)
-            .find_map(|(store, index)| store.poll_event().map(|event| (index, event)))
+        let mut stores = self.spread.shards().zip(&mut self.stores);
+        stores.find_map(|(shard, store)| store.poll_event().map(|event| (shard, event)))
     }
 
     /// Whether any shard has an event to tell.

@@ -6,7 +6,7 @@
 //!                        └──── io::Request ──────────┴──> io (three drivers): all kernel calls
 //! ```
 //!
-//! [`node::run`] opens the data directory, recovers every shard and then turns one loop
+//! [`node::run`] opens the data directory, recovers every shard and then turns one loop per thread
 //! ([`event_loop`]): wait for completions, feed them to the cores, take what the cores want done.
 //! Everything but [`io`], [`cli`] and the wiring in [`node`] is sans-I/O.
 
@@ -16,6 +16,7 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+mod crew;
 pub mod event_loop;
 pub mod export;
 #[expect(unsafe_code, reason = "the ring hands addresses of our memory to the kernel")]

@@ -5,28 +5,31 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use storage::{
-    CheckpointOptions, LogClock, OpenError, Opened, RecoveryReport, StoreLimits, StoreOptions,
-};
+use storage::{CheckpointOptions, OpenError, RecoveryReport, Store, StoreLimits, StoreOptions};
 use wal::disk::FileName;
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::record::own_half;
 use wal::segment::Identity;
 
 use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
-use crate::event_loop::{CLIENT_DOOR, EventLoop, run_procedure, run_procedures};
+use crate::crew::{self, Crew, Found, Opening, Service};
+use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
 use crate::io::device::{self, DeviceProbe};
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
+use crate::io::mailbox::mailbox;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
-use crate::keyspace::{Keyspace, ShardIndex};
+use crate::keyspace::{ShardIndex, Spread, ThreadIndex};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
 /// With `durability = interval`, the longest that a write stays without a sync, in milliseconds.
 const SYNC_INTERVAL_MS: u32 = 1000;
+
+/// Registered buffers of a thread at least, in bytes.
+const BUFFER_BYTES_PER_THREAD_MIN: usize = 16 << 20;
 
 /// What a node tells whoever started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,25 @@ pub enum RunError {
         /// Shards asked for.
         asked: u16,
     },
+    /// `--threads` are more than there are shards.
+    #[error(
+        "{asked} threads are more than the {shards} shards of data directory {}",
+        path.display()
+    )]
+    ThreadCount {
+        /// The directory.
+        path: PathBuf,
+        /// Its shards.
+        shards: u16,
+        /// Threads asked for.
+        asked: u16,
+    },
+    /// One of the threads has failed, and the node with it.
+    #[error("thread {thread} of the node has failed")]
+    Thread {
+        /// Which one.
+        thread: ThreadIndex,
+    },
     /// `disk_bytes_max` leaves too little for each shard.
     #[error(
         "disk_bytes_max is {given} bytes, less than {needed} (4 x segment_bytes for each of \
@@ -147,26 +169,55 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
             "this file system takes no O_DIRECT: writes go through the page cache and fdatasync"
         );
     }
+    let threads = config.pread_threads;
     match config.io {
-        IoDriver::Uring => {
-            let io = UringIo::new(directory, UringOptions::default())
-                .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
-            if !io.flags_refused().is_empty() {
-                tracing::warn!(refused = ?io.flags_refused(), "older kernel: ring set up without");
-            }
-            serve(io, &config, durability, &mut on_event)
-        }
+        IoDriver::Uring => serve(directory, &config, durability, make_uring, &mut on_event),
         IoDriver::TokioUring => {
-            let io = TokioUringIo::new(directory, TokioUringOptions::default())
-                .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
-            serve(io, &config, durability, &mut on_event)
+            serve(directory, &config, durability, make_tokio_uring, &mut on_event)
         }
         IoDriver::Pread => {
-            let options = PreadOptions { threads: config.pread_threads, ..PreadOptions::default() };
-            let io = PreadIo::new(directory, options).map_err(RunError::driver)?;
-            serve(io, &config, durability, &mut on_event)
+            let make = move |directory, spread: Spread| {
+                let options = PreadOptions { threads, handle_signals: spread.thread == 0 };
+                PreadIo::new(directory, options).map_err(RunError::driver)
+            };
+            serve(directory, &config, durability, make, &mut on_event)
         }
     }
+}
+
+fn make_uring(directory: DataDirectory, spread: Spread) -> Result<UringIo, RunError> {
+    let UringOptions { buffer_bytes, .. } = UringOptions::default();
+    let options = UringOptions {
+        buffer_bytes: buffer_bytes_of(buffer_bytes, spread),
+        handle_signals: spread.thread == 0,
+        ..UringOptions::default()
+    };
+    let io = UringIo::new(directory, options)
+        .map_err(|error| RunError::Ring { source: ring_error(&error) })?;
+    if !io.flags_refused().is_empty() && spread.thread == 0 {
+        tracing::warn!(refused = ?io.flags_refused(), "older kernel: ring set up without");
+    }
+    Ok(io)
+}
+
+fn make_tokio_uring(directory: DataDirectory, spread: Spread) -> Result<TokioUringIo, RunError> {
+    let TokioUringOptions { buffer_bytes, .. } = TokioUringOptions::default();
+    let options = TokioUringOptions {
+        buffer_bytes: buffer_bytes_of(buffer_bytes, spread),
+        handle_signals: spread.thread == 0,
+        ..TokioUringOptions::default()
+    };
+    TokioUringIo::new(directory, options)
+        .map_err(|error| RunError::Ring { source: ring_error(&error) })
+}
+
+/// A thread's registered buffers: the first one, whose driver is made before it is known how many
+/// threads there are, has as many as a node of one thread, and the others share about as many.
+fn buffer_bytes_of(whole: usize, spread: Spread) -> usize {
+    if spread.thread == 0 {
+        return whole;
+    }
+    (whole / usize::from(spread.thread_count)).max(BUFFER_BYTES_PER_THREAD_MIN)
 }
 
 /// What writes promise and how that is kept, by configuration and by what the device is good at.
@@ -253,49 +304,102 @@ pub(crate) fn all_shard_directories() -> Vec<FileName> {
 }
 
 fn serve<I: Io>(
-    mut io: I,
+    directory: DataDirectory,
     config: &Config,
     durability: DurabilityFacts,
+    make: impl Fn(DataDirectory, Spread) -> Result<I, RunError> + Copy + Send + 'static,
     on_event: &mut impl FnMut(RunEvent),
 ) -> Result<(), RunError> {
-    let started_ms = io.now().1.0;
+    let shared = directory.try_clone().map_err(RunError::driver)?;
+    let mut io = make(directory, Spread::on_one_thread(1))?;
+    let (wall_ms, monotonic_ns) = (io.now().1.0, io.now().0.0);
     let mut shards = Shards::new(&mut io, config, durability);
-    let opened = shards.open()?;
+    let plan = shards.plan()?;
+    let spread = spread_of(config, plan.shard_count())?;
+    let mut crew = Crew::spawn(spread, &shared, (config, durability), make)?;
+    // From now on only the drivers hold the directory.
+    drop(shared);
+    let opened = shards.open(&plan, spread, &mut crew)?;
+    let Opened { stores, log_ms, reports } = opened;
     let terminated = shards.terminated;
-    let log_ms = opened.iter().map(|shard| shard.log_ms).max().unwrap_or(0);
-    let reports: Vec<&RecoveryReport> = opened.iter().map(|shard| &shard.report).collect();
+    let (client, happened) = listen(&mut io, config.client)?;
     let facts = NodeFacts {
-        node_id: opened[0].store.identity().node_id,
+        node_id: plan.identity.node_id,
         driver: io.name(),
         durability,
         process_id: std::process::id(),
         data_dir: config.data_dir.display().to_string(),
-        client: None,
-        started_ms,
+        spread,
+        client: Some(client),
+        started_ms: wall_ms,
         resident_bytes: process::resident_bytes,
         disk_bytes_max: config.disk_bytes_max,
         damage_found: reports.iter().map(|report| report.damage.len() as u64).sum(),
         tail_uncertain_bytes: reports.iter().map(|report| report.tail_uncertain_bytes).sum(),
     };
-    let node_id = facts.node_id;
-    let (monotonic, wall) = io.now();
-    let mut clock = LogClock::new(log_ms, wall.0, monotonic.0);
-    let now = clock.read(wall.0, monotonic.0).now;
-    let stores = opened.into_iter().map(|shard| shard.store).collect();
-    let keyspace = Keyspace::new(stores, now, u64::from_le_bytes(process::random_bytes()));
+    let post = begin_service(&crew, &mut io, &facts, (log_ms, wall_ms, monotonic_ns))?;
+    let (clock, keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
-    let (client, happened) = listen(&mut io, config.client)?;
-    door.set_address(client);
     door.set_snapshots(known_snapshots(config));
+    let (node_id, driver) = (plan.identity.node_id, io.name());
     on_event(RunEvent::Ready { client, node_id });
-    tracing::info!(%client, driver = io.name(), shards = keyspace.stores().len(), "ready");
-    let mut event_loop = EventLoop::new(io, keyspace, door, clock, happened);
+    let Spread { shard_count: shards, thread_count: threads, .. } = spread;
+    tracing::info!(%client, driver, shards, threads, "ready");
+    let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
     if terminated {
         event_loop.stop();
     }
     event_loop.run(|| on_event(RunEvent::Stopping)).map_err(RunError::driver)?;
+    crew.join()?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// How the shards are spread over threads: as asked, or one for each core, if there are as many
+/// shards.
+fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
+    let thread_count = match config.threads {
+        None => process::cores().min(shard_count),
+        Some(asked) if asked <= shard_count => asked,
+        Some(asked) => {
+            let path = config.data_dir.clone();
+            return Err(RunError::ThreadCount { path, shards: shard_count, asked });
+        }
+    };
+    Ok(Spread { shard_count, thread_count, thread: 0 })
+}
+
+/// Makes the mailboxes of all threads and has the crew serve. Returns the first thread's post.
+fn begin_service<I: Io>(
+    crew: &Crew,
+    io: &mut I,
+    facts: &NodeFacts,
+    (log_ms, wall_ms, monotonic_ns): (u64, u64, u64),
+) -> Result<Post, RunError> {
+    let spread = facts.spread;
+    let (mut outboxes, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..spread.thread_count {
+        let (outbox, inbox, socket) = mailbox().map_err(RunError::driver)?;
+        outboxes.push(outbox);
+        ends.push(Some((inbox, socket)));
+    }
+    let mut posts = ends.into_iter().flatten().map(|(inbox, socket)| Post {
+        outboxes: outboxes.clone(),
+        inbox,
+        wake_socket: Some(socket),
+    });
+    let mut own = posts.next().expect("a node has at least one thread");
+    for (post, thread) in posts.zip(1..) {
+        let facts = NodeFacts { spread: Spread { thread, ..spread }, ..facts.clone() };
+        let started = (wall_ms, monotonic_ns);
+        crew.serve(thread, Service { facts, log_ms, started, post });
+    }
+    if let Some(socket) = own.wake_socket.take()
+        && spread.thread_count > 1
+    {
+        io.submit(Request::Watch(socket));
+    }
+    Ok(own)
 }
 
 /// The snapshots that are there; one that cannot be used is told of.
@@ -337,13 +441,39 @@ pub(crate) struct Shards<'a, I: Io> {
     terminated: bool,
 }
 
+/// What is known of a data directory before its shards are opened.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    identity: Identity,
+    /// Whether shard 0 is there, and so the store is.
+    is_whole: bool,
+    limits: StoreLimits,
+}
+
+impl Plan {
+    pub(crate) fn shard_count(&self) -> u16 {
+        self.identity.shard_count
+    }
+}
+
+/// Open shards.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Those of the first thread, in order.
+    pub(crate) stores: Vec<Store>,
+    /// The newest time in any log, in milliseconds since 1970.
+    pub(crate) log_ms: u64,
+    /// What opening all shards of the node found.
+    pub(crate) reports: Vec<RecoveryReport>,
+}
+
 impl<'a, I: Io> Shards<'a, I> {
     pub(crate) fn new(io: &'a mut I, config: &'a Config, durability: DurabilityFacts) -> Self {
         Self { io, config, durability, terminated: false }
     }
 
-    /// Opens all shards, or makes them: shard 0 last, because a store is there once that is.
-    pub(crate) fn open(&mut self) -> Result<Vec<Opened>, RunError> {
+    /// Finds out whose the data directory is, or whose it is to be.
+    pub(crate) fn plan(&mut self) -> Result<Plan, RunError> {
         let known = self.identify()?;
         let identity = known.map_or_else(|| self.draw_identity(), |(_, identity)| identity);
         if let Some(asked) = self.config.shards.filter(|asked| *asked != identity.shard_count) {
@@ -351,18 +481,33 @@ impl<'a, I: Io> Shards<'a, I> {
             return Err(RunError::ShardCount { path, stored, asked });
         }
         let limits = limits_of(self.config, identity.shard_count)?;
-        let shards = (0..identity.shard_count).map(|shard| Identity { shard, ..identity });
-        if known.is_some_and(|(shard, _)| shard == 0) {
-            return self.open_together(shards.collect(), true, limits);
+        Ok(Plan { identity, is_whole: known.is_some_and(|(shard, _)| shard == 0), limits })
+    }
+
+    /// Opens all shards, each on its thread, or makes them: shard 0 last, because a store is there
+    /// once that is.
+    pub(crate) fn open(
+        &mut self,
+        plan: &Plan,
+        spread: Spread,
+        crew: &mut Crew,
+    ) -> Result<Opened, RunError> {
+        let &Plan { identity, limits, .. } = plan;
+        let shards = (0..spread.shard_count).map(|shard| Identity { shard, ..identity });
+        let mut opened = Opened { stores: Vec::new(), log_ms: 0, reports: Vec::new() };
+        if plan.is_whole {
+            let opening = Opening { shards: shards.collect(), must_exist: true, limits };
+            self.open_together(&opening, spread, crew, &mut opened)?;
+            return Ok(opened);
         }
-        let mut opened: Vec<Opened> = Vec::new();
         // Without shard 0, but with records, it is shard 0 that was lost.
         let mut must_exist = false;
         for shard in shards.rev() {
-            opened.extend(self.open_together(vec![shard], must_exist, limits)?);
-            must_exist |= opened.last().is_some_and(|shard| shard.report.records > 0);
+            let opening = Opening { shards: vec![shard], must_exist, limits };
+            self.open_together(&opening, spread, crew, &mut opened)?;
+            must_exist |= opened.reports.last().is_some_and(|report| report.records > 0);
         }
-        opened.reverse();
+        opened.stores.reverse();
         Ok(opened)
     }
 
@@ -382,44 +527,75 @@ impl<'a, I: Io> Shards<'a, I> {
         Identity { store, node_id, shard: 0, shard_count }
     }
 
-    /// Opens shards side by side: while one waits for the disk, others go on.
+    /// Opens shards on all their threads at the same time.
     fn open_together(
         &mut self,
-        shards: Vec<Identity>,
-        must_exist: bool,
-        limits: StoreLimits,
-    ) -> Result<Vec<Opened>, RunError> {
-        let now_ms = self.io.now().1.0;
-        let open = |identity: &Identity| {
-            let options = self.options(*identity, must_exist, limits);
-            (DiskOwner(identity.shard), storage::open(options, now_ms))
+        opening: &Opening,
+        spread: Spread,
+        crew: &Crew,
+        all: &mut Opened,
+    ) -> Result<(), RunError> {
+        let of = |thread| {
+            let is_its = |identity: &Identity| spread.thread_of(identity.shard) == thread;
+            let shards = opening.shards.iter().copied().filter(is_its).collect();
+            Opening { shards, ..opening.clone() }
         };
-        let procedures = shards.iter().map(open).collect();
-        let (opened, terminated) = run_procedures(self.io, procedures).map_err(RunError::driver)?;
-        self.terminated |= terminated;
-        let mut sound = Vec::new();
-        for (identity, opened) in shards.iter().zip(opened) {
-            let opened = opened.map_err(|error| explain_open(&self.config.data_dir, error))?;
-            log_report(identity.shard, &opened.report);
-            sound.push(opened);
+        let others = spread.others().map(|thread| (thread, of(thread)));
+        let others: Vec<_> = others.filter(|(_, part)| !part.shards.is_empty()).collect();
+        for (thread, part) in &others {
+            crew.begin_opening(*thread, part.clone());
         }
-        Ok(sound)
+        let own = of(spread.thread);
+        let (opened, terminated) = open_shards(self.io, (self.config, self.durability), &own)?;
+        self.terminated |= terminated;
+        let mut found = Vec::new();
+        for (identity, opened) in own.shards.iter().zip(opened) {
+            all.stores.push(opened.store);
+            let (log_ms, report) = (opened.log_ms, opened.report);
+            found.push(Found { shard: identity.shard, log_ms, report });
+        }
+        for (thread, _) in others {
+            found.extend(crew.end_opening(thread)?);
+        }
+        found.sort_by_key(|found| found.shard);
+        for Found { shard, log_ms, report } in found {
+            log_report(shard, &report);
+            all.log_ms = all.log_ms.max(log_ms);
+            all.reports.push(report);
+        }
+        Ok(())
     }
+}
 
-    fn options(&self, identity: Identity, must_exist: bool, limits: StoreLimits) -> StoreOptions {
-        StoreOptions {
+/// Opens shards side by side: while one waits for the disk, others go on. Also tells whether the
+/// node was told to stop meanwhile.
+pub(crate) fn open_shards<I: Io>(
+    io: &mut I,
+    (config, durability): (&Config, DurabilityFacts),
+    opening: &Opening,
+) -> Result<(Vec<storage::Opened>, bool), RunError> {
+    let now_ms = io.now().1.0;
+    let open = |identity: &Identity| {
+        let options = StoreOptions {
             directory: shard_directory(identity.shard),
-            identity,
-            must_exist,
-            segment_bytes: self.config.segment_bytes,
-            cache_bytes: self.config.cache_bytes / usize::from(identity.shard_count),
-            limits,
-            log: commit_limits_of(self.durability),
-            buffers: self.io.buffers(),
+            identity: *identity,
+            must_exist: opening.must_exist,
+            segment_bytes: config.segment_bytes,
+            cache_bytes: config.cache_bytes / usize::from(identity.shard_count),
+            limits: opening.limits,
+            log: commit_limits_of(durability),
+            buffers: io.buffers(),
             checkpoints: CheckpointOptions::default(),
             footers: true,
-        }
-    }
+        };
+        (DiskOwner(identity.shard), storage::open(options, now_ms))
+    };
+    let procedures = opening.shards.iter().map(open).collect();
+    let (opened, terminated) = run_procedures(io, procedures).map_err(RunError::driver)?;
+    let opened = opened.into_iter().map(|opened| {
+        opened.map_err(|error| RunError::from(explain_open(&config.data_dir, error)))
+    });
+    Ok((opened.collect::<Result<_, _>>()?, terminated))
 }
 
 /// A shard's part of what the node may take of the disk.

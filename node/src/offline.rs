@@ -5,9 +5,10 @@ use std::io;
 use storage::{Event, LogClock};
 
 use crate::config::Config;
+use crate::crew::Crew;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::{Completion, DiskOwner, Io, Request};
-use crate::keyspace::{Keyspace, ShardIndex};
+use crate::keyspace::{Keyspace, ShardIndex, Spread};
 use crate::node::{RunError, Shards, durability_of, open_directory};
 
 /// All shards of a data directory, and the driver that does their disk work.
@@ -31,13 +32,16 @@ impl Offline {
         let durability = durability_of(config, &directory);
         let options = PreadOptions { handle_signals: false, threads: config.pread_threads };
         let mut io = PreadIo::new(directory, options).map_err(RunError::driver)?;
-        let opened = Shards::new(&mut io, config, durability).open()?;
-        let log_ms = opened.iter().map(|shard| shard.log_ms).max().unwrap_or(0);
+        let mut shards = Shards::new(&mut io, config, durability);
+        let plan = shards.plan()?;
+        let spread = Spread::on_one_thread(plan.shard_count());
+        let opened = shards.open(&plan, spread, &mut Crew::default())?;
+        let log_ms = opened.log_ms;
         let (monotonic, wall) = io.now();
         let mut clock = LogClock::new(log_ms, wall.0, monotonic.0);
         let now = clock.read(wall.0, monotonic.0).now;
-        let stores = opened.into_iter().map(|shard| shard.store).collect();
-        Ok(Self { io, keyspace: Keyspace::new(stores, now, 0), clock, done: Vec::new() })
+        let keyspace = Keyspace::new(spread, opened.stores, now, 0);
+        Ok(Self { io, keyspace, clock, done: Vec::new() })
     }
 
     /// The shards; whatever is asked of them is carried out by [`Offline::turn`].

@@ -29,6 +29,7 @@ mod snapshot;
 mod startup;
 mod store_crash;
 mod store_suite;
+mod threads;
 mod tidy;
 
 use std::io::{self, Write};

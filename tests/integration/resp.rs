@@ -15,9 +15,12 @@ use crate::TestNode;
 /// How long to wait for what must happen soon.
 const SOON: Duration = Duration::from_secs(10);
 
+/// On all drivers, with one thread and with two.
 fn on_both(test: impl Fn(TestNode)) {
     for driver in Driver::ALL {
-        test(TestNode::start(driver));
+        for threads in ["1", "2"] {
+            test(TestNode::start_with(driver, &[("KADRING_THREADS", threads)]));
+        }
     }
 }
 

@@ -52,9 +52,11 @@ pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
         RunError::Bind { .. } => ExitCode::Bind,
         RunError::Directory(error) => directory_exit_code(error),
-        RunError::ShardCount { .. } | RunError::DiskLimit { .. } => ExitCode::Usage,
+        RunError::ShardCount { .. } | RunError::ThreadCount { .. } | RunError::DiskLimit { .. } => {
+            ExitCode::Usage
+        }
         RunError::Ring { .. } => ExitCode::RingUnavailable,
-        RunError::Other(_) => ExitCode::Failure,
+        RunError::Thread { .. } | RunError::Other(_) => ExitCode::Failure,
     }
 }
 
@@ -69,6 +71,7 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
         },
         RunError::Directory(error) => directory_remedy(error),
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
+        RunError::ThreadCount { .. } => "lower --threads, or leave it out",
         RunError::DiskLimit { .. } => "raise disk_bytes_max, lower segment_bytes, or set it to 0",
         RunError::Ring { source } => match source.kind() {
             io::ErrorKind::PermissionDenied => {
@@ -80,7 +83,7 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
             }
             _ => "run Linux 6.1 or newer, or start with --io pread",
         },
-        RunError::Other(_) => "see the log above",
+        RunError::Thread { .. } | RunError::Other(_) => "see the log above",
     }
 }
 
@@ -148,6 +151,12 @@ mod tests {
                 ExitCode::Usage,
                 "leave --shards out",
             ),
+            (
+                RunError::ThreadCount { path: path(), shards: 2, asked: 4 },
+                ExitCode::Usage,
+                "lower --threads",
+            ),
+            (RunError::Thread { thread: 1 }, ExitCode::Failure, "see the log"),
             (
                 RunError::DiskLimit { given: 1, needed: 2, shards: 1 },
                 ExitCode::Usage,

@@ -52,6 +52,9 @@ pub struct Config {
     /// Shards of a new data directory, 1 to 16; `None` is one per core, at most 16. A directory
     /// that exists keeps its own number.
     pub shards: Option<u16>,
+    /// Threads that the shards are spread over, no more than shards; `None` is one per core, or one
+    /// per shard where those are fewer.
+    pub threads: Option<u16>,
     /// Which driver does disk and network work.
     pub io: IoDriver,
     /// Blocking file threads of the `pread` driver, 1 to 64.
@@ -211,6 +214,7 @@ impl Default for Config {
             client: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7379),
             requirepass: None,
             shards: None,
+            threads: None,
             io: IoDriver::Uring,
             pread_threads: 4,
             durability: DurabilityMode::Always,

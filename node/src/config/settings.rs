@@ -86,6 +86,22 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| config.shards.map_or_else(|| "auto".to_owned(), |shards| shards.to_string()),
     },
     Setting {
+        key: "threads",
+        flag: "threads",
+        value_name: "N",
+        help: "Threads that serve clients and own the shards, at most one per shard; auto is one \
+               per core where there are as many shards",
+        expected: "a whole number from 1 to 16, or auto",
+        apply: |config, raw| {
+            let is_auto = raw.text() == Some("auto");
+            set(&mut config.threads, if is_auto { Some(None) } else { raw.number().map(Some) })
+        },
+        valid: |config| config.threads.is_none_or(|threads| (1..=SHARDS_MAX).contains(&threads)),
+        show: |config| {
+            config.threads.map_or_else(|| "auto".to_owned(), |threads| threads.to_string())
+        },
+    },
+    Setting {
         key: "io",
         flag: "io",
         value_name: "uring|tokio-uring|pread",

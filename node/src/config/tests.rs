@@ -65,10 +65,11 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 19] = [
+const SAMPLES: [(&str, &str, &str); 20] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("shards", "3", "3"),
+    ("threads", "2", "2"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
     ("durability", "os", "\"os\""),
@@ -122,6 +123,7 @@ fn every_field_has_a_setting() {
         client,
         requirepass,
         shards,
+        threads,
         io,
         pread_threads,
         durability,
@@ -137,6 +139,7 @@ fn every_field_has_a_setting() {
     assert_ne!(client, defaults.client);
     assert_ne!(requirepass, defaults.requirepass);
     assert_ne!(shards, defaults.shards);
+    assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);
     assert_ne!(pread_threads, defaults.pread_threads);
     assert_ne!(durability, defaults.durability);
@@ -242,6 +245,7 @@ fn values_out_of_form_or_range_name_their_place_and_what_is_accepted() {
 fn range_borders_are_where_the_messages_say() {
     for (key, accepted, refused) in [
         ("shards", vec!["1", "16"], vec!["0", "17", "-1", "+1", ""]),
+        ("threads", vec!["1", "16"], vec!["0", "17", ""]),
         ("pread_threads", vec!["1", "64"], vec!["0", "65"]),
         ("segment_bytes", vec!["4MiB", "256MiB"], vec!["2MiB", "512MiB", "5MiB", "0"]),
         ("connections_max", vec!["1", "1000000"], vec!["0", "1000001"]),

@@ -126,6 +126,16 @@ impl DataDirectory {
         Ok(Self { path: path.to_owned(), root, lock, direct })
     }
 
+    /// The same directory under the same lock, for another driver. The lock is freed when all of
+    /// them are gone.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let (root, lock) = (self.root.try_clone()?, self.lock.try_clone()?);
+        Ok(Self { path: self.path.clone(), root, lock, direct: self.direct })
+    }
+
     /// The directory's path, as it was given.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -6,6 +6,7 @@
 //!
 //! - [`Request::Listen`] and [`Request::BindUdp`]: after the first, one per accepted connection and
 //!   one per datagram, until the listener or socket is closed;
+//! - [`Request::Watch`]: one per ring;
 //! - [`Request::SendDatagram`]: none. UDP may lose a datagram anyway, so what the kernel refuses or
 //!   the driver has no room for is counted ([`DatagramStatistics`]), and the socket lives on;
 //! - [`Request::CancelConnect`]: none but that of the attempt it ends.
@@ -27,16 +28,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::ops::{Deref, Range};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bytes::Bytes;
 use wal::disk::{BufferSource, DiskCompletion, DiskRequest, HeapBuffers};
+
+use self::mailbox::WakeSocket;
 
 mod clock;
 mod datagrams;
 pub mod device;
 pub mod directory;
 mod disk_error;
+pub mod mailbox;
 mod mapping;
 pub mod pread;
 pub mod process;
@@ -149,6 +154,14 @@ pub enum Request {
     },
     /// Closes a UDP socket: yields [`Completion::UdpClosed`]. What waits to be sent may be lost.
     CloseUdp(SocketId),
+    /// Gives up a connection that nothing has been requested for, so that another driver takes it:
+    /// yields [`Completion::Detached`].
+    Detach(ConnectionId),
+    /// Takes a connection that another driver has given up, as if accepted by the listener: yields
+    /// [`Completion::Accepted`], or [`Completion::NotAttached`].
+    Attach(ListenerId, OwnedFd),
+    /// Tells of mail from now on: yields [`Completion::Woken`] whenever somebody has rung.
+    Watch(WakeSocket),
 }
 
 /// The end of a request, or an event the driver was told to watch for.
@@ -205,6 +218,17 @@ pub enum Completion {
     },
     /// The UDP socket is gone. Datagrams of it that are lent still have to be handed back.
     UdpClosed(SocketId),
+    /// The connection is this driver's no more.
+    Detached {
+        /// What it was called here.
+        connection: ConnectionId,
+        /// The connection itself.
+        socket: OwnedFd,
+    },
+    /// The connection to take over was gone already.
+    NotAttached,
+    /// There may be mail.
+    Woken,
     /// SIGTERM or SIGINT came.
     Terminate,
 }
@@ -319,6 +343,26 @@ pub struct SendStatistics {
     pub zero_copy_in_vain: u64,
     /// Sends that asked for no copy and were refused; they were repeated with one.
     pub zero_copy_refused: u64,
+}
+
+impl std::ops::AddAssign for SendStatistics {
+    fn add_assign(&mut self, other: Self) {
+        self.copied_bytes += other.copied_bytes;
+        self.zero_copy_bytes += other.zero_copy_bytes;
+        self.zero_copy_in_vain += other.zero_copy_in_vain;
+        self.zero_copy_refused += other.zero_copy_refused;
+    }
+}
+
+impl std::ops::AddAssign for BufferStatistics {
+    fn add_assign(&mut self, other: Self) {
+        self.arena_bytes += other.arena_bytes;
+        self.arena_bytes_free += other.arena_bytes_free;
+        self.registered |= other.registered;
+        self.taken += other.taken;
+        self.fallen_back += other.fallen_back;
+        self.operations += other.operations;
+    }
 }
 
 /// What became of the buffers that [`Io::buffers`] has given.

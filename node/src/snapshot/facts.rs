@@ -24,6 +24,13 @@ pub struct SnapshotFacts {
     other_bytes: u64,
 }
 
+impl SnapshotFacts {
+    /// Its segments: shard and id.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = (ShardIndex, u64)> {
+        self.segments.iter().map(|(shard, id, _)| (*shard, *id))
+    }
+}
+
 impl From<&Catalog> for SnapshotFacts {
     fn from(catalog: &Catalog) -> Self {
         let (mut segments, mut other_bytes) = (Vec::new(), 0);

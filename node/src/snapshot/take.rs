@@ -84,6 +84,8 @@ enum Step {
 #[derive(Debug, Default)]
 pub struct SnapshotTaker {
     taking: Option<Taking>,
+    /// The snapshot that the shards of other threads are to join.
+    asked: Option<String>,
 }
 
 impl SnapshotTaker {
@@ -92,7 +94,7 @@ impl SnapshotTaker {
     /// # Panics
     /// If one is being taken already: the door sees to that.
     pub fn begin(&mut self, keyspace: &Keyspace, order: OrderId, id: String) {
-        let shard_count = keyspace.shards().end;
+        let shard_count = keyspace.spread().shard_count;
         let name = id.clone();
         let step = Step::Beginning(Procedure::new(|port| begin(port, name, shard_count)));
         self.start(keyspace, order, id, step);
@@ -103,7 +105,7 @@ impl SnapshotTaker {
     /// # Panics
     /// If one is being taken or deleted: the door sees to that.
     pub fn delete(&mut self, keyspace: &Keyspace, order: OrderId, id: String) {
-        let shard_count = keyspace.shards().end;
+        let shard_count = keyspace.spread().shard_count;
         let name = id.clone();
         let step = Step::Deleting(Procedure::new(|port| delete(port, name, shard_count)));
         self.start(keyspace, order, id, step);
@@ -116,12 +118,18 @@ impl SnapshotTaker {
             id,
             created_ms: keyspace.now().clock_ms,
             store: keyspace.store(0).identity().store,
-            shard_count: keyspace.shards().end,
+            shard_count: keyspace.spread().shard_count,
             shards: Vec::new(),
             refusal: None,
             facts: None,
             step,
         });
+    }
+
+    /// Takes the name of the snapshot that other threads are to make their part of with
+    /// [`begin_shards`].
+    pub fn poll_asked(&mut self) -> Option<String> {
+        self.asked.take()
     }
 
     /// A shard has linked its segments, or has failed to.
@@ -169,10 +177,9 @@ impl SnapshotTaker {
             match &mut taking.step {
                 Step::Beginning(procedure) => match procedure.take_output()? {
                     Ok(()) => {
-                        taking.shards = keyspace.shards().map(|_| None).collect();
-                        for shard in keyspace.shards() {
-                            keyspace.store_mut(shard).snapshot(shard_of(&taking.id, shard));
-                        }
+                        taking.shards = (0..taking.shard_count).map(|_| None).collect();
+                        begin_shards(keyspace, &taking.id);
+                        self.asked = Some(taking.id.clone());
                         taking.step = Step::Shards;
                     }
                     Err(Refusal::Exists) => return self.end(Some(Refusal::Exists)),
@@ -224,6 +231,13 @@ impl SnapshotTaker {
             Err(error) => OrderEnd::Failed(format!("IOERR the snapshot is still there: {error}")),
         };
         Some((order, end))
+    }
+}
+
+/// Has the shards of this thread make their part of a snapshot.
+pub fn begin_shards(keyspace: &mut Keyspace, id: &str) {
+    for shard in keyspace.shards() {
+        keyspace.store_mut(shard).snapshot(shard_of(id, shard));
     }
 }
 

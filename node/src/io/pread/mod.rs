@@ -20,6 +20,7 @@ use self::datagrams::Datagrams;
 use self::disk::Disk;
 use self::network::Network;
 use super::directory::DataDirectory;
+use super::mailbox::WakeSocket;
 use super::signals::Signals;
 use super::slots::SlotKey;
 use super::{
@@ -30,6 +31,7 @@ use super::{
 /// Tokens below those of connections, which are 2^32 and more.
 const WAKER: Token = Token(0);
 const SIGNALS: Token = Token(2);
+const MAIL: Token = Token(3);
 /// The token of the first listener and of the first UDP socket; there are up to 256 of each.
 const LISTENERS: usize = 0x100;
 const SOCKETS: usize = 0x200;
@@ -61,6 +63,7 @@ pub struct PreadIo {
     network: Network,
     datagrams: Datagrams,
     signals: Option<Signals>,
+    wake: Option<WakeSocket>,
     ready: Vec<Completion>,
 }
 
@@ -89,6 +92,7 @@ impl PreadIo {
             network: Network::new(),
             datagrams: Datagrams::default(),
             signals,
+            wake: None,
             ready: Vec::new(),
         })
     }
@@ -122,7 +126,10 @@ impl PreadIo {
         for event in &self.events {
             match event.token() {
                 WAKER => {}
-                SIGNALS => read_signals(self.signals.as_ref(), &mut self.ready),
+                SIGNALS => read_all(self.signals.as_ref(), || {
+                    self.ready.push(Completion::Terminate);
+                }),
+                MAIL => read_all(self.wake.as_ref(), || self.ready.push(Completion::Woken)),
                 Token(number) if number < LISTENERS => {}
                 Token(number) if number < SOCKETS => {
                     self.network.handle_acceptable(ListenerId(low_byte(number)));
@@ -155,12 +162,12 @@ fn low_byte(number: usize) -> u8 {
     u8::try_from(number & 0xff).expect("masked to 8 bits")
 }
 
-fn read_signals(signals: Option<&Signals>, ready: &mut Vec<Completion>) {
+fn read_all(socket: Option<&impl AsFd>, mut heard: impl FnMut()) {
     let mut bytes = [0; 64];
-    while let Some(signals) = signals {
-        match rustix::io::read(signals, &mut bytes) {
+    while let Some(socket) = socket {
+        match rustix::io::read(socket, &mut bytes) {
             Ok(0) => return,
-            Ok(_) => ready.push(Completion::Terminate),
+            Ok(_) => heard(),
             Err(Errno::INTR) => {}
             Err(_) => return,
         }
@@ -193,6 +200,20 @@ impl Io for PreadIo {
             }
             Request::SendDatagram { socket, to, bytes } => self.datagrams.send(socket, to, bytes),
             Request::CloseUdp(socket) => self.datagrams.close(socket, registry, ready),
+            Request::Detach(connection) => self.network.detach(connection, registry, ready),
+            Request::Attach(listener, socket) => {
+                self.network.attach(listener, socket, registry, ready);
+            },
+            Request::Watch(wake) => {
+                let fd = wake.as_fd().as_raw_fd();
+                let watched = ioctl_fionbio(&wake, true)
+                    .map_err(io::Error::from)
+                    .and_then(|()| registry.register(&mut SourceFd(&fd), MAIL, Interest::READABLE));
+                if let Err(error) = watched {
+                    tracing::error!(%error, "other threads are not heard");
+                }
+                self.wake = Some(wake);
+            }
         }
     }
 

@@ -444,6 +444,35 @@ impl Network {
         }
     }
 
+    pub(super) fn detach(
+        &mut self,
+        id: ConnectionId,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        let connection = self.connections.remove(SlotKey::from_bits(id.0));
+        let connection = connection.expect("a connection that is given up is there");
+        let idle = !connection.receiving && connection.sending.is_none();
+        assert!(idle, "nothing has been requested for {id:?}");
+        unwatch(registry, &connection.socket);
+        ready.push(Completion::Detached { connection: id, socket: connection.socket });
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        socket: OwnedFd,
+        registry: &Registry,
+        ready: &mut Vec<Completion>,
+    ) {
+        match watch_accepted(&mut self.connections, registry, socket) {
+            Ok((connection, peer)) => ready.push(Completion::Accepted { connection, peer }),
+            Err(error) => {
+                tracing::debug!(%error, "a connection was gone before it was taken over");
+                ready.push(Completion::NotAttached);
+            }
+        }
+    }
+
     fn open(&mut self, key: SlotKey) -> &mut Connection {
         self.connections.get_mut(key).expect("no request follows the close of its connection")
     }

@@ -44,6 +44,7 @@ use self::network::Network;
 use self::turns::{Event, Turns, Until};
 use super::directory::DataDirectory;
 use super::disk_error::is_interruption;
+use super::mailbox::WakeSocket;
 use super::signals::Signals;
 use super::uring::ProbeError;
 use super::uring::arena::{Arena, ArenaBuffers};
@@ -85,6 +86,7 @@ pub struct TokioUringIo {
     datagrams: Datagrams,
     lock: Option<LockInRing>,
     signals: Option<(Signals, Rc<UnixStream>)>,
+    wake: Option<Rc<UnixStream>>,
     ready: Vec<Completion>,
 }
 
@@ -108,6 +110,7 @@ impl TokioUringIo {
             datagrams: Datagrams::default(),
             lock: None,
             signals: None,
+            wake: None,
             ready: Vec::new(),
         };
         driver.register_lock();
@@ -161,8 +164,20 @@ impl TokioUringIo {
         let socket = Rc::new(UnixStream::from_std(socket));
         self.signals = Some((signals, Rc::clone(&socket)));
         let turns = Rc::clone(&self.turns);
-        self.block_on(async move || turns.spawn(hear_signals(socket, Rc::clone(&turns))));
+        let heard = || Event::Terminate;
+        self.block_on(async move || turns.spawn(hear(socket, Rc::clone(&turns), heard)));
         Ok(())
+    }
+
+    fn watch(&mut self, wake: &WakeSocket) {
+        let socket = match wake.as_fd().try_clone_to_owned() {
+            Ok(socket) => Rc::new(UnixStream::from_std(StdUnixStream::from(socket))),
+            Err(error) => return tracing::error!(%error, "other threads are not heard"),
+        };
+        self.wake = Some(Rc::clone(&socket));
+        let turns = Rc::clone(&self.turns);
+        let heard = || Event::Woken;
+        self.block_on(async move || turns.spawn(hear(socket, Rc::clone(&turns), heard)));
     }
 
     fn block_on<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
@@ -210,6 +225,7 @@ impl TokioUringIo {
             Event::Network(event) => self.network.handle(event, &mut self.ready),
             Event::Datagram(event) => self.datagrams.handle(event, &mut self.ready),
             Event::Terminate => self.ready.push(Completion::Terminate),
+            Event::Woken => self.ready.push(Completion::Woken),
         }
     }
 }
@@ -237,7 +253,7 @@ fn register_anchor() -> io::Result<usize> {
     Ok(address)
 }
 
-async fn hear_signals(socket: Rc<UnixStream>, turns: Rc<Turns>) {
+async fn hear(socket: Rc<UnixStream>, turns: Rc<Turns>, heard: impl Fn() -> Event) {
     let mut buffer = vec![0; 64];
     loop {
         let (result, back) = socket.read(buffer).await;
@@ -245,10 +261,10 @@ async fn hear_signals(socket: Rc<UnixStream>, turns: Rc<Turns>) {
         match result {
             // The driver has shut the socket down.
             Ok(0) => return,
-            Ok(_) => turns.push(Event::Terminate),
+            Ok(_) => turns.push(heard()),
             Err(error) if Errno::from_io_error(&error).is_some_and(is_interruption) => {}
             Err(error) => {
-                tracing::warn!(%error, "signals are not heard any more");
+                tracing::error!(%error, "signals or other threads are not heard any more");
                 return;
             }
         }
@@ -277,6 +293,9 @@ impl Io for TokioUringIo {
             }
             Request::SendDatagram { socket, to, bytes } => self.datagrams.send(socket, to, bytes),
             Request::CloseUdp(socket) => self.datagrams.close(socket, ready),
+            Request::Detach(connection) => self.network.detach(connection, ready),
+            Request::Attach(listener, socket) => self.network.attach(listener, socket, ready),
+            Request::Watch(wake) => self.watch(&wake),
         }
     }
 
@@ -333,10 +352,11 @@ impl Drop for TokioUringIo {
     fn drop(&mut self) {
         self.network.interrupt_all();
         self.datagrams.interrupt_all();
-        if let Some((_, socket)) = &self.signals
-            && let Err(error) = socket.shutdown(Shutdown::Both)
-        {
-            tracing::debug!(%error, "shutdown of the signals' socket failed");
+        let signals = self.signals.as_ref().map(|(_, socket)| socket);
+        for socket in signals.into_iter().chain(&self.wake) {
+            if let Err(error) = socket.shutdown(Shutdown::Both) {
+                tracing::debug!(%error, "shutdown of a socket of the driver's own failed");
+            }
         }
         let turns = &self.turns;
         let idle = self.block_on(async move || turns.idle(DRAIN_TIMEOUT).await);

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bytes::{Buf, Bytes};
@@ -295,13 +295,50 @@ impl Network {
         stream: TcpStream,
         peer: SocketAddr,
         ready: &mut Vec<Completion>,
-    ) {
+    ) -> bool {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection was gone before it was accepted");
-            return;
+            return false;
         }
         let connection = self.add(stream);
         ready.push(Completion::Accepted { listener, connection, peer });
+        true
+    }
+
+    pub(super) fn detach(&mut self, id: ConnectionId, ready: &mut Vec<Completion>) {
+        let connection = self.connections.remove(SlotKey::from_bits(id.0));
+        let connection = connection.expect("a connection that is given up is there");
+        let idle = connection.receive == Receive::Idle && !connection.sending;
+        assert!(idle && !connection.closing, "nothing has been requested for {id:?}");
+        // SAFETY: the stream keeps its descriptor open until it is dropped below.
+        let socket = unsafe { BorrowedFd::borrow_raw(connection.stream.as_raw_fd()) };
+        ready.push(match socket.try_clone_to_owned() {
+            Ok(socket) => Completion::Detached { connection: id, socket },
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be handed to another thread");
+                Completion::Closed(id)
+            }
+        });
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        listener: ListenerId,
+        socket: OwnedFd,
+        ready: &mut Vec<Completion>,
+    ) {
+        match sockets::prepare_accepted(&socket) {
+            Ok(peer) => {
+                let stream = TcpStream::from_std(socket.into());
+                if !self.handle_accepted(listener, stream, peer, ready) {
+                    ready.push(Completion::NotAttached);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection was gone before it was taken over");
+                ready.push(Completion::NotAttached);
+            }
+        }
     }
 
     fn handle_accept_ended(

@@ -22,13 +22,18 @@ use wal::disk::DiskCompletion;
 /// What a task has found out.
 pub(super) enum Event {
     /// A disk request has ended; it may have opened a file.
-    Disk { owner: DiskOwner, completion: DiskCompletion, opened: Option<Opened> },
+    Disk {
+        owner: DiskOwner,
+        completion: DiskCompletion,
+        opened: Option<Opened>,
+    },
     /// Something about a socket.
     Network(NetworkEvent),
     /// Something about a UDP socket.
     Datagram(DatagramEvent),
     /// A signal to stop came.
     Terminate,
+    Woken,
 }
 
 /// When a turn is over.

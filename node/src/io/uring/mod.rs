@@ -53,6 +53,8 @@ use self::op::{Op, Step};
 use self::outbound::Departures;
 use self::ring::{Cqe, Entered, Ring};
 use super::directory::{DataDirectory, pause};
+use super::disk_error::is_interruption;
+use super::mailbox::WakeSocket;
 use super::signals::Signals;
 use super::slots::{SlotKey, Slots};
 use super::sockets::RECEIVE_BUFFERS;
@@ -103,6 +105,7 @@ pub struct UringIo {
     datagrams: Datagrams,
     attempts: Attempts,
     signals: Option<Signals>,
+    wake: Option<WakeSocket>,
     ready: Vec<Completion>,
     drained: Vec<Cqe>,
 }
@@ -127,6 +130,7 @@ impl UringIo {
             datagrams: Datagrams::default(),
             attempts: Attempts::new(),
             signals: None,
+            wake: None,
             ready: Vec::new(),
             drained: Vec::new(),
         };
@@ -196,6 +200,18 @@ impl UringIo {
             Op::Connect(op) => self.handle_connect_op(op, cqe),
             Op::Datagram(op) => self.handle_datagram_op(op, cqe),
             Op::Pause { purpose, .. } => self.handle_pause(purpose),
+            Op::Wake { socket, buffer } => match cqe.outcome() {
+                // The mailbox has no senders any more.
+                Ok(0) => {}
+                Ok(_) => {
+                    self.ready.push(Completion::Woken);
+                    self.start(Op::Wake { socket, buffer });
+                }
+                Err(errno) if is_interruption(errno) => {
+                    self.start(Op::Wake { socket, buffer });
+                }
+                Err(error) => tracing::error!(%error, "other threads are not heard any more"),
+            },
             Op::Signal { socket, buffer } => match cqe.outcome() {
                 Ok(0) => tracing::warn!("signals are not heard any more"),
                 Ok(_) => {
@@ -327,6 +343,17 @@ impl Io for UringIo {
                 self.submit_send_datagram(socket, to, bytes);
             }
             Request::CloseUdp(socket) => self.submit_close_udp(socket),
+            Request::Detach(connection) => self.submit_detach(connection),
+            Request::Attach(listener, socket) => {
+                if !self.take_accepted(listener, socket) {
+                    self.ready.push(Completion::NotAttached);
+                }
+            }
+            Request::Watch(wake) => {
+                let socket = wake.as_fd().as_raw_fd();
+                self.wake = Some(wake);
+                self.start(Op::Wake { socket, buffer: Box::new([0; 64]) });
+            }
         }
     }
 

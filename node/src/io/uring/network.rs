@@ -160,14 +160,18 @@ impl UringIo {
         }
     }
 
-    fn take_accepted(&mut self, listener: ListenerId, socket: OwnedFd) {
-        match sockets::prepare_accepted(&socket) {
+    /// Returns whether the connection is still there.
+    pub(super) fn take_accepted(&mut self, listener: ListenerId, socket: OwnedFd) -> bool {
+        let prepared = sockets::prepare_accepted(&socket);
+        let is_there = prepared.is_ok();
+        match prepared {
             Ok(peer) => {
                 let connection = self.network.add(socket);
                 self.ready.push(Completion::Accepted { listener, connection, peer });
             }
             Err(error) => tracing::debug!(%error, "a connection was gone before it was accepted"),
         }
+        is_there
     }
 
     pub(super) fn handle_pause(&mut self, purpose: Purpose) {
@@ -204,6 +208,14 @@ impl UringIo {
             sockets::interrupt(&connection.socket);
         }
         self.close_inbound(key);
+    }
+
+    pub(super) fn submit_detach(&mut self, id: ConnectionId) {
+        let connection = self.network.connections.remove(SlotKey::from_bits(id.0));
+        let connection = connection.expect("a connection that is given up is there");
+        let idle = connection.inbound.is_over() && !connection.outbound.sending;
+        assert!(idle && !connection.closing, "nothing has been requested for {id:?}");
+        self.ready.push(Completion::Detached { connection: id, socket: connection.socket });
     }
 
     pub(super) fn close_if_idle(&mut self, key: SlotKey) {

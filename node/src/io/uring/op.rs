@@ -57,6 +57,8 @@ pub(super) enum Op {
     Pause { time: Box<Timespec>, purpose: Purpose },
     /// Read from the socket the signal handlers write to.
     Signal { socket: RawFd, buffer: Box<[u8; 64]> },
+    /// Read from the socket that other threads ring at.
+    Wake { socket: RawFd, buffer: Box<[u8; 64]> },
 }
 
 /// What follows a pause.
@@ -166,7 +168,7 @@ impl Op {
             Self::Connect(op) => op.entry(),
             Self::Datagram(op) => op.entry(),
             Self::Pause { time, .. } => opcode::Timeout::new(&raw const **time).build(),
-            Self::Signal { socket, buffer } => {
+            Self::Signal { socket, buffer } | Self::Wake { socket, buffer } => {
                 let len = u32::try_from(buffer.len()).expect("64 bytes");
                 opcode::Read::new(Fd(*socket), buffer.as_mut_ptr(), len).build()
             }

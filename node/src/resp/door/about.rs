@@ -31,7 +31,15 @@ impl Door {
             Command::Echo { message } => caller.reply(None, |reply| reply.writer().bulk(message)),
             Command::Hello(hello) => return self.hello(caller, &hello),
             Command::Auth(credentials) => return self.auth(caller, &credentials),
-            Command::Client(client) => return self.client(keyspace, caller, client),
+            Command::Client(Client::List { filter }) => {
+                let numbers = match filter {
+                    ClientFilter::All | ClientFilter::Normal => None,
+                    ClientFilter::Nobody => Some(Vec::new()),
+                    ClientFilter::Ids(ids) => Some(ids.filter_map(client_id).collect()),
+                };
+                return self.list_clients(keyspace, caller, numbers);
+            }
+            Command::Client(client) => return client_command(caller, client),
             Command::CommandList => caller.reply(None, |reply| {
                 reply.writer().array_header(COMMANDS.len());
                 COMMANDS.iter().for_each(|spec| spec.write_info(&mut reply.writer()));
@@ -40,10 +48,7 @@ impl Door {
                 reply.writer().integer(i64::try_from(COMMANDS.len()).unwrap_or(i64::MAX));
             }),
             Command::CommandDocs { names } => command_docs(caller, names),
-            Command::Info { sections } => {
-                let text = self.info(keyspace, sections);
-                caller.reply(None, |reply| reply.writer().verbatim(text.as_bytes()));
-            }
+            Command::Info { sections } => return self.info(keyspace, caller, sections),
             Command::ConfigGet { patterns } => self.config_get(caller, patterns),
             Command::Engine(command) => return self.execute_engine(keyspace, caller, command),
             Command::Select => caller.reply(None, |reply| reply.writer().ok()),
@@ -142,57 +147,7 @@ impl Door {
         Outcome::Done
     }
 
-    fn client(&self, keyspace: &Keyspace, caller: &mut Caller<'_>, client: Client<'_>) -> Outcome {
-        match client {
-            Client::SetName { name } => caller.connection.name = name.to_vec(),
-            Client::SetLibraryName { name } => caller.connection.library_name = name.to_vec(),
-            Client::SetLibraryVersion { version } => {
-                caller.connection.library_version = version.to_vec();
-            }
-            Client::GetName => {
-                let name = caller.connection.name.clone();
-                caller.reply(None, |reply| match name.is_empty() {
-                    true => reply.writer().null(),
-                    false => reply.writer().bulk(&name),
-                });
-                return Outcome::Done;
-            }
-            Client::Id => {
-                let number = i64::try_from(caller.connection.number).unwrap_or(i64::MAX);
-                caller.reply(None, |reply| reply.writer().integer(number));
-                return Outcome::Done;
-            }
-            Client::List { filter } => {
-                let text = self.client_list(keyspace, caller, filter);
-                caller.reply(None, |reply| reply.writer().verbatim(text.as_bytes()));
-                return Outcome::Done;
-            }
-        }
-        caller.reply(None, |reply| reply.writer().ok());
-        Outcome::Done
-    }
-
-    fn client_list(
-        &self,
-        keyspace: &Keyspace,
-        caller: &Caller<'_>,
-        filter: ClientFilter<'_>,
-    ) -> String {
-        let wanted = |number: u64| match filter {
-            ClientFilter::All | ClientFilter::Normal => true,
-            ClientFilter::Nobody => false,
-            ClientFilter::Ids(mut ids) => ids.any(|id| client_id(id) == Some(number)),
-        };
-        // The caller's own connection is in hand, not in the map.
-        let others = self.connections.values().map(AsRef::as_ref);
-        let mut all: Vec<_> = others.chain([&*caller.connection]).collect();
-        all.sort_by_key(|connection| connection.number);
-        let now_ms = keyspace.now().clock_ms;
-        let listed = all.into_iter().filter(|connection| wanted(connection.number));
-        listed.map(|connection| self.client_line(connection, now_ms)).collect()
-    }
-
-    fn client_line(&self, connection: &super::Connection, now_ms: u64) -> String {
+    pub(super) fn client_line(&self, connection: &super::Connection, now_ms: u64) -> String {
         let protocol = match connection.protocol {
             Protocol::Resp2 => 2,
             Protocol::Resp3 => 3,
@@ -210,7 +165,7 @@ impl Door {
             now_ms.saturating_sub(connection.active_ms) / 1000,
             connection.parser.buffered(),
             connection.output_len(),
-            connection.output_len() + connection.parser.buffered(),
+            connection.bytes() + connection.sending,
             connection.last_command,
             String::from_utf8_lossy(&connection.library_name),
             String::from_utf8_lossy(&connection.library_version),
@@ -250,6 +205,32 @@ impl Door {
             }
         });
     }
+}
+
+fn client_command(caller: &mut Caller<'_>, client: Client<'_>) -> Outcome {
+    match client {
+        Client::SetName { name } => caller.connection.name = name.to_vec(),
+        Client::SetLibraryName { name } => caller.connection.library_name = name.to_vec(),
+        Client::SetLibraryVersion { version } => {
+            caller.connection.library_version = version.to_vec();
+        }
+        Client::GetName => {
+            let name = caller.connection.name.clone();
+            caller.reply(None, |reply| match name.is_empty() {
+                true => reply.writer().null(),
+                false => reply.writer().bulk(&name),
+            });
+            return Outcome::Done;
+        }
+        Client::Id => {
+            let number = i64::try_from(caller.connection.number).unwrap_or(i64::MAX);
+            caller.reply(None, |reply| reply.writer().integer(number));
+            return Outcome::Done;
+        }
+        Client::List { .. } => unreachable!("all threads list their clients"),
+    }
+    caller.reply(None, |reply| reply.writer().ok());
+    Outcome::Done
 }
 
 fn command_docs(caller: &mut Caller<'_>, names: Tail<'_>) {

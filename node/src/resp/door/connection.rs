@@ -1,10 +1,12 @@
 //! One client: its parser, its replies, and how its flow stands.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::BytesMut;
 
-use super::reply_queue::ReplyQueue;
+use super::relay::{Origin, Relayed, Untaken};
+use super::reply_queue::{IDLE_CAPACITY_MAX, ReplyQueue};
 use super::task::TaskId;
 use crate::resp::frame::{Arguments, Parser};
 use crate::resp::reply::{Protocol, push_decimal};
@@ -30,11 +32,17 @@ pub(super) enum Blocked {
     Task(TaskId),
     /// Too many of its replies are still to come.
     Replies,
+    /// This command, encoded, must be tried when other threads have nothing left to answer.
+    Relays(Vec<u8>),
+    /// Commands behind this one must see the effect of its part here.
+    Gather(u64),
 }
 
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// Set for the shadow of another thread's connection, which has no client of its own here.
+    pub(super) origin: Option<Origin>,
     pub(super) number: u64,
     pub(super) peer: SocketAddr,
     pub(super) parser: Parser,
@@ -42,6 +50,18 @@ pub(super) struct Connection {
     pub(super) replies: ReplyQueue,
     pub(super) phase: Phase,
     pub(super) blocked: Blocked,
+    /// Commands that other threads have not answered yet, in order.
+    pub(super) relayed: VecDeque<Relayed>,
+    /// Bytes of these.
+    pub(super) relayed_bytes: usize,
+    /// Long replies from other threads that the client has not taken.
+    pub(super) untaken: Vec<Untaken>,
+    /// In which turn it has last executed something.
+    pub(super) turn: u64,
+    /// What that has cost.
+    pub(super) spent: usize,
+    /// Whether it goes on next turn, for it has had its share of this one.
+    pub(super) yielded: bool,
     pub(super) receiving: bool,
     /// Whether the present command was put together in the parser's buffer.
     pub(super) staged: bool,
@@ -67,6 +87,25 @@ impl Connection {
         self.replies.len() + self.sending
     }
 
+    /// Bytes of memory that it takes, without those that other owners share.
+    pub(super) fn bytes(&self) -> usize {
+        let names = [&self.name, &self.library_name, &self.library_version];
+        size_of::<Self>()
+            + self.parser.heap_bytes()
+            + self.replies.heap_bytes()
+            + self.relayed.capacity() * size_of::<Relayed>()
+            + self.untaken.capacity() * size_of::<Untaken>()
+            + names.iter().map(|name| name.capacity()).sum::<usize>()
+    }
+
+    /// Gives memory back that an idle connection has no use for.
+    pub(super) fn rest(&mut self) {
+        self.replies.rest();
+        if self.relayed.is_empty() && self.relayed.capacity() > IDLE_CAPACITY_MAX {
+            self.relayed = VecDeque::new();
+        }
+    }
+
     pub(super) fn is_blocked(&self) -> bool {
         !matches!(self.blocked, Blocked::No)
     }
@@ -74,15 +113,20 @@ impl Connection {
 
 /// Encodes a command again, to be executed later.
 pub(super) fn encode(arguments: &Arguments<'_>) -> Vec<u8> {
+    encode_words(arguments.iter())
+}
+
+/// Encodes words as a command.
+pub(super) fn encode_words<'a>(words: impl ExactSizeIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut out = BytesMut::new();
     out.extend_from_slice(b"*");
-    push_decimal(&mut out, i64::try_from(arguments.len()).unwrap_or(i64::MAX));
+    push_decimal(&mut out, i64::try_from(words.len()).unwrap_or(i64::MAX));
     out.extend_from_slice(b"\r\n");
-    for argument in arguments.iter() {
+    for word in words {
         out.extend_from_slice(b"$");
-        push_decimal(&mut out, i64::try_from(argument.len()).unwrap_or(i64::MAX));
+        push_decimal(&mut out, i64::try_from(word.len()).unwrap_or(i64::MAX));
         out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(argument);
+        out.extend_from_slice(word);
         out.extend_from_slice(b"\r\n");
     }
     out.to_vec()

@@ -4,12 +4,12 @@
 //! Whoever drives the door takes orders with [`Door::poll_order`] and ends each with
 //! [`Door::handle_order`]. One snapshot is taken at a time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Door;
 use super::execute::{Caller, Outcome};
 use super::task::TaskId;
-use crate::keyspace::Keyspace;
+use crate::keyspace::{Keyspace, ShardIndex};
 use crate::resp::command::EngineCommand;
 use crate::resp::reply::ReplyWriter;
 use crate::snapshot::{SnapshotFacts, SnapshotSpace};
@@ -85,17 +85,20 @@ impl Orders {
         self.default_id_ms.to_string()
     }
 
+    /// The segments of all snapshots, by shard.
+    pub(super) fn segments(&self) -> Vec<(ShardIndex, u64)> {
+        let all = self.snapshots.iter().flat_map(SnapshotFacts::segments);
+        all.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// What INFO says of snapshots.
     pub(super) fn about(
         &self,
-        keyspace: &Keyspace,
+        segments_in_use: &BTreeSet<(ShardIndex, u64)>,
         started_ms: u64,
     ) -> [(&'static str, String); 6] {
         let status = if self.failed { "err" } else { "ok" };
-        let is_in_use = |shard, segment| {
-            let is_there = keyspace.shards().contains(&shard);
-            is_there && keyspace.store(shard).has_segment(segment)
-        };
+        let is_in_use = |shard, segment| segments_in_use.contains(&(shard, segment));
         let SnapshotSpace { bytes, bytes_apart } = SnapshotSpace::of(&self.snapshots, is_in_use);
         [
             ("snapshots", self.snapshots.len().to_string()),

@@ -31,8 +31,12 @@ pub(super) enum Outcome {
     Blocked,
     /// It has not; try again when the key has been resolved.
     Resolving(ShardIndex, ReadId),
+    /// It has not; try again when other threads have nothing left to answer.
+    Alone,
     /// Commands of this connection must wait for the task.
     Behind(TaskId),
+    /// Commands of this connection must wait for its part of a gathered one.
+    BehindPart(u64),
     /// No more commands from this connection.
     Close,
 }

@@ -1,15 +1,19 @@
 //! INFO: what the node says about itself, in Redis's sections and one of its own.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use storage::{ScrubStatus, StoreStatus};
+use storage::{Repair, ScrubStatus, StoreStatus};
 
-use super::Door;
 use super::about::REDIS_VERSION;
+use super::execute::{Caller, Outcome};
+use super::task::TaskId;
+use super::{Counters, Door, Message};
 use crate::config::DurabilityMode;
+use crate::io::BufferStatistics;
 use crate::io::device::{DeviceProbe, SyncMethod};
-use crate::keyspace::Keyspace;
+use crate::keyspace::{Keyspace, ShardIndex, Spread};
 use crate::resp::command::Tail;
 
 /// What the door knows of the node around it.
@@ -25,6 +29,8 @@ pub struct NodeFacts {
     pub process_id: u32,
     /// The data directory.
     pub data_dir: String,
+    /// How the shards are spread over threads, and which thread this is.
+    pub spread: Spread,
     /// The client door's address, once it is open.
     pub client: Option<SocketAddr>,
     /// When the node started, in milliseconds since 1970.
@@ -50,6 +56,93 @@ pub struct DurabilityFacts {
     pub probe: DeviceProbe,
 }
 
+/// What is asked of a thread.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FactsAsked {
+    /// Segments of snapshots, by shard: which of them the stores have, too.
+    segments: Vec<(ShardIndex, u64)>,
+    /// Whether to describe the clients.
+    clients: bool,
+    /// Whether to tell the repair lists.
+    repairs: bool,
+}
+
+/// What a thread knows of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    shards: Vec<ShardFacts>,
+    counters: Counters,
+    buffers: BufferStatistics,
+    copies: Copies,
+    sends: SendStatistics,
+    clients: usize,
+    clients_blocked: usize,
+    clients_paused: usize,
+    segments_in_use: BTreeSet<(ShardIndex, u64)>,
+    client_lines: Vec<(u64, String)>,
+}
+
+#[derive(Clone, Debug)]
+struct ShardFacts {
+    shard: ShardIndex,
+    status: StoreStatus,
+    keys: usize,
+    has_failed: bool,
+    repairs: Vec<Repair>,
+}
+
+impl Facts {
+    /// Puts what all threads know together.
+    fn of_all(all: Vec<Self>) -> Self {
+        let mut sum = Self::default();
+        for facts in all {
+            sum.shards.extend(facts.shards);
+            sum.counters += facts.counters;
+            sum.buffers += facts.buffers;
+            sum.copies += facts.copies;
+            sum.sends += facts.sends;
+            sum.clients += facts.clients;
+            sum.clients_blocked += facts.clients_blocked;
+            sum.clients_paused += facts.clients_paused;
+            sum.segments_in_use.extend(facts.segments_in_use);
+            sum.client_lines.extend(facts.client_lines);
+        }
+        sum.shards.sort_by_key(|shard| shard.shard);
+        sum.client_lines.sort_by_key(|(number, _)| *number);
+        sum
+    }
+
+    fn sum(&self, field: impl Fn(&StoreStatus) -> u64) -> u64 {
+        self.shards.iter().map(|shard| field(&shard.status)).sum()
+    }
+}
+
+/// What is to be answered once all threads have told what they know.
+#[derive(Debug)]
+enum Question {
+    Info {
+        sections: Vec<String>,
+    },
+    /// CLIENT LIST, of these numbers or all.
+    Clients {
+        numbers: Option<Vec<u64>>,
+    },
+}
+
+#[derive(Debug)]
+struct Asking {
+    task: TaskId,
+    question: Question,
+    answers: Vec<Facts>,
+}
+
+/// Questions that other threads have not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    next: u64,
+    asking: BTreeMap<u64, Asking>,
+}
+
 const SECTIONS: [&str; 11] = [
     "Server",
     "Clients",
@@ -67,9 +160,116 @@ const SECTIONS: [&str; 11] = [
 const DAMAGE: &str = "Damage";
 
 impl Door {
-    pub(super) fn info(&self, keyspace: &Keyspace, sections: Tail<'_>) -> String {
-        let asked: Vec<String> =
+    /// Answers INFO, when all threads have told what they know.
+    pub(super) fn info(
+        &mut self,
+        keyspace: &Keyspace,
+        caller: &mut Caller<'_>,
+        sections: Tail<'_>,
+    ) -> Outcome {
+        let sections: Vec<String> =
             sections.map(|name| String::from_utf8_lossy(name).to_ascii_lowercase()).collect();
+        let repairs = sections.iter().any(|name| name.eq_ignore_ascii_case(DAMAGE));
+        let segments = self.orders.segments();
+        let asked = FactsAsked { segments, clients: false, repairs };
+        self.ask(keyspace, caller, Question::Info { sections }, &asked)
+    }
+
+    /// Answers CLIENT LIST, when all threads have told what they know.
+    pub(super) fn list_clients(
+        &mut self,
+        keyspace: &Keyspace,
+        caller: &mut Caller<'_>,
+        numbers: Option<Vec<u64>>,
+    ) -> Outcome {
+        let asked = FactsAsked { clients: true, ..FactsAsked::default() };
+        self.ask(keyspace, caller, Question::Clients { numbers }, &asked)
+    }
+
+    fn ask(
+        &mut self,
+        keyspace: &Keyspace,
+        caller: &mut Caller<'_>,
+        question: Question,
+        asked: &FactsAsked,
+    ) -> Outcome {
+        let mut own = self.facts(keyspace, asked);
+        // It is in hand, not among the connections.
+        if asked.clients && caller.connection.origin.is_none() {
+            let connection = &*caller.connection;
+            let line = self.client_line(connection, keyspace.now().clock_ms);
+            own.client_lines.push((connection.number, line));
+        }
+        if keyspace.spread().thread_count == 1 {
+            let text = self.answer(keyspace, &question, &Facts::of_all(vec![own]));
+            caller.reply(None, |reply| reply.writer().verbatim(text.as_bytes()));
+            return Outcome::Done;
+        }
+        let task = self.tasks.order(caller.place());
+        let number = self.questions.next;
+        self.questions.next += 1;
+        self.questions.asking.insert(number, Asking { task, question, answers: vec![own] });
+        for thread in keyspace.spread().others() {
+            self.tell(thread, Message::Ask { question: number, asked: asked.clone() });
+        }
+        Outcome::Behind(task)
+    }
+
+    /// Takes what another thread knows.
+    pub(super) fn take_facts(&mut self, keyspace: &Keyspace, number: u64, facts: Facts) {
+        let Some(asking) = self.questions.asking.get_mut(&number) else { return };
+        asking.answers.push(facts);
+        if asking.answers.len() < usize::from(keyspace.spread().thread_count) {
+            return;
+        }
+        let Some(Asking { task, question, answers }) = self.questions.asking.remove(&number) else {
+            return;
+        };
+        let text = self.answer(keyspace, &question, &Facts::of_all(answers));
+        self.tasks.end_order(task, |reply| reply.writer().verbatim(text.as_bytes()));
+    }
+
+    fn answer(&self, keyspace: &Keyspace, question: &Question, facts: &Facts) -> String {
+        match question {
+            Question::Info { sections } => self.info_text(keyspace, facts, sections),
+            Question::Clients { numbers } => {
+                let wanted = |number| numbers.as_ref().is_none_or(|all| all.contains(number));
+                let lines = facts.client_lines.iter().filter(|(number, _)| wanted(number));
+                lines.map(|(_, line)| line.as_str()).collect()
+            }
+        }
+    }
+
+    /// What this thread knows of itself.
+    pub(super) fn facts(&self, keyspace: &Keyspace, asked: &FactsAsked) -> Facts {
+        let shards = keyspace.stores().map(|(shard, store)| ShardFacts {
+            shard,
+            status: store.status(),
+            keys: store.len(),
+            has_failed: store.failure().is_some(),
+            repairs: if asked.repairs { store.repairs().collect() } else { Vec::new() },
+        });
+        let is_in_use = |(shard, segment): &(ShardIndex, u64)| {
+            keyspace.shards().any(|own| own == *shard)
+                && keyspace.store(*shard).has_segment(*segment)
+        };
+        let now_ms = keyspace.now().clock_ms;
+        let clients = self.connections.values().filter(|one| asked.clients && one.origin.is_none());
+        Facts {
+            shards: shards.collect(),
+            counters: self.counters,
+            buffers: self.buffers,
+            copies: self.ledger.copies(),
+            sends: self.sends,
+            clients: self.clients_len,
+            clients_blocked: self.blocked.len() + self.resolving.len(),
+            clients_paused: self.paused.len(),
+            segments_in_use: asked.segments.iter().copied().filter(is_in_use).collect(),
+            client_lines: clients.map(|one| (one.number, self.client_line(one, now_ms))).collect(),
+        }
+    }
+
+    fn info_text(&self, keyspace: &Keyspace, facts: &Facts, asked: &[String]) -> String {
         let all = asked.is_empty()
             || asked.iter().any(|name| ["all", "default", "everything"].contains(&name.as_str()));
         let mut out = String::new();
@@ -80,7 +280,7 @@ impl Door {
                     out.push_str("\r\n");
                 }
                 let _ = write!(out, "# {section}\r\n");
-                for (name, value) in self.section(keyspace, section) {
+                for (name, value) in self.section(keyspace, facts, section) {
                     let _ = write!(out, "{name}:{value}\r\n");
                 }
             }
@@ -88,28 +288,28 @@ impl Door {
         out
     }
 
-    fn section(&self, keyspace: &Keyspace, section: &str) -> Vec<(String, String)> {
+    fn section(&self, keyspace: &Keyspace, facts: &Facts, section: &str) -> Vec<(String, String)> {
         let fields = match section {
             "Server" => self.server(keyspace),
-            "Clients" => self.clients(),
-            "Memory" => self.memory(keyspace),
-            "Persistence" => self.persistence(keyspace),
+            "Clients" => self.clients(facts),
+            "Memory" => self.memory(facts),
+            "Persistence" => self.persistence(facts),
             "Durability" => durability(&self.facts.durability),
-            "Stats" => self.stats(keyspace),
-            "Copies" => return self.copies(),
-            "Keyspace" => return keys(keyspace),
-            "Scrub" => scrub(keyspace),
-            DAMAGE => return damage(keyspace),
-            _ => return self.kadring(keyspace),
+            "Stats" => stats(facts),
+            "Copies" => return copies(facts),
+            "Keyspace" => return keys(facts),
+            "Scrub" => scrub(facts),
+            DAMAGE => return damage(facts),
+            _ => return self.kadring(facts),
         };
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    fn persistence(&self, keyspace: &Keyspace) -> Vec<(&'static str, String)> {
-        let failed = keyspace.stores().any(|(_, store)| store.failure().is_some());
+    fn persistence(&self, facts: &Facts) -> Vec<(&'static str, String)> {
+        let failed = facts.shards.iter().any(|shard| shard.has_failed);
         let status = if failed { "err" } else { "ok" };
         let mut fields = vec![("loading", "0".to_owned())];
-        fields.extend(self.orders.about(keyspace, self.facts.started_ms));
+        fields.extend(self.orders.about(&facts.segments_in_use, self.facts.started_ms));
         fields.push(("aof_enabled", "1".to_owned()));
         fields.push(("aof_last_write_status", status.to_owned()));
         fields
@@ -134,20 +334,18 @@ impl Door {
         ]
     }
 
-    fn clients(&self) -> Vec<(&'static str, String)> {
-        // The asking connection is in hand, not in the map.
-        let connected = self.connections.len() + 1;
+    fn clients(&self, facts: &Facts) -> Vec<(&'static str, String)> {
         vec![
-            ("connected_clients", connected.to_string()),
+            ("connected_clients", facts.clients.to_string()),
             ("maxclients", self.limits.connections_max.to_string()),
-            ("blocked_clients", (self.blocked.len() + self.resolving.len()).to_string()),
-            ("paused_clients", self.paused.len().to_string()),
+            ("blocked_clients", facts.clients_blocked.to_string()),
+            ("paused_clients", facts.clients_paused.to_string()),
         ]
     }
 
-    fn memory(&self, keyspace: &Keyspace) -> Vec<(&'static str, String)> {
-        let (resident, buffers) = ((self.facts.resident_bytes)(), &self.buffers);
-        let cache: u64 = keyspace.stores().map(|(_, store)| store.status().cache_bytes).sum();
+    fn memory(&self, facts: &Facts) -> Vec<(&'static str, String)> {
+        let (resident, buffers) = ((self.facts.resident_bytes)(), &facts.buffers);
+        let cache = facts.sum(|status| status.cache_bytes);
         vec![
             ("used_memory", resident.to_string()),
             ("used_memory_rss", resident.to_string()),
@@ -163,40 +361,7 @@ impl Door {
         ]
     }
 
-    fn stats(&self, keyspace: &Keyspace) -> Vec<(&'static str, String)> {
-        let sum = |field: fn(StoreStatus) -> u64| -> String {
-            keyspace.stores().map(|(_, store)| field(store.status())).sum::<u64>().to_string()
-        };
-        let counters = &self.counters;
-        vec![
-            ("total_connections_received", counters.connections.to_string()),
-            ("rejected_connections", counters.connections_refused.to_string()),
-            ("stalled_connections", counters.connections_stalled.to_string()),
-            ("total_commands_processed", counters.commands.to_string()),
-            ("total_net_input_bytes", counters.received_bytes.to_string()),
-            ("total_net_output_bytes", counters.sent_bytes.to_string()),
-            ("cache_hits", sum(|status| status.cache_hits)),
-            ("cache_misses", sum(|status| status.cache_misses)),
-            ("disk_reads", sum(|status| status.disk_reads)),
-        ]
-    }
-
-    /// What has been copied on its way. Received bytes are always copied by the kernel, and bytes
-    /// sent unless the driver says otherwise.
-    fn copies(&self) -> Vec<(String, String)> {
-        let sends = self.sends;
-        let by_kernel = self.counters.sent_bytes.saturating_sub(sends.zero_copy_bytes);
-        let totals = [
-            ("sent_copied_by_kernel", by_kernel),
-            ("sent_copied_by_nobody", sends.zero_copy_bytes),
-            ("sends_zero_copy_in_vain", sends.zero_copy_in_vain),
-            ("sends_zero_copy_refused", sends.zero_copy_refused),
-        ];
-        let totals = totals.map(|(name, count)| (name.to_owned(), count.to_string()));
-        self.ledger.lines().chain(totals).collect()
-    }
-
-    fn kadring(&self, keyspace: &Keyspace) -> Vec<(String, String)> {
+    fn kadring(&self, all: &Facts) -> Vec<(String, String)> {
         let facts = &self.facts;
         let mut fields = vec![
             ("node_id".to_owned(), hex(&facts.node_id)),
@@ -204,12 +369,12 @@ impl Door {
             ("o_direct".to_owned(), u8::from(facts.durability.probe.direct).to_string()),
             ("durability".to_owned(), facts.durability.mode.name().to_owned()),
             ("disk_bytes_max".to_owned(), facts.disk_bytes_max.to_string()),
-            ("shards".to_owned(), keyspace.stores().len().to_string()),
+            ("shards".to_owned(), all.shards.len().to_string()),
+            ("threads".to_owned(), facts.spread.thread_count.to_string()),
             ("damage_found_at_start".to_owned(), facts.damage_found.to_string()),
             ("tail_uncertain_bytes".to_owned(), facts.tail_uncertain_bytes.to_string()),
         ];
-        for (index, store) in keyspace.stores() {
-            let status = store.status();
+        for ShardFacts { shard: index, status, has_failed, .. } in &all.shards {
             fields.push((
                 format!("shard{index}"),
                 format!(
@@ -231,7 +396,7 @@ impl Door {
                     status.checkpoints.published,
                     u8::from(status.suspect),
                     u8::from(status.disk_full),
-                    u8::from(store.failure().is_some()),
+                    u8::from(*has_failed),
                 ),
             ));
         }
@@ -254,14 +419,47 @@ fn durability(facts: &DurabilityFacts) -> Vec<(&'static str, String)> {
     fields
 }
 
+/// What has been copied on its way. Received bytes are always copied by the kernel, and bytes sent
+/// unless the driver says otherwise.
+fn copies(facts: &Facts) -> Vec<(String, String)> {
+    let sends = facts.sends;
+    let by_kernel = facts.counters.sent_bytes.saturating_sub(sends.zero_copy_bytes);
+    let totals = [
+        ("sent_copied_by_kernel", by_kernel),
+        ("sent_copied_by_nobody", sends.zero_copy_bytes),
+        ("sends_zero_copy_in_vain", sends.zero_copy_in_vain),
+        ("sends_zero_copy_refused", sends.zero_copy_refused),
+    ];
+    let totals = totals.map(|(name, count)| (name.to_owned(), count.to_string()));
+    facts.copies.lines().chain(totals).collect()
+}
+
+fn stats(facts: &Facts) -> Vec<(&'static str, String)> {
+    let counters = &facts.counters;
+    let sum = |field: fn(&StoreStatus) -> u64| facts.sum(field).to_string();
+    vec![
+        ("total_connections_received", counters.connections.to_string()),
+        ("rejected_connections", counters.connections_refused.to_string()),
+        ("stalled_connections", counters.connections_stalled.to_string()),
+        ("total_commands_processed", counters.commands.to_string()),
+        ("total_net_input_bytes", counters.received_bytes.to_string()),
+        ("total_net_output_bytes", counters.sent_bytes.to_string()),
+        ("cache_hits", sum(|status| status.cache_hits)),
+        ("cache_misses", sum(|status| status.cache_misses)),
+        ("disk_reads", sum(|status| status.disk_reads)),
+    ]
+}
+
 /// What the scrubs of all shards have done together.
-fn scrub(keyspace: &Keyspace) -> Vec<(&'static str, String)> {
-    let all: Vec<ScrubStatus> = keyspace.stores().map(|(_, store)| store.status().scrub).collect();
-    let sum = |field: fn(&ScrubStatus) -> u64| all.iter().map(field).sum::<u64>().to_string();
+fn scrub(facts: &Facts) -> Vec<(&'static str, String)> {
+    let all: Vec<&ScrubStatus> = facts.shards.iter().map(|shard| &shard.status.scrub).collect();
+    let sum = |field: fn(&ScrubStatus) -> u64| -> String {
+        all.iter().map(|status| field(status)).sum::<u64>().to_string()
+    };
     let passes = all.iter().map(|status| status.passes).min().unwrap_or(0);
-    let positions: Vec<String> = (keyspace.stores().zip(&all))
-        .filter_map(|((index, _), status)| Some(format!("{index}/{:016x}", status.segment?)))
-        .collect();
+    let position =
+        |shard: &ShardFacts| Some(format!("{}/{:016x}", shard.shard, shard.status.scrub.segment?));
+    let positions: Vec<String> = facts.shards.iter().filter_map(position).collect();
     vec![
         ("scrub_running", u8::from(!positions.is_empty()).to_string()),
         ("scrub_position", positions.join(",")),
@@ -276,23 +474,23 @@ fn scrub(keyspace: &Keyspace) -> Vec<(&'static str, String)> {
 }
 
 /// The repair lists of all shards.
-fn damage(keyspace: &Keyspace) -> Vec<(String, String)> {
-    let repairs = keyspace.stores().flat_map(|(_, store)| store.repairs());
-    let line = |(index, repair): (usize, storage::Repair)| {
-        let storage::Repair { key, file, offset, reason } = repair;
+fn damage(facts: &Facts) -> Vec<(String, String)> {
+    let repairs = facts.shards.iter().flat_map(|shard| &shard.repairs);
+    let line = |(index, repair): (usize, &Repair)| {
+        let Repair { key, file, offset, reason } = repair;
         let key = key.map_or_else(|| "-".to_owned(), |key| hex(&key.0));
         (format!("damage{index}"), format!("key={key},file={file},offset={offset},reason={reason}"))
     };
     repairs.enumerate().map(line).collect()
 }
 
-fn keys(keyspace: &Keyspace) -> Vec<(String, String)> {
-    if keyspace.is_empty() {
+fn keys(facts: &Facts) -> Vec<(String, String)> {
+    let keys: usize = facts.shards.iter().map(|shard| shard.keys).sum();
+    if keys == 0 {
         return Vec::new();
     }
-    let expiring: u64 = keyspace.stores().map(|(_, store)| store.status().keys_expiring).sum();
-    let figures = format!("keys={},expires={expiring},avg_ttl=0", keyspace.len());
-    vec![("db0".to_owned(), figures)]
+    let expiring = facts.sum(|status| status.keys_expiring);
+    vec![("db0".to_owned(), format!("keys={keys},expires={expiring},avg_ttl=0"))]
 }
 
 fn hex(id: &[u8; 20]) -> String {

@@ -6,6 +6,7 @@
 //! the store keeps it.
 
 use std::cell::Cell;
+use std::ops::AddAssign;
 use std::rc::Rc;
 
 /// Lengths from which the second and the third class of values begin.
@@ -70,11 +71,28 @@ impl Ledger {
         cell.set(sum);
     }
 
+    /// The sums so far.
+    pub(crate) fn copies(&self) -> Copies {
+        Copies(self.0.each_ref().map(Cell::get))
+    }
+}
+
+/// What a ledger says; those of several threads can be added.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Copies([Amounts; PATH_NAMES.len()]);
+
+impl AddAssign for Copies {
+    fn add_assign(&mut self, other: Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(sum, more)| sum.add(more));
+    }
+}
+
+impl Copies {
     /// What INFO shows: a line for each path and class.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (String, String)> {
         let paths = self.0.iter().zip(PATH_NAMES);
-        paths.flat_map(|(cell, path)| {
-            cell.get().0.into_iter().zip(CLASS_NAMES).map(move |(amount, class)| {
+        paths.flat_map(|(amounts, path)| {
+            amounts.0.into_iter().zip(CLASS_NAMES).map(move |(amount, class)| {
                 let Amount { values, bytes, copied } = amount;
                 let figures = format!("values={values},bytes={bytes},copied_by_us={copied}");
                 (format!("{path}_{class}"), figures)
@@ -96,7 +114,7 @@ mod tests {
         }
         ledger.add(Path::GetCold, &amounts);
         ledger.clone().add(Path::GetCold, &amounts);
-        let lines: Vec<_> = ledger.lines().collect();
+        let lines: Vec<_> = ledger.copies().lines().collect();
         let line = |name: &str| lines.iter().find(|(known, _)| known == name).unwrap().1.clone();
         assert_eq!(line("get_cold_under_2k"), "values=4,bytes=4094,copied_by_us=8188");
         assert_eq!(line("get_cold_under_32k"), "values=4,bytes=69630,copied_by_us=139260");

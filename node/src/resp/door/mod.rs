@@ -13,7 +13,10 @@
 //!   above `output_bytes_max`;
 //! * a connection has at most `REPLIES_PENDING_MAX` commands waiting for the disk, and each of them
 //!   at most a window of reads;
-//! * a command that cannot be executed yet is executed before any later one of its connection.
+//! * a command that cannot be executed yet is executed before any later one of its connection;
+//! * a connection executes about `TURN_COST_MAX` in a turn, then others have theirs.
+//!
+//! With several threads each has a door of its own; `relay` says how they work together.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -22,31 +25,41 @@ use storage::{Event, ReadId};
 
 use crate::config::{ClientLimits, Password};
 use crate::io::{BufferStatistics, ConnectionId, ReceiveBuffer, Request, SendStatistics};
-use crate::keyspace::{Keyspace, ShardIndex};
+use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
 use crate::resp::command::{Command, CommandError, CommandSpec};
 use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
 use crate::resp::reply::Protocol;
 
 mod about;
+mod bounds;
 mod connection;
 mod engine;
 mod execute;
+mod gather;
 mod info;
 mod ledger;
+mod relay;
 mod reply_queue;
 mod task;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod thread_tests;
 
+use bounds::cost;
 use connection::{Blocked, Connection, Phase, encode};
 use engine::Orders;
 use execute::{Caller, Outcome};
+use gather::{Gather, Route};
+use info::Questions;
 use ledger::{Amounts, Ledger, Path};
+use relay::Origin;
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
 pub use engine::{Order, OrderEnd, OrderId};
 pub use info::{DurabilityFacts, NodeFacts};
+pub(crate) use relay::Message;
 
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
 /// further is executed until half of them are there.
@@ -61,6 +74,17 @@ struct Counters {
     commands: u64,
     received_bytes: u64,
     sent_bytes: u64,
+}
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.connections_refused += other.connections_refused;
+        self.connections_stalled += other.connections_stalled;
+        self.commands += other.commands;
+        self.received_bytes += other.received_bytes;
+        self.sent_bytes += other.sent_bytes;
+    }
 }
 
 /// The client door of one thread.
@@ -80,7 +104,23 @@ pub struct Door {
     /// Connections whose replies may be able to go out.
     dirty: BTreeSet<ConnectionId>,
     /// Connections whose replies wait for a shard.
-    held: Vec<ConnectionId>,
+    held: BTreeSet<ConnectionId>,
+    /// Connections that have had their share of the turn.
+    yielded: VecDeque<ConnectionId>,
+    /// The turn's number.
+    turn: u64,
+    /// Which of the connections are shadows of those of other threads.
+    relayed: BTreeMap<Origin, ConnectionId>,
+    next_relayed: u64,
+    gathers: BTreeMap<u64, Gather>,
+    next_gather: u64,
+    questions: Questions,
+    /// What other threads are to be told.
+    messages: BTreeMap<ThreadIndex, Vec<Message>>,
+    /// Connections that clients have to this thread.
+    clients_len: usize,
+    /// Connections that this thread has handed to others.
+    connections_elsewhere: usize,
     /// Connections that execute nothing because their client does not read.
     paused: BTreeSet<ConnectionId>,
     requests: VecDeque<Request>,
@@ -96,18 +136,30 @@ impl Door {
     #[must_use]
     pub fn new(limits: ClientLimits, password: Option<Password>, facts: NodeFacts) -> Self {
         let value_bytes_max = limits.value_bytes_max;
+        // Connections of different threads have different numbers.
+        let next_number = 1 + u64::from(facts.spread.thread);
         Self {
             limits,
             password,
             facts,
             connections: BTreeMap::new(),
-            next_number: 1,
+            next_number,
             tasks: Tasks::new(value_bytes_max),
             orders: Orders::default(),
             blocked: VecDeque::new(),
             resolving: BTreeSet::new(),
             dirty: BTreeSet::new(),
-            held: Vec::new(),
+            held: BTreeSet::new(),
+            yielded: VecDeque::new(),
+            turn: 0,
+            relayed: BTreeMap::new(),
+            next_relayed: 0,
+            gathers: BTreeMap::new(),
+            next_gather: 0,
+            questions: Questions::default(),
+            messages: BTreeMap::new(),
+            clients_len: 0,
+            connections_elsewhere: 0,
             paused: BTreeSet::new(),
             requests: VecDeque::new(),
             counters: Counters::default(),
@@ -133,16 +185,32 @@ impl Door {
         self.sends = sends;
     }
 
-    /// Whether a client has asked the node to stop.
+    /// Whether a client has asked the node to stop, since the last call.
     #[must_use]
-    pub fn wants_shutdown(&self) -> bool {
-        self.wants_shutdown
+    pub fn take_shutdown(&mut self) -> bool {
+        std::mem::take(&mut self.wants_shutdown)
     }
 
-    /// Whether no connection is left.
+    /// Whether no client's connection is left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.connections.is_empty()
+        self.clients_len() == 0
+    }
+
+    /// Number of connections that clients have to this thread.
+    fn clients_len(&self) -> usize {
+        self.clients_len
+    }
+
+    /// Whether the node can take another connection; one above is refused, on this thread.
+    #[must_use]
+    pub(crate) fn has_room(&self) -> bool {
+        self.clients_len() + self.connections_elsewhere < self.limits.connections_max
+    }
+
+    /// A connection goes to another thread, which says [`Message::Left`] when it is gone.
+    pub(crate) fn note_handed_over(&mut self) {
+        self.connections_elsewhere += 1;
     }
 
     /// Takes the next request for the driver.
@@ -153,7 +221,7 @@ impl Door {
     /// When [`Door::begin_turn`] and [`Door::end_turn`] are wanted next, in nanoseconds.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        if self.tasks.is_runnable() {
+        if self.tasks.is_runnable() || !self.yielded.is_empty() {
             return Some(0);
         }
         let stall_ns = self.limits.stall_ms.saturating_mul(1_000_000);
@@ -164,18 +232,48 @@ impl Door {
     /// A client has connected.
     pub fn handle_accepted(&mut self, keyspace: &Keyspace, id: ConnectionId, peer: SocketAddr) {
         self.counters.connections += 1;
+        let mut connection = self.new_connection(keyspace, peer, self.next_number);
+        self.next_number += u64::from(self.facts.spread.thread_count);
+        // Of a node with several threads the first one counts, and refuses those it keeps.
+        if self.facts.spread.thread == 0 && !self.has_room() {
+            self.counters.connections_refused += 1;
+            let text = b"ERR max number of clients reached";
+            connection.replies.push(Protocol::Resp2, None, |reply| reply.writer().error(text));
+            connection.phase = Phase::Draining;
+        } else {
+            connection.receiving = true;
+            self.requests.push_back(Request::Receive(id));
+        }
+        self.clients_len += 1;
+        self.dirty.insert(id);
+        self.connections.insert(id, connection);
+    }
+
+    fn new_connection(
+        &self,
+        keyspace: &Keyspace,
+        peer: SocketAddr,
+        number: u64,
+    ) -> Box<Connection> {
         let now = keyspace.now();
         let mut parser = Parser::new(self.parser_limits());
         let authenticated = self.password.is_none();
         parser.set_authenticated(authenticated);
-        let mut connection = Box::new(Connection {
-            number: self.next_number,
+        Box::new(Connection {
+            origin: None,
+            number,
             peer,
             parser,
             protocol: Protocol::Resp2,
             replies: ReplyQueue::new(&self.ledger),
             phase: Phase::Open,
             blocked: Blocked::No,
+            relayed: VecDeque::new(),
+            relayed_bytes: 0,
+            untaken: Vec::new(),
+            turn: 0,
+            spent: 0,
+            yielded: false,
             receiving: false,
             staged: false,
             ended: false,
@@ -189,19 +287,7 @@ impl Door {
             active_ms: now.clock_ms,
             moved_ns: now.monotonic_ns,
             commands: 0,
-        });
-        self.next_number += 1;
-        if self.connections.len() >= self.limits.connections_max {
-            self.counters.connections_refused += 1;
-            let text = b"ERR max number of clients reached";
-            connection.replies.push(Protocol::Resp2, None, |reply| reply.writer().error(text));
-            connection.phase = Phase::Draining;
-        } else {
-            connection.receiving = true;
-            self.requests.push_back(Request::Receive(id));
-        }
-        self.dirty.insert(id);
-        self.connections.insert(id, connection);
+        })
     }
 
     fn parser_limits(&self) -> ParserLimits {
@@ -253,7 +339,8 @@ impl Door {
     fn go_on_receiving(&mut self, id: ConnectionId, connection: &mut Connection) {
         let room = connection.parser.buffered() < self.limits.input_bytes_max;
         let open = connection.phase == Phase::Open && !connection.ended;
-        if open && !connection.receiving && room {
+        let takes = connection.origin.is_none() && !connection.yielded;
+        if open && takes && !connection.receiving && room {
             connection.receiving = true;
             self.requests.push_back(Request::Receive(id));
         }
@@ -278,8 +365,11 @@ impl Door {
                 self.paused.insert(id);
                 break;
             }
-            if connection.replies.pending() >= REPLIES_PENDING_MAX {
+            if connection.is_full() {
                 connection.blocked = Blocked::Replies;
+                break;
+            }
+            if self.has_had_its_share(id, connection) {
                 break;
             }
             let outcome = match parser.next(&mut input) {
@@ -291,7 +381,10 @@ impl Door {
                 }
                 Parsed::Command(arguments) => {
                     connection.staged = !arrived.contains(&arguments[0].as_ptr());
+                    let before = connection.replies.len();
                     let outcome = self.dispatch(keyspace, id, connection, &arguments);
+                    let bytes = connection.replies.len().saturating_sub(before);
+                    connection.spent += cost(&arguments, bytes);
                     self.note_outcome(id, connection, &outcome, || encode(&arguments));
                     outcome
                 }
@@ -353,8 +446,18 @@ impl Door {
             Ok(command) => command,
             Err(error) => return caller.error(&error.message()),
         };
-        let outcome = self.execute(keyspace, &mut caller, command);
-        if !matches!(outcome, Outcome::Blocked | Outcome::Resolving(..)) {
+        let outcome = match Self::route(keyspace, caller.connection, &command, arguments) {
+            Route::Here => self.execute(keyspace, &mut caller, command),
+            Route::Thread(thread) => {
+                self.relay((id, &mut *caller.connection), thread, arguments);
+                Outcome::Done
+            }
+            Route::Gather(merge, parts) => self.gather(keyspace, &mut caller, (merge, parts)),
+            Route::Alone => Outcome::Alone,
+        };
+        let executed =
+            !matches!(outcome, Outcome::Blocked | Outcome::Resolving(..) | Outcome::Alone);
+        if executed && connection.origin.is_none() {
             connection.last_command = spec.name;
             connection.commands += 1;
             self.counters.commands += 1;
@@ -379,6 +482,8 @@ impl Door {
                 connection.blocked = Blocked::Command(encoded());
                 self.resolving.insert((shard, read, id));
             }
+            Outcome::Alone => connection.blocked = Blocked::Relays(encoded()),
+            Outcome::BehindPart(gather) => connection.blocked = Blocked::Gather(gather),
             Outcome::Behind(task) => {
                 connection.blocked = Blocked::Task(task);
                 self.take_finished_of(connection);
@@ -424,13 +529,25 @@ impl Door {
     pub fn handle_closed(&mut self, id: ConnectionId) {
         self.paused.remove(&id);
         self.dirty.remove(&id);
-        match self.connections.remove(&id).map(|connection| connection.blocked) {
-            Some(Blocked::Command(_)) => {
+        self.held.remove(&id);
+        let Some(connection) = self.connections.remove(&id) else { return };
+        if connection.yielded {
+            self.yielded.retain(|yielded| *yielded != id);
+        }
+        match connection.blocked {
+            Blocked::Command(_) => {
                 self.blocked.retain(|blocked| *blocked != id);
                 self.resolving.retain(|(_, _, resolving)| *resolving != id);
             }
-            Some(Blocked::Task(task)) => self.tasks.abandon(task),
-            Some(Blocked::No | Blocked::Replies) | None => {}
+            Blocked::Task(task) => self.tasks.abandon(task),
+            Blocked::No | Blocked::Replies | Blocked::Relays(_) | Blocked::Gather(_) => {}
+        }
+        if connection.origin.is_none() {
+            self.clients_len -= 1;
+            self.abandon_relayed(id, &connection);
+            if self.facts.spread.thread != 0 {
+                self.tell(0, Message::Left);
+            }
         }
     }
 
@@ -442,27 +559,13 @@ impl Door {
         }
     }
 
-    fn check_output(&mut self, id: ConnectionId, connection: &mut Connection) {
-        let len = connection.output_len();
-        if len > self.limits.output_bytes_max && connection.phase != Phase::Closing {
-            tracing::warn!(
-                peer = %connection.peer,
-                output_bytes = len,
-                output_bytes_max = self.limits.output_bytes_max,
-                "slow client disconnected: more output waits than it may have"
-            );
-            self.counters.connections_stalled += 1;
-            self.close(id, connection);
-        }
-    }
-
     /// A shard has something to tell.
     pub fn handle_event(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, event: Event) {
         match event {
-            Event::Durable(_) => self.dirty.extend(self.held.drain(..)),
+            Event::Durable(_) => self.dirty.append(&mut self.held),
             Event::Failed(error) => {
                 tracing::error!(shard, %error, "a disk write failed; the shard is read-only");
-                self.dirty.extend(self.held.drain(..));
+                self.dirty.append(&mut self.held);
                 self.retry(keyspace);
             }
             Event::Writable => self.retry(keyspace),
@@ -521,10 +624,8 @@ impl Door {
         id: ConnectionId,
         connection: &mut Connection,
     ) {
-        let Blocked::Command(encoded) = std::mem::replace(&mut connection.blocked, Blocked::No)
-        else {
-            return;
-        };
+        let blocked = std::mem::replace(&mut connection.blocked, Blocked::No);
+        let (Blocked::Command(encoded) | Blocked::Relays(encoded)) = blocked else { return };
         if connection.phase == Phase::Closing {
             return;
         }
@@ -569,8 +670,8 @@ impl Door {
         self.check_output(id, &mut connection);
         let goes_on = match connection.blocked {
             Blocked::Task(waited) => waited == task,
-            Blocked::Replies => connection.replies.pending() <= REPLIES_PENDING_MAX / 2,
-            Blocked::Command(_) | Blocked::No => false,
+            Blocked::Replies => connection.has_room_for_replies(),
+            Blocked::Command(_) | Blocked::No | Blocked::Relays(_) | Blocked::Gather(_) => false,
         };
         if goes_on {
             connection.blocked = Blocked::No;
@@ -581,6 +682,13 @@ impl Door {
 
     /// Goes on with commands that take more than one turn.
     pub fn begin_turn(&mut self, keyspace: &mut Keyspace) {
+        self.turn += 1;
+        for id in std::mem::take(&mut self.yielded) {
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            connection.yielded = false;
+            self.resume(keyspace, id, &mut connection);
+            self.connections.insert(id, connection);
+        }
         self.tasks.step(keyspace);
         self.deliver_finished(keyspace);
     }
@@ -589,10 +697,16 @@ impl Door {
     pub fn end_turn(&mut self, keyspace: &mut Keyspace) {
         self.deliver_finished(keyspace);
         while let Some(id) = self.dirty.pop_first() {
-            if let Some(mut connection) = self.connections.remove(&id) {
-                self.send(keyspace, id, &mut connection);
-                self.connections.insert(id, connection);
+            let Some(mut connection) = self.connections.remove(&id) else { continue };
+            match connection.origin {
+                Some(origin) => {
+                    if !self.answer_relayed(keyspace, (id, &mut connection), origin) {
+                        continue;
+                    }
+                }
+                None => self.send(keyspace, id, &mut connection),
             }
+            self.connections.insert(id, connection);
         }
         self.disconnect_stalled(keyspace);
     }
@@ -601,61 +715,26 @@ impl Door {
         if connection.phase == Phase::Closing || connection.sending > 0 {
             return;
         }
-        let parts = connection.replies.take(|shard| {
-            let store = keyspace.store(shard);
-            let lsn = store.acknowledged_lsn();
-            if store.failure().is_some() { Durable::FailedAfter(lsn) } else { Durable::UpTo(lsn) }
-        });
+        self.report_taken(id, connection);
+        let parts = connection.replies.take(durability_of(keyspace));
         let len = parts.iter().map(bytes::Bytes::len).sum();
         if len > 0 {
             connection.sending = len;
             connection.moved_ns = keyspace.now().monotonic_ns;
             self.requests.push_back(Request::Send(id, parts));
         } else if !connection.replies.is_empty() {
-            self.held.push(id);
+            self.held.insert(id);
         } else if connection.phase == Phase::Draining && !connection.is_blocked() {
             self.close(id, connection);
-        }
-    }
-
-    fn disconnect_stalled(&mut self, keyspace: &Keyspace) {
-        let stall_ns = self.limits.stall_ms.saturating_mul(1_000_000);
-        let now_ns = keyspace.now().monotonic_ns;
-        let stalled: Vec<ConnectionId> = self
-            .paused
-            .iter()
-            .filter(|id| {
-                self.connections
-                    .get(id)
-                    .is_none_or(|connection| connection.moved_ns.saturating_add(stall_ns) <= now_ns)
-            })
-            .copied()
-            .collect();
-        for id in stalled {
-            self.paused.remove(&id);
-            let Some(mut connection) = self.connections.remove(&id) else { continue };
-            // Replies that wait for our own disk are not the client's fault.
-            if connection.sending == 0 {
-                connection.moved_ns = now_ns;
-                self.paused.insert(id);
-            } else {
-                tracing::warn!(
-                    peer = %connection.peer,
-                    output_bytes = connection.output_len(),
-                    stall_ms = self.limits.stall_ms,
-                    "slow client disconnected: it has stalled with output waiting"
-                );
-                self.counters.connections_stalled += 1;
-                self.close(id, &mut connection);
-            }
-            self.connections.insert(id, connection);
+        } else {
+            connection.rest();
         }
     }
 
     /// Executes nothing more; connections close once their replies are out.
     pub fn drain(&mut self) {
         for (id, connection) in &mut self.connections {
-            if connection.phase == Phase::Open {
+            if connection.phase == Phase::Open && connection.origin.is_none() {
                 connection.phase = Phase::Draining;
                 self.dirty.insert(*id);
             }
@@ -667,9 +746,20 @@ impl Door {
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             if let Some(mut connection) = self.connections.remove(&id) {
-                self.close(id, &mut connection);
+                if connection.origin.is_none() {
+                    self.close(id, &mut connection);
+                }
                 self.connections.insert(id, connection);
             }
         }
+    }
+}
+
+/// Tells how far a shard of this thread is.
+fn durability_of(keyspace: &Keyspace) -> impl Fn(ShardIndex) -> Durable {
+    |shard| {
+        let store = keyspace.store(shard);
+        let lsn = store.acknowledged_lsn();
+        if store.failure().is_some() { Durable::FailedAfter(lsn) } else { Durable::UpTo(lsn) }
     }
 }

@@ -16,6 +16,8 @@ const SHARED_VALUE_LEN_MIN: usize = 2048;
 const GATHERED_LEN_MAX: usize = 64 << 10;
 /// Parts of one send.
 const PARTS_MAX: usize = 64;
+/// Replies, and parts of them, that an idle queue keeps room for.
+pub(super) const IDLE_CAPACITY_MAX: usize = 4;
 /// Bytes of one send.
 const SEND_LEN_MAX: usize = 1 << 20;
 
@@ -68,6 +70,12 @@ impl Reply {
     pub(crate) fn len(&self) -> usize {
         self.parts_len + self.tail.len()
     }
+
+    /// Takes all parts in order.
+    pub(crate) fn into_parts(mut self) -> Vec<Bytes> {
+        self.parts.extend((!self.tail.is_empty()).then(|| self.tail.freeze()));
+        self.parts
+    }
 }
 
 #[derive(Debug)]
@@ -98,11 +106,39 @@ pub(crate) struct ReplyQueue {
     /// Places whose reply is still to come.
     pending: usize,
     ledger: Ledger,
+    /// Whether each reply is taken by itself.
+    apart: bool,
 }
 
 impl ReplyQueue {
     pub(crate) fn new(ledger: &Ledger) -> Self {
         Self { ledger: ledger.clone(), ..Self::default() }
+    }
+
+    /// Keeps replies apart from now on, for [`ReplyQueue::take_replies`].
+    pub(crate) fn keep_apart(&mut self) {
+        self.apart = true;
+    }
+
+    /// Number of the first place whose reply has not been taken.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Bytes of memory beside the queue itself.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let places = self.items.capacity() * size_of::<Item>();
+        places + self.ready.capacity() * size_of::<Bytes>() + self.len
+    }
+
+    /// Gives memory back that an empty queue has no use for.
+    pub(crate) fn rest(&mut self) {
+        if self.items.is_empty() && self.items.capacity() > IDLE_CAPACITY_MAX {
+            self.items = VecDeque::new();
+        }
+        if self.ready.is_empty() && self.ready.capacity() > IDLE_CAPACITY_MAX {
+            self.ready = VecDeque::new();
+        }
     }
 
     /// Bytes waiting.
@@ -127,7 +163,8 @@ impl ReplyQueue {
         write: impl FnOnce(&mut Reply),
     ) {
         let joins = self.items.back().is_some_and(|item| {
-            !item.pending
+            !self.apart
+                && !item.pending
                 && item.reply.protocol == protocol
                 && item.reply.waits.is_empty() == wait.is_none()
                 && item.reply.len() < GATHERED_LEN_MAX
@@ -191,9 +228,28 @@ impl ReplyQueue {
         parts
     }
 
+    /// Takes the replies that may go out now, one by one.
+    pub(crate) fn take_replies(&mut self, durable: impl Fn(ShardIndex) -> Durable) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        while let Some(mut reply) = self.take_first(&durable) {
+            self.len -= reply.len();
+            reply.waits = Vec::new();
+            replies.push(reply);
+        }
+        replies
+    }
+
     /// Moves the first reply to the parts that may go, if it may.
     fn release(&mut self, durable: &impl Fn(ShardIndex) -> Durable) -> bool {
-        let Some(item) = self.items.front_mut().filter(|item| !item.pending) else { return false };
+        let Some(reply) = self.take_first(durable) else { return false };
+        self.ready.extend(reply.parts);
+        self.ready.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
+        true
+    }
+
+    /// Takes the first reply, if it may go.
+    fn take_first(&mut self, durable: &impl Fn(ShardIndex) -> Durable) -> Option<Reply> {
+        let item = self.items.front_mut().filter(|item| !item.pending)?;
         let (mut lost, mut held) = (false, false);
         for wait in &item.reply.waits {
             match durable(wait.shard) {
@@ -206,13 +262,10 @@ impl ReplyQueue {
             item.reply = unknown_outcome(item.replies);
             self.len += item.reply.len();
         } else if held {
-            return false;
+            return None;
         }
-        let Some(Item { reply, .. }) = self.items.pop_front() else { return false };
         self.head += 1;
-        self.ready.extend(reply.parts);
-        self.ready.extend((!reply.tail.is_empty()).then(|| reply.tail.freeze()));
-        true
+        self.items.pop_front().map(|item| item.reply)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 
-use storage::{Now, StoreOptions};
+use storage::{Now, Store, StoreOptions};
 use wal::disk::{
     DiskCompletion, DiskError, DiskErrorKind, DiskOperation, DiskOutput, DiskRequest, FileId,
     HeapBuffers, OpenMode,
@@ -15,6 +15,7 @@ use wal::segment::Identity;
 use super::*;
 use crate::config::{Config, DurabilityMode};
 use crate::io::device::{DeviceProbe, SyncMethod};
+use crate::keyspace::Spread;
 use crate::node::shard_directory;
 use crate::snapshot::{Catalog, SnapshotFacts};
 
@@ -87,81 +88,116 @@ fn addresses(bytes: &[u8]) -> Range<usize> {
     range.start.addr()..range.end.addr()
 }
 
-/// A door with two shards behind it.
-struct Rig {
-    keyspace: Keyspace,
-    door: Door,
+/// A door with shards behind it.
+pub(super) struct Rig {
+    pub(super) keyspace: Keyspace,
+    pub(super) door: Door,
     disk: MemoryDisk,
+    /// What it has to tell others.
+    pub(super) messages: VecDeque<(ThreadIndex, Vec<Message>)>,
+    /// Whether sends end only when the test lets them.
+    pub(super) holds_sends: bool,
+    pub(super) sending: VecDeque<ConnectionId>,
     /// Reads that have not ended.
-    held: VecDeque<(ShardIndex, DiskRequest)>,
-    sent: BTreeMap<ConnectionId, Vec<u8>>,
+    pub(super) held: VecDeque<(ShardIndex, DiskRequest)>,
+    pub(super) sent: BTreeMap<ConnectionId, Vec<u8>>,
     /// Where the parts of sends lay.
     parts: Vec<Range<usize>>,
     next: u64,
 }
 
+fn open(
+    disk: &mut MemoryDisk,
+    shard: ShardIndex,
+    shard_count: u16,
+    cache_bytes: usize,
+) -> Store {
+    let options = StoreOptions {
+        directory: shard_directory(shard),
+        identity: Identity { store: [1; 16], node_id: [2; 20], shard, shard_count },
+        must_exist: false,
+        segment_bytes: 4 << 20,
+        cache_bytes,
+        limits: storage::StoreLimits::default(),
+        log: GroupCommitLimits::default(),
+        buffers: Rc::new(HeapBuffers),
+        checkpoints: storage::CheckpointOptions::default(),
+        footers: true,
+    };
+    let mut procedure = storage::open(options, NOW_MS);
+    loop {
+        while let Some(request) = procedure.poll_request() {
+            procedure.handle_disk(disk.carry_out(shard, request));
+        }
+        if let Some(opened) = procedure.take_output() {
+            return opened.unwrap().store;
+        }
+    }
+}
+
+fn facts(spread: Spread) -> NodeFacts {
+    NodeFacts {
+        node_id: [2; 20],
+        driver: "memory",
+        durability: DurabilityFacts {
+            mode: DurabilityMode::Always,
+            method: SyncMethod::Dsync,
+            probe: DeviceProbe {
+                direct: false,
+                dsync_us: None,
+                sync_us: None,
+                write_cache: None,
+                choice: SyncMethod::Dsync,
+            },
+        },
+        process_id: 1,
+        spread,
+        data_dir: String::new(),
+        client: None,
+        started_ms: NOW_MS,
+        resident_bytes: || 0,
+        disk_bytes_max: 0,
+        damage_found: 0,
+        tail_uncertain_bytes: 0,
+    }
+}
+
 impl Rig {
+    /// All of two shards.
     fn new() -> Self {
         Self::with_cache(0)
     }
 
     fn with_cache(cache_bytes: usize) -> Self {
-        let mut disk = MemoryDisk::default();
-        let open = |shard| {
-            let options = StoreOptions {
-                directory: shard_directory(shard),
-                identity: Identity { store: [1; 16], node_id: [2; 20], shard, shard_count: 2 },
-                must_exist: false,
-                segment_bytes: 4 << 20,
-                cache_bytes,
-                limits: storage::StoreLimits::default(),
-                log: GroupCommitLimits::default(),
-                buffers: Rc::new(HeapBuffers),
-                checkpoints: storage::CheckpointOptions::default(),
-                footers: true,
-            };
-            let mut procedure = storage::open(options, NOW_MS);
-            loop {
-                while let Some(request) = procedure.poll_request() {
-                    procedure.handle_disk(disk.carry_out(shard, request));
-                }
-                if let Some(opened) = procedure.take_output() {
-                    return opened.unwrap().store;
-                }
-            }
-        };
-        let stores = (0..2).map(open).collect();
-        let now = Now { monotonic_ns: 1_000_000, clock_ms: NOW_MS };
-        let facts = NodeFacts {
-            node_id: [2; 20],
-            driver: "memory",
-            durability: DurabilityFacts {
-                mode: DurabilityMode::Always,
-                method: SyncMethod::Dsync,
-                probe: DeviceProbe {
-                    direct: false,
-                    dsync_us: None,
-                    sync_us: None,
-                    write_cache: None,
-                    choice: SyncMethod::Dsync,
-                },
-            },
-            process_id: 1,
-            data_dir: String::new(),
-            client: None,
-            started_ms: NOW_MS,
-            resident_bytes: || 0,
-            disk_bytes_max: 0,
-            damage_found: 0,
-            tail_uncertain_bytes: 0,
-        };
-        let door = Door::new(Config::default().limits, None, facts);
-        let keyspace = Keyspace::new(stores, now, 7);
-        let (held, sent) = (VecDeque::new(), BTreeMap::new());
-        Self { keyspace, door, disk, held, sent, parts: Vec::new(), next: 0 }
+        Self::of(Spread::on_one_thread(2), Config::default().limits, cache_bytes)
     }
 
-    fn connect(&mut self) -> ConnectionId {
+    /// One thread of several.
+    pub(super) fn of_thread(spread: Spread, limits: ClientLimits) -> Self {
+        Self::of(spread, limits, 0)
+    }
+
+    fn of(spread: Spread, limits: ClientLimits, cache_bytes: usize) -> Self {
+        let mut disk = MemoryDisk::default();
+        let stores = spread.shards().map(|shard| open(&mut disk, shard, spread.shard_count, cache_bytes));
+        let stores = stores.collect();
+        let now = Now { monotonic_ns: 1_000_000, clock_ms: NOW_MS };
+        let door = Door::new(limits, None, facts(spread));
+        Self {
+            keyspace: Keyspace::new(spread, stores, now, 7),
+            door,
+            disk,
+            messages: VecDeque::new(),
+            holds_sends: false,
+            sending: VecDeque::new(),
+            held: VecDeque::new(),
+            sent: BTreeMap::new(),
+            parts: Vec::new(),
+            next: 0,
+        }
+    }
+
+    pub(super) fn connect(&mut self) -> ConnectionId {
         self.next += 1;
         let id = ConnectionId(self.next);
         self.door.handle_accepted(&self.keyspace, id, SocketAddr::from(([127, 0, 0, 1], 1)));
@@ -169,50 +205,75 @@ impl Rig {
     }
 
     fn send(&mut self, id: ConnectionId, bytes: &[u8]) {
-        let buffer = ReceiveBuffer::new(bytes.into(), bytes.len(), 0);
-        drop(self.door.handle_received(&mut self.keyspace, id, Ok(buffer)));
+        self.receive(id, bytes);
         self.turn();
     }
 
+    pub(super) fn receive(&mut self, id: ConnectionId, bytes: &[u8]) {
+        let buffer = ReceiveBuffer::new(bytes.into(), bytes.len(), 0);
+        drop(self.door.handle_received(&mut self.keyspace, id, Ok(buffer)));
+    }
+
     /// Lets everything happen but reads.
-    fn turn(&mut self) {
-        let Self { keyspace, door, disk, held, sent, parts: seen, .. } = self;
+    pub(super) fn turn(&mut self) {
         loop {
+            self.door.begin_turn(&mut self.keyspace);
             let mut moved = false;
-            door.begin_turn(keyspace);
-            while let Some((shard, event)) = keyspace.poll_event() {
-                door.handle_event(keyspace, shard, event);
+            while self.go_on() {
                 moved = true;
             }
-            door.end_turn(keyspace);
-            keyspace.end_turn();
-            while let Some((shard, request)) = keyspace.poll_request() {
-                moved = true;
-                match request.operation {
-                    DiskOperation::Read { .. } => held.push_back((shard, request)),
-                    _ => keyspace.handle_disk(shard, disk.carry_out(shard, request)),
-                }
-            }
-            while let Some(request) = door.poll_request() {
-                moved = true;
-                match request {
-                    Request::Send(id, parts) => {
-                        seen.extend(parts.iter().map(|part| addresses(part)));
-                        sent.entry(id).or_default().extend(parts.concat());
-                        door.handle_sent(keyspace, id, &Ok(()));
-                    }
-                    Request::Close(id) => door.handle_closed(id),
-                    _ => {}
-                }
-            }
-            if !moved && door.deadline_ns() != Some(0) {
+            if !moved && self.door.deadline_ns() != Some(0) {
                 return;
             }
         }
     }
 
+    /// Lets the cores speak once. Answers whether they had anything to say.
+    pub(super) fn go_on(&mut self) -> bool {
+        let Self { keyspace, door, disk, held, sent, messages, sending, parts: seen, .. } = self;
+        let mut moved = false;
+        while let Some((shard, event)) = keyspace.poll_event() {
+            door.handle_event(keyspace, shard, event);
+            moved = true;
+        }
+        door.end_turn(keyspace);
+        keyspace.end_turn();
+        while let Some((shard, request)) = keyspace.poll_request() {
+            moved = true;
+            match request.operation {
+                DiskOperation::Read { .. } => held.push_back((shard, request)),
+                _ => keyspace.handle_disk(shard, disk.carry_out(shard, request)),
+            }
+        }
+        while let Some(request) = door.poll_request() {
+            moved = true;
+            match request {
+                Request::Send(id, parts) => {
+                    seen.extend(parts.iter().map(|part| addresses(part)));
+                    sent.entry(id).or_default().extend(parts.concat());
+                    if self.holds_sends {
+                        sending.push_back(id);
+                    } else {
+                        door.handle_sent(keyspace, id, &Ok(()));
+                    }
+                }
+                Request::Close(id) => door.handle_closed(id),
+                _ => {}
+            }
+        }
+        while let Some((thread, told)) = door.poll_messages() {
+            moved = true;
+            if thread == keyspace.spread().thread {
+                door.handle_messages(keyspace, thread, told);
+            } else {
+                messages.push_back((thread, told));
+            }
+        }
+        moved
+    }
+
     /// Lets the oldest reads end, that many of them.
-    fn end_reads(&mut self, count: usize) {
+    pub(super) fn end_reads(&mut self, count: usize) {
         for _ in 0..count {
             let Some((shard, request)) = self.held.pop_front() else { break };
             self.keyspace.handle_disk(shard, self.disk.carry_out(shard, request));

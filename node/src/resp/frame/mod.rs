@@ -269,6 +269,13 @@ impl Parser {
         self.buffer.len().saturating_sub(self.consumed)
     }
 
+    /// Returns the bytes of memory that are kept beside the parser itself.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let spans = self.request.spans_capacity().saturating_mul(size_of::<Span>());
+        self.buffer.capacity().saturating_add(self.line.capacity()).saturating_add(spans)
+    }
+
     /// Keeps bytes that the caller got but did not pass through [`Parser::next`] to the end.
     ///
     /// They come before the input of the next call.

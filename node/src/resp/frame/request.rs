@@ -99,7 +99,6 @@ impl Request {
         &self.spans
     }
 
-    #[cfg(test)]
     pub(super) fn spans_capacity(&self) -> usize {
         self.spans.capacity()
     }

@@ -168,7 +168,7 @@ impl Walk {
     }
 }
 
-fn cursor_of(key: &Key) -> u64 {
+pub(in crate::resp::door) fn cursor_of(key: &Key) -> u64 {
     key.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 

@@ -27,7 +27,7 @@ use listing::{Next, Walk};
 use many::{Many, Waiting};
 
 pub(super) use change::{Change, Lifetime, PutAnswer};
-pub(super) use listing::Listing;
+pub(super) use listing::{Listing, cursor_of};
 pub(super) use many::{Job, KEYS_PER_STEP_MAX, Step, Tally};
 
 /// Names a task.
