@@ -6,9 +6,10 @@
 //!                                               └──> peer_store            └──> Output::Respond
 //! ```
 //!
-//! [`Server`] is the state machine behind the datagrams: it takes the method and the raw arguments of
-//! a query, and answers with the raw values of a response or with a [`Reject`]. The envelope,
-//! transaction ids and addresses of replies are left to [`krpc`](crate::krpc); who is near a target,
+//! [`Server`] is the state machine behind the datagrams: it takes the method and the raw arguments
+//! of a query, and answers with the raw values of a response or with a [`Reject`]. The envelope,
+//! transaction ids and addresses of replies are left to [`krpc`](crate::krpc); who is near a
+//! target,
 //! to the routing table. Items live in the engine: a put is answered once its record is durable.
 //! Peers live in memory ([`PeerStore`]) and are flushed by the second.
 //!

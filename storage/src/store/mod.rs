@@ -126,6 +126,9 @@ pub struct StoreLimits {
     /// Bytes of keys of overwriting records that are remembered, so that compaction need not read
     /// them; 0: none.
     pub overwriter_bytes_max: usize,
+    /// Dead bytes are compared with so many segments of live ones at least, before compaction
+    /// begins.
+    pub live_segments_min: u64,
 }
 
 impl StoreLimits {
@@ -134,6 +137,8 @@ impl StoreLimits {
     pub const DISK_SEGMENTS_MIN: u64 = 4;
     /// What a node gives each shard as [`StoreLimits::overwriter_bytes_max`]: 1.6 million records.
     pub const OVERWRITER_BYTES: usize = 32 << 20;
+    /// What a node gives each shard as [`StoreLimits::live_segments_min`].
+    pub const LIVE_SEGMENTS_MIN: u64 = 24;
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -426,7 +431,7 @@ impl Store {
             supply,
             snapshots: Snapshots::new(manifest.next_segment),
             keeper: ManifestKeeper::new(manifest),
-            compaction: Compaction::default(),
+            compaction: Compaction::new(options.limits.live_segments_min),
             extents: Extents::new(&options.log),
             scrub: Scrub::new(options.limits.scrub_bytes_per_second),
             checkpointing,
