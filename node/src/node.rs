@@ -20,8 +20,9 @@ use crate::io::mailbox::mailbox;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
-use crate::io::{Completion, DiskOwner, Io, Request, process};
+use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
 use crate::keyspace::{ShardIndex, Spread, ThreadIndex};
+use crate::peer::ADMIN_DOOR;
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
@@ -38,6 +39,10 @@ pub enum RunEvent {
     Ready {
         /// The client door's address.
         client: SocketAddr,
+        /// The peer door's address, if it has one.
+        peer: Option<SocketAddr>,
+        /// The admin door's address, if it has one.
+        admin: Option<SocketAddr>,
         /// The node's id.
         node_id: [u8; 20],
     },
@@ -82,9 +87,11 @@ pub enum DirectoryError {
 /// Why a node did not start, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The client door's address cannot be had.
+    /// A door's address cannot be had.
     #[error("cannot listen on {address}: {source}")]
     Bind {
+        /// The setting that gives it.
+        door: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -322,7 +329,12 @@ fn serve<I: Io>(
     let opened = shards.open(&plan, spread, &mut crew)?;
     let Opened { stores, log_ms, reports } = opened;
     let terminated = shards.terminated;
-    let (client, happened) = listen(&mut io, config.client)?;
+    let mut happened = Vec::new();
+    let client = listen(&mut io, (CLIENT_DOOR, "client"), config.client, &mut happened)?;
+    let admin = match config.admin {
+        Some(admin) => Some(listen(&mut io, (ADMIN_DOOR, "admin"), admin, &mut happened)?),
+        None => None,
+    };
     let facts = NodeFacts {
         node_id: plan.identity.node_id,
         driver: io.name(),
@@ -342,10 +354,13 @@ fn serve<I: Io>(
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
     let (node_id, driver) = (plan.identity.node_id, io.name());
-    on_event(RunEvent::Ready { client, node_id });
+    on_event(RunEvent::Ready { client, peer: None, admin, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
     tracing::info!(%client, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
+    if admin.is_some() {
+        event_loop.open_admin_door();
+    }
     if terminated {
         event_loop.stop();
     }
@@ -416,20 +431,22 @@ fn known_snapshots(config: &Config) -> Vec<SnapshotFacts> {
     known.collect()
 }
 
-/// Opens the client door. Also returns what else happened meanwhile, for the loop: clients may
-/// already have connected.
+/// Opens a door. Clients may already connect meanwhile: what else happens goes to `happened`, for
+/// the loop.
 fn listen<I: Io>(
     io: &mut I,
+    (listener, door): (ListenerId, &'static str),
     address: SocketAddr,
-) -> Result<(SocketAddr, Vec<Completion>), RunError> {
-    io.submit(Request::Listen(CLIENT_DOOR, address));
-    let mut done = Vec::new();
+    happened: &mut Vec<Completion>,
+) -> Result<SocketAddr, RunError> {
+    io.submit(Request::Listen(listener, address));
     loop {
-        io.wait(None, &mut done).map_err(RunError::driver)?;
-        let found = done.iter().position(|one| matches!(one, Completion::Listening(..)));
-        if let Some(Completion::Listening(_, result)) = found.map(|index| done.remove(index)) {
-            let bound = result.map_err(|source| RunError::Bind { address, source })?;
-            return Ok((bound, done));
+        io.wait(None, happened).map_err(RunError::driver)?;
+        let found = happened
+            .iter()
+            .position(|one| matches!(one, Completion::Listening(bound, _) if *bound == listener));
+        if let Some(Completion::Listening(_, result)) = found.map(|index| happened.remove(index)) {
+            return result.map_err(|source| RunError::Bind { door, address, source });
         }
     }
 }

@@ -21,7 +21,7 @@ pub mod size;
 mod tests;
 
 pub use error::{ConfigError, Origin, Place};
-pub use settings::{SETTINGS, Setting, flag_name, variable_name};
+pub use settings::{SETTINGS, Setting, YES_OR_NO, flag_name, variable_name};
 
 use settings::Raw;
 
@@ -47,6 +47,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address of the client door (RESP over TCP); port 0 picks a free one.
     pub client: SocketAddr,
+    /// Address of the admin door (HTTP); `None` opens none, port 0 picks a free one.
+    pub admin: Option<SocketAddr>,
+    /// Whether the admin door may be bound where other machines reach it.
+    pub admin_public: bool,
     /// Password that clients must give with AUTH or HELLO; `None` asks for none.
     pub requirepass: Option<Password>,
     /// Shards of a new data directory, 1 to 16; `None` is one per core, at most 16. A directory
@@ -212,6 +216,8 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("./kadring-data"),
             client: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7379),
+            admin: None,
+            admin_public: false,
             requirepass: None,
             shards: None,
             threads: None,
@@ -296,6 +302,11 @@ impl Config {
         )?;
         if self.requirepass.is_none() && !self.client.ip().to_canonical().is_loopback() {
             return Err(ConfigError::PasswordMissing { client: self.client });
+        }
+        if let Some(admin) = self.admin.filter(|admin| !admin.ip().to_canonical().is_loopback())
+            && !self.admin_public
+        {
+            return Err(ConfigError::AdminPublic { admin });
         }
         Ok(())
     }

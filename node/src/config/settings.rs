@@ -50,6 +50,9 @@ pub fn variable_name(key: &str) -> String {
     format!("KADRING_{}", key.to_ascii_uppercase())
 }
 
+/// What stands for the value of a setting that a bare flag turns on.
+pub const YES_OR_NO: &str = "yes|no";
+
 /// All settings but the password, in the order in which help shows them.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -71,6 +74,31 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.client, raw.parse()),
         valid: |_| true,
         show: |config| config.client.to_string(),
+    },
+    Setting {
+        key: "admin",
+        flag: "admin",
+        value_name: "ADDR",
+        help: "Address of the admin door, which tells /metrics, /healthz and /readyz over HTTP; \
+               none opens none; port 0 picks a free one",
+        expected: "an IP address and port such as 127.0.0.1:7480, or none",
+        apply: |config, raw| {
+            let is_none = raw.text() == Some("none");
+            set(&mut config.admin, if is_none { Some(None) } else { raw.parse().map(Some) })
+        },
+        valid: |_| true,
+        show: |config| config.admin.map_or_else(|| "none".to_owned(), |admin| admin.to_string()),
+    },
+    Setting {
+        key: "admin_public",
+        flag: "admin-public",
+        value_name: YES_OR_NO,
+        help: "Whether the admin door may be bound where other machines reach it: it asks for no \
+               password",
+        expected: "yes or no",
+        apply: |config, raw| set(&mut config.admin_public, raw.truth()),
+        valid: |_| true,
+        show: |config| if config.admin_public { "yes" } else { "no" }.to_owned(),
     },
     Setting {
         key: "shards",
@@ -319,6 +347,18 @@ impl<'a> Raw<'a> {
         match self {
             Self::Word(word) => word.to_str(),
             Self::File(value) => value.as_str(),
+        }
+    }
+
+    /// Yes or no; in the file also as TOML has it.
+    fn truth(&self) -> Option<bool> {
+        if let Self::File(toml::Value::Boolean(truth)) = self {
+            return Some(*truth);
+        }
+        match self.text()? {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
         }
     }
 
