@@ -127,25 +127,10 @@ mod tests {
         let path = || "/data".into();
         let system = |kind: io::ErrorKind| io::Error::from(kind);
         let address = ([127, 0, 0, 1], 1).into();
+        let bind = |door, kind| RunError::Bind { door, address, source: system(kind) };
         let cases = [
-            (
-                RunError::Bind {
-                    door: "client",
-                    address,
-                    source: system(io::ErrorKind::AddrInUse),
-                },
-                ExitCode::Bind,
-                "another --client",
-            ),
-            (
-                RunError::Bind {
-                    door: "admin",
-                    address,
-                    source: system(io::ErrorKind::AddrNotAvailable),
-                },
-                ExitCode::Bind,
-                "with --admin",
-            ),
+            (bind("client", io::ErrorKind::AddrInUse), ExitCode::Bind, "another --client"),
+            (bind("admin", io::ErrorKind::AddrNotAvailable), ExitCode::Bind, "with --admin"),
             (
                 RunError::Directory(DirectoryError::Locked {
                     path: path(),
