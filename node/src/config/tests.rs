@@ -65,11 +65,19 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 20] = [
+const SAMPLES: [(&str, &str, &str); 28] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
+    ("peer", "[::1]:9", "\"[::1]:9\""),
+    ("advertise", "192.0.2.1:9", "\"192.0.2.1:9\""),
+    ("bootstrap", "127.0.0.1:9,[::1]:9", "[\"127.0.0.1:9\", \"[::1]:9\"]"),
+    ("replicas", "5", "5"),
+    ("min_replicas_to_write", "1", "1"),
+    ("cluster_secret_file", "/s", "\"/s\""),
+    ("down_after_ms", "9", "9"),
+    ("tombstone_grace_ms", "5000", "5000"),
     ("shards", "3", "3"),
-    ("threads", "2", "2"),
+    ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
     ("durability", "os", "\"os\""),
@@ -122,6 +130,7 @@ fn every_field_has_a_setting() {
         data_dir,
         client,
         requirepass,
+        cluster,
         shards,
         threads,
         io,
@@ -138,6 +147,7 @@ fn every_field_has_a_setting() {
     assert_ne!(data_dir, defaults.data_dir);
     assert_ne!(client, defaults.client);
     assert_ne!(requirepass, defaults.requirepass);
+    assert_ne!(cluster, defaults.cluster);
     assert_ne!(shards, defaults.shards);
     assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);
