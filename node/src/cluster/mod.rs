@@ -23,8 +23,10 @@ pub mod node;
 pub mod outbox;
 pub mod placement;
 pub mod prefix;
+pub mod records;
 pub mod replica;
 pub mod settings;
+pub mod side;
 pub mod state;
 pub mod store;
 

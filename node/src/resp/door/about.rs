@@ -4,8 +4,8 @@ use super::Door;
 use super::execute::{Caller, Outcome};
 use crate::keyspace::Keyspace;
 use crate::resp::command::{
-    COMMANDS, Client, ClientFilter, ClusterCommand, Command, CommandSpec, Credentials, Hello, Shutdown, Tail,
-    client_id,
+    COMMANDS, Client, ClientFilter, ClusterCommand, Command, CommandSpec, Credentials, Hello,
+    Shutdown, Tail, client_id,
 };
 use crate::resp::glob;
 use crate::resp::reply::Protocol;
