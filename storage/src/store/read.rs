@@ -112,6 +112,7 @@ impl Store {
         id: &Key,
         user_key: Option<&[u8]>,
     ) -> Result<Lookup, ReadError> {
+        self.compaction.note_call();
         match self.memory(id) {
             Memory::Damaged => Err(ReadError::Damaged),
             Memory::Known(Known::Failed(error)) => {
@@ -151,6 +152,7 @@ impl Store {
         id: &Key,
         user_key: Option<&[u8]>,
     ) -> Result<GetRecord, ReadError> {
+        self.compaction.note_call();
         let known = match self.memory(id) {
             Memory::Damaged => return Err(ReadError::Damaged),
             Memory::Unknown | Memory::Known(Known::Failed(_)) => None,
