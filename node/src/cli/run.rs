@@ -1,6 +1,7 @@
 //! `kadring run`: starts a node and says when it is ready.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 
 use sd_notify::NotifyState;
 
@@ -9,6 +10,7 @@ use super::exit_code::ExitCode;
 use crate::config::{Config, Sources};
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
+use crate::peer_door::PeerDoorError;
 
 /// Runs a node until it is asked to stop.
 ///
@@ -24,8 +26,8 @@ pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
 /// Tells whoever started the node: one line on stdout, and the service manager if there is one.
 fn announce(event: RunEvent) {
     let state = match event {
-        RunEvent::Ready { client, node_id } => {
-            let line = ready_line(&client.to_string(), &node_id);
+        RunEvent::Ready { client, peer, node_id } => {
+            let line = ready_line(&client.to_string(), peer, &node_id);
             let mut stdout = io::stdout().lock();
             // Nobody has to listen: a closed stdout does not stop the node.
             if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
@@ -42,15 +44,20 @@ fn announce(event: RunEvent) {
 }
 
 /// The readiness line; `-` stands for a door that this node does not have.
-fn ready_line(client: &str, node_id: &[u8; 20]) -> String {
+fn ready_line(client: &str, peer: Option<SocketAddr>, node_id: &[u8; 20]) -> String {
     let node: String = node_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("ready client={client} peer=- admin=- node={node}\n")
+    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    format!("ready client={client} peer={peer} admin=- node={node}\n")
 }
 
 /// The exit code of a node that did not start or failed.
 pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
-        RunError::Bind { .. } => ExitCode::Bind,
+        RunError::Bind { .. } | RunError::Peer(PeerDoorError::Bind { .. }) => ExitCode::Bind,
+        RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
+            ExitCode::Usage
+        }
+        RunError::Peer(PeerDoorError::Driver(_)) => ExitCode::Failure,
         RunError::Directory(error) => directory_exit_code(error),
         RunError::ShardCount { .. } | RunError::ThreadCount { .. } | RunError::DiskLimit { .. } => {
             ExitCode::Usage
@@ -69,6 +76,10 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
             io::ErrorKind::PermissionDenied => "give a port above 1023 with --client",
             _ => "give another --client",
         },
+        RunError::Peer(PeerDoorError::Bind { .. }) => "give another --peer",
+        RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
+            "name a file of 16 to 4096 bytes that this user can read with --cluster-secret-file"
+        }
         RunError::Directory(error) => directory_remedy(error),
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
         RunError::ThreadCount { .. } => "lower --threads, or leave it out",
@@ -83,7 +94,9 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
             }
             _ => "run Linux 6.1 or newer, or start with --io pread",
         },
-        RunError::Thread { .. } | RunError::Other(_) => "see the log above",
+        RunError::Thread { .. } | RunError::Peer(PeerDoorError::Driver(_)) | RunError::Other(_) => {
+            "see the log above"
+        }
     }
 }
 
@@ -99,10 +112,12 @@ mod tests {
         let mut node_id = [0xab; 20];
         node_id[0] = 1;
         assert_eq!(
-            ready_line("127.0.0.1:7379", &node_id),
+            ready_line("127.0.0.1:7379", None, &node_id),
             "ready client=127.0.0.1:7379 peer=- admin=- \
              node=01ababababababababababababababababababab\n"
         );
+        let peer = Some(([127, 0, 0, 1], 7400).into());
+        assert!(ready_line("", peer, &node_id).contains(" peer=127.0.0.1:7400 admin=- "));
     }
 
     #[test]

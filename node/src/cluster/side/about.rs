@@ -3,7 +3,7 @@
 use storage::Now;
 use wal::record::Key;
 
-use super::{Answer, ClusterCommand, ClusterSide, Figure};
+use super::{Answer, ClusterCommand, ClusterNode, ClusterSide, Figure};
 use crate::cluster::membership::Health;
 use crate::cluster::message::{MemberEntry, Phase, Standing};
 use crate::cluster::placement::replica_set;
@@ -54,46 +54,15 @@ impl ClusterSide {
                 let placed = core.members().placed();
                 let set = replica_set(&Key::of(key), &placed, self.options.settings.replicas);
                 let entries = set.iter().filter_map(|node| core.members().entry(node));
-                Answer::Table(entries.map(|entry| self.located(entry)).collect())
+                Answer::Table(entries.map(|entry| located(core, entry)).collect())
             }
             ClusterCommand::Nodes => {
                 let entries = core.members().entries();
-                Answer::Table(entries.map(|entry| self.described(entry)).collect())
+                Answer::Table(entries.map(|entry| described(core, entry)).collect())
             }
             ClusterCommand::Routes => Answer::Table(self.datagrams.routes(self.now)),
         };
         self.commands.answer(token, answer);
-    }
-
-    fn health(&self, node: &NodeId) -> &'static str {
-        let Some(core) = &self.core else { return "down" };
-        match core.members().health(node) {
-            _ if *node == core.id() => "self",
-            Some(Health::Up) => "up",
-            Some(Health::Suspected { .. }) => "suspected",
-            Some(Health::Down { .. }) | None => "down",
-        }
-    }
-
-    fn located(&self, entry: &MemberEntry) -> Vec<String> {
-        let address = String::from_utf8_lossy(&entry.address).into_owned();
-        vec![entry.node.to_string(), address, self.health(&entry.node).to_owned()]
-    }
-
-    fn described(&self, entry: &MemberEntry) -> Vec<String> {
-        let phase = match entry.phase {
-            Phase::Joining => "joining",
-            Phase::Full => "full",
-            Phase::Leaving => "leaving",
-        };
-        let standing = match entry.standing {
-            Standing::Alive => "alive",
-            Standing::Suspected => "suspected",
-            Standing::Removed => "removed",
-        };
-        let mut row = self.located(entry);
-        row.splice(2..2, [phase.to_owned(), standing.to_owned()]);
-        row
     }
 
     pub(super) fn all_figures(&self) -> Vec<Figure> {
@@ -188,6 +157,36 @@ impl ClusterSide {
         ]);
         figures
     }
+}
+
+fn health(core: &ClusterNode, node: &NodeId) -> &'static str {
+    match core.members().health(node) {
+        _ if *node == core.id() => "self",
+        Some(Health::Up) => "up",
+        Some(Health::Suspected { .. }) => "suspected",
+        Some(Health::Down { .. }) | None => "down",
+    }
+}
+
+fn located(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
+    let address = String::from_utf8_lossy(&entry.address).into_owned();
+    vec![entry.node.to_string(), address, health(core, &entry.node).to_owned()]
+}
+
+fn described(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
+    let phase = match entry.phase {
+        Phase::Joining => "joining",
+        Phase::Full => "full",
+        Phase::Leaving => "leaving",
+    };
+    let standing = match entry.standing {
+        Standing::Alive => "alive",
+        Standing::Suspected => "suspected",
+        Standing::Removed => "removed",
+    };
+    let mut row = located(core, entry);
+    row.splice(2..2, [phase.to_owned(), standing.to_owned()]);
+    row
 }
 
 /// Writes words as an array.
