@@ -17,19 +17,32 @@ use crate::kademlia::node::{
 };
 use crate::kademlia::{Contact, Health};
 use crate::krpc::bep5::{Id, Nodes, Want, method as bep5_method};
+use crate::krpc::gate::Gate;
 use crate::krpc::message::code;
 use crate::krpc::private::{
     self, DATAGRAM_VALUE_LEN_MAX, FindValue, FindValueReply, PROTOCOL, Private, SmallValue, method,
 };
+use crate::krpc::seal::{Opener, Sealer};
+use crate::mainline::rate_limit::{RateLimits, Tier};
 use crate::peer::{PEER_SOCKET_V4, PEER_SOCKET_V6};
 
 /// Values being read for find_value; further queries go unanswered.
 const READS_MAX: usize = 1_024;
 
+/// Datagrams of a source in time; members of a cluster with a secret are not limited.
+const RATES: RateLimits = RateLimits {
+    machine: Tier { per_second: 2_000, burst: 4_000 },
+    subnet: Tier { per_second: 8_000, burst: 16_000 },
+    rows: 256,
+    loopback_exempt: true,
+};
+
 /// The node's side of UDP.
 #[derive(Debug)]
 pub(super) struct Datagrams {
     node: KademliaNode,
+    gate: Gate,
+    sealer: Option<Sealer>,
     socket: SocketId,
     is_v6: bool,
     is_open: bool,
@@ -60,9 +73,15 @@ impl Datagrams {
         let [.., seed] = options.seed.as_chunks::<8>().0 else {
             unreachable!("32 bytes are 4 x 8")
         };
-        let rng = Rng::with_seed(u64::from_be_bytes(*seed));
+        let mut rng = Rng::with_seed(u64::from_be_bytes(*seed));
+        // Whoever knew these could do no harm: a boot id tells processes apart, no more.
+        let (boot, gate_seed) = (rng.u64(..), rng.u128(..).to_be_bytes());
+        let key = options.secret.as_ref().map(|secret| secret.datagram.clone());
+        let opener = key.clone().map(|key| Opener::new(key, boot));
         Self {
             node: KademliaNode::new(now, node_options, rng),
+            gate: Gate::new(RATES, gate_seed, opener),
+            sealer: key.map(|key| Sealer::new(key, boot)),
             socket: socket_of(&options.door),
             is_v6: options.door.is_ipv6(),
             is_open: true,
@@ -93,7 +112,9 @@ impl Datagrams {
     ) -> Option<ReceiveBuffer> {
         match completion {
             Completion::Datagram { from, bytes, .. } => {
-                self.node.handle_datagram(now, from, &bytes);
+                if let Ok(datagram) = self.gate.pass(now, from.ip(), &bytes) {
+                    self.node.handle_datagram(now, from, datagram);
+                }
                 return Some(bytes);
             }
             Completion::UdpClosed(_) => self.is_open = false,
@@ -247,9 +268,12 @@ impl Datagrams {
 
     pub(super) fn poll_request(&mut self) -> Option<Request> {
         loop {
-            let (to, bytes) = self.node.poll_transmit()?;
+            let (to, mut bytes) = self.node.poll_transmit()?;
             // There is one socket, and it is of one family.
             if to.is_ipv6() == self.is_v6 && self.is_open {
+                if let Some(sealer) = &mut self.sealer {
+                    sealer.seal(&mut bytes);
+                }
                 return Some(Request::SendDatagram {
                     socket: self.socket,
                     to,
@@ -315,7 +339,7 @@ impl Datagrams {
             Figure::counter(
                 "kadring_krpc_rejected_total",
                 "Datagrams that were no message of this cluster.",
-                counters.rejected + counters.foreign + counters.unexpected,
+                counters.rejected + counters.foreign + counters.unexpected + self.gate.limited(),
             ),
         ]
     }
