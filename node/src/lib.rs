@@ -31,6 +31,7 @@ pub mod mainline;
 pub mod node;
 pub mod offline;
 pub mod peer;
+pub mod peer_door;
 pub mod resp;
 pub mod snapshot;
 mod write_times;

@@ -11,6 +11,8 @@ use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::record::own_half;
 use wal::segment::Identity;
 
+use crate::cluster::secret::ClusterSecret;
+use crate::cluster::side;
 use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
 use crate::crew::{self, Crew, Found, Opening, Service};
 use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
@@ -23,6 +25,7 @@ use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
 use crate::keyspace::{ShardIndex, Spread, ThreadIndex};
 use crate::peer::ADMIN_DOOR;
+use crate::peer_door::{self, PeerDoorError};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
@@ -97,6 +100,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// There is no peer door.
+    #[error(transparent)]
+    Peer(#[from] PeerDoorError),
     /// The data directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -165,6 +171,7 @@ impl RunError {
 /// [`RunError`].
 pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
     process::raise_open_files_limit();
+    let secret = peer_door::read_secret(&config.cluster)?;
     let directory = open_directory(&config.data_dir, true)?;
     let durability = durability_of(&config, &directory);
     if let Err(error) = at_rest::remove_unfinished(&config.data_dir.join(SNAPSHOTS_DIRECTORY)) {
@@ -178,16 +185,18 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     }
     let threads = config.pread_threads;
     match config.io {
-        IoDriver::Uring => serve(directory, &config, durability, make_uring, &mut on_event),
+        IoDriver::Uring => {
+            serve(directory, (&config, secret), durability, make_uring, &mut on_event)
+        }
         IoDriver::TokioUring => {
-            serve(directory, &config, durability, make_tokio_uring, &mut on_event)
+            serve(directory, (&config, secret), durability, make_tokio_uring, &mut on_event)
         }
         IoDriver::Pread => {
             let make = move |directory, spread: Spread| {
                 let options = PreadOptions { threads, handle_signals: spread.thread == 0 };
                 PreadIo::new(directory, options).map_err(RunError::driver)
             };
-            serve(directory, &config, durability, make, &mut on_event)
+            serve(directory, (&config, secret), durability, make, &mut on_event)
         }
     }
 }
@@ -312,7 +321,7 @@ pub(crate) fn all_shard_directories() -> Vec<FileName> {
 
 fn serve<I: Io>(
     directory: DataDirectory,
-    config: &Config,
+    (config, secret): (&Config, Option<ClusterSecret>),
     durability: DurabilityFacts,
     make: impl Fn(DataDirectory, Spread) -> Result<I, RunError> + Copy + Send + 'static,
     on_event: &mut impl FnMut(RunEvent),
@@ -331,6 +340,8 @@ fn serve<I: Io>(
     let terminated = shards.terminated;
     let mut happened = Vec::new();
     let client = listen(&mut io, (CLIENT_DOOR, "client"), config.client, &mut happened)?;
+    let door_wanted = config.cluster.door();
+    let peer = door_wanted.map(|peer| peer_door::open(&mut io, peer, &mut happened)).transpose()?;
     let admin = match config.admin {
         Some(admin) => Some(listen(&mut io, (ADMIN_DOOR, "admin"), admin, &mut happened)?),
         None => None,
@@ -354,10 +365,17 @@ fn serve<I: Io>(
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
     let (node_id, driver) = (plan.identity.node_id, io.name());
-    on_event(RunEvent::Ready { client, peer: None, admin, node_id });
+    if peer.is_some() {
+        door.set_peer_commands(side::answerer);
+    }
+    let side = peer.map(|peer| peer_door::cluster_side(io.now().0, config, node_id, peer, secret));
+    on_event(RunEvent::Ready { client, peer, admin, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
-    tracing::info!(%client, driver, shards, threads, "ready");
+    tracing::info!(%client, ?peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
+    if let Some(side) = side {
+        event_loop.set_peer(Box::new(side));
+    }
     if admin.is_some() {
         event_loop.open_admin_door();
     }
@@ -373,7 +391,10 @@ fn serve<I: Io>(
 /// How the shards are spread over threads: as asked, or one for each core, if there are as many
 /// shards.
 fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
+    // The peer side lives on one thread, and has no way to the shards of others yet.
+    let is_alone = config.cluster.door().is_none();
     let thread_count = match config.threads {
+        None if !is_alone => 1,
         None => process::cores().min(shard_count),
         Some(asked) if asked <= shard_count => asked,
         Some(asked) => {
@@ -630,6 +651,7 @@ fn limits_of(config: &Config, shards: u16) -> Result<StoreLimits, RunError> {
         disk_bytes_max: (given > 0).then(|| given / u64::from(shards)),
         scrub_bytes_per_second: config.scrub_bytes_per_second.div_ceil(u64::from(shards)),
         overwriter_bytes_max: StoreLimits::OVERWRITER_BYTES,
+        expired_stay_ms: peer_door::expired_stay_ms(config),
     })
 }
 

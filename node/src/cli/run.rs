@@ -11,6 +11,7 @@ use crate::config::{Config, Sources};
 use crate::io::process;
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
+use crate::peer_door::PeerDoorError;
 
 /// Runs a node until it is asked to stop.
 ///
@@ -59,7 +60,11 @@ fn ready_line(doors: [Option<SocketAddr>; 3], node_id: &[u8; 20]) -> String {
 /// The exit code of a node that did not start or failed.
 pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
-        RunError::Bind { .. } => ExitCode::Bind,
+        RunError::Bind { .. } | RunError::Peer(PeerDoorError::Bind { .. }) => ExitCode::Bind,
+        RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
+            ExitCode::Usage
+        }
+        RunError::Peer(PeerDoorError::Driver(_)) => ExitCode::Failure,
         RunError::Directory(error) => directory_exit_code(error),
         RunError::ShardCount { .. } | RunError::ThreadCount { .. } | RunError::DiskLimit { .. } => {
             ExitCode::Usage
@@ -81,6 +86,10 @@ pub(super) fn remedy(error: &RunError) -> String {
             };
             return format!("{what} --{door}");
         }
+        RunError::Peer(PeerDoorError::Bind { .. }) => "give another --peer",
+        RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
+            "name a file of 16 to 4096 bytes that this user can read with --cluster-secret-file"
+        }
         RunError::Directory(error) => directory_remedy(error),
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
         RunError::ThreadCount { .. } => "lower --threads, or leave it out",
@@ -95,7 +104,9 @@ pub(super) fn remedy(error: &RunError) -> String {
             }
             _ => "run Linux 6.1 or newer, or start with --io pread",
         },
-        RunError::Thread { .. } | RunError::Other(_) => "see the log above",
+        RunError::Thread { .. } | RunError::Peer(PeerDoorError::Driver(_)) | RunError::Other(_) => {
+            "see the log above"
+        }
     };
     text.to_owned()
 }

@@ -65,13 +65,21 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 23] = [
+const SAMPLES: [(&str, &str, &str); 31] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
+    ("peer", "[::1]:9", "\"[::1]:9\""),
+    ("advertise", "192.0.2.1:9", "\"192.0.2.1:9\""),
+    ("bootstrap", "127.0.0.1:9,[::1]:9", "[\"127.0.0.1:9\", \"[::1]:9\"]"),
+    ("replicas", "5", "5"),
+    ("min_replicas_to_write", "1", "1"),
+    ("cluster_secret_file", "/s", "\"/s\""),
+    ("down_after_ms", "9", "9"),
+    ("tombstone_grace_ms", "5000", "5000"),
     ("admin", "127.0.0.1:98", "\"127.0.0.1:98\""),
     ("admin_public", "yes", "true"),
     ("shards", "3", "3"),
-    ("threads", "2", "2"),
+    ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
     ("durability", "os", "\"os\""),
@@ -127,6 +135,7 @@ fn every_field_has_a_setting() {
         admin,
         admin_public,
         requirepass,
+        cluster,
         shards,
         threads,
         io,
@@ -146,6 +155,7 @@ fn every_field_has_a_setting() {
     assert_ne!(admin, defaults.admin);
     assert_ne!(admin_public, defaults.admin_public);
     assert_ne!(requirepass, defaults.requirepass);
+    assert_ne!(cluster, defaults.cluster);
     assert_ne!(shards, defaults.shards);
     assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);
