@@ -16,4 +16,5 @@ pub mod resp_client;
 pub mod simulated_io;
 pub mod store_world;
 pub mod tally;
+pub mod tool_process;
 pub mod workload;

@@ -15,8 +15,8 @@
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -32,6 +32,11 @@ use signal_hook::low_level::{pipe, unregister};
 
 use super::error::ClusterCliError;
 use crate::io::process::PARENT_VARIABLE;
+
+/// Between two looks whether nodes that have opened their doors serve already.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// How long a node may take to say so.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is to be started.
 #[derive(Clone, Debug)]
@@ -136,6 +141,20 @@ impl Ready {
         let (client, peer) = (word("client=")?, word("peer=")?);
         Some(Self { client, peer, admin: word("admin=")?, id: word("node=")? })
     }
+
+    /// Whether the node says that it serves; one without an admin door counts as such.
+    fn is_serving(&self) -> bool {
+        let Ok(admin) = self.admin.parse() else { return true };
+        let asked = || -> io::Result<bool> {
+            let mut stream = TcpStream::connect_timeout(&admin, ASK_TIMEOUT)?;
+            stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+            stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
+            let mut status = [0; b"HTTP/1.1 200".len()];
+            stream.read_exact(&mut status)?;
+            Ok(status.ends_with(b" 200"))
+        };
+        asked().unwrap_or(false)
+    }
 }
 
 /// What has happened.
@@ -210,8 +229,12 @@ impl Nodes {
     ) -> Result<Option<Vec<Ready>>, ClusterCliError> {
         let deadline = Instant::now() + timeout;
         let mut ready: Vec<Option<Ready>> = self.nodes.iter().map(|_| None).collect();
-        while ready.iter().any(Option::is_none) {
-            match self.next_until(deadline) {
+        let mut serving = vec![false; ready.len()];
+        while serving.contains(&false) {
+            // A node opens its doors, says so, and serves once it has found the others.
+            let all_open = ready.iter().all(Option::is_some);
+            let pause = Instant::now() + if all_open { ASK_AGAIN_AFTER } else { timeout };
+            match self.next_until(pause.min(deadline)) {
                 Some(News::Stop) => return Ok(None),
                 Some(News::Line(index, line)) if ready[index].is_none() => {
                     let parsed = Ready::parse(&line);
@@ -222,12 +245,17 @@ impl Nodes {
                 Some(News::Ended(index)) => {
                     return Err(ClusterCliError::EndedEarly { what: self.describe_end(index) });
                 }
+                None if Instant::now() < deadline => {}
                 None => {
-                    let missing = ready.iter().zip(1..).filter(|(ready, _)| ready.is_none());
+                    let missing = serving.iter().zip(1..).filter(|(serving, _)| !**serving);
                     let nodes: Vec<String> = missing.map(|(_, node)| node.to_string()).collect();
                     let (nodes, waited) = (nodes.join(", "), timeout);
                     return Err(ClusterCliError::NotReady { nodes, waited });
                 }
+            }
+            if ready.iter().all(Option::is_some) {
+                let asked = ready.iter().flatten().zip(&mut serving).filter(|(_, known)| !**known);
+                asked.for_each(|(ready, known)| *known = ready.is_serving());
             }
         }
         Ok(Some(ready.into_iter().flatten().collect()))
