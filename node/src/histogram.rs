@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 /// Upper ends of the buckets in nanoseconds: from what a hit in memory takes to what nobody waits
 /// for. A last bucket has no end.
-const BOUNDS_NS: [u64; 16] = [
+const BOUNDS: [u64; 16] = [
     50_000,
     100_000,
     250_000,
@@ -26,14 +26,14 @@ const BOUNDS_NS: [u64; 16] = [
 /// Counts of durations by size. Those of several threads can be added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    counts: [u64; BOUNDS_NS.len() + 1],
+    counts: [u64; BOUNDS.len() + 1],
     sum_ns: u64,
 }
 
 impl Histogram {
     /// Counts a duration.
     pub fn record(&mut self, ns: u64) {
-        let bucket = BOUNDS_NS.partition_point(|bound| *bound < ns);
+        let bucket = BOUNDS.partition_point(|bound| *bound < ns);
         self.counts[bucket] += 1;
         self.sum_ns = self.sum_ns.saturating_add(ns);
     }
@@ -52,7 +52,7 @@ impl Histogram {
 
     /// The buckets: upper end in seconds, and number of durations in it alone.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
-        let ends = BOUNDS_NS.iter().map(|bound| seconds(*bound)).chain([f64::INFINITY]);
+        let ends = BOUNDS.iter().map(|bound| seconds(*bound)).chain([f64::INFINITY]);
         ends.zip(self.counts)
     }
 }

@@ -42,6 +42,11 @@ fn start(arguments: &[&str]) -> Started {
     Started { tool, clients, directory }
 }
 
+fn expect(client: &mut RespClient, line: &str, expected: &[u8]) {
+    let reply = client.call_line(line).unwrap();
+    assert_eq!(reply.bytes(), Some(expected), "{line}: {}", reply.brief());
+}
+
 fn process_of(client: &mut RespClient) -> Pid {
     let reply = client.call_line("INFO server").unwrap();
     let text = String::from_utf8(reply.bytes().unwrap().to_vec()).unwrap();
@@ -54,9 +59,9 @@ fn cluster_serves_and_leaves_nothing_behind() {
     let Started { tool, clients, directory } = start(&["3"]);
     assert_eq!(clients.len(), 3);
     let mut clients: Vec<_> = clients.iter().map(|at| RespClient::connect(*at).unwrap()).collect();
-    assert_eq!(clients[0].call_line("SET greeting hello").unwrap().bytes(), Some(&b"OK"[..]));
+    expect(&mut clients[0], "SET greeting hello", b"OK");
     for client in &mut clients {
-        assert_eq!(client.call_line("GET greeting").unwrap().bytes(), Some(&b"hello"[..]));
+        expect(client, "GET greeting", b"hello");
     }
     assert!(directory.join("node-3").is_dir() && directory.join("node-3.log").is_file());
     tool.terminate();
@@ -100,9 +105,9 @@ fn data_stays_where_it_was_asked_for() {
         let cluster = start(&["2", "--dir", path.to_str().unwrap()]);
         let mut client = RespClient::connect(cluster.clients[round]).unwrap();
         if round == 0 {
-            assert_eq!(client.call_line("SET k v").unwrap().bytes(), Some(&b"OK"[..]));
+            expect(&mut client, "SET k v", b"OK");
         }
-        assert_eq!(client.call_line("GET k").unwrap().bytes(), Some(&b"v"[..]));
+        expect(&mut client, "GET k", b"v");
         cluster.tool.terminate();
         let (status, text) = cluster.tool.wait_end(DEADLINE).unwrap();
         assert_eq!((status.code(), &*text), (Some(0), ""));

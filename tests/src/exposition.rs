@@ -156,10 +156,10 @@ impl Reader {
         let value: f64 = value.parse().map_err(|_| "no number")?;
         let family = self.family.as_mut().ok_or("a sample without a family")?;
         family.is_empty = false;
-        let kind = family.kind.as_str();
+        let kind = family.kind.clone();
         let suffix = name.strip_prefix(family.name.as_str());
         let is_counter = kind == "counter" && self.format == Format::OpenMetrics;
-        match (kind, suffix) {
+        match (kind.as_str(), suffix) {
             ("counter", Some("_total")) if is_counter => {}
             ("counter", Some("")) if !is_counter => {}
             ("gauge", Some("")) => {}
@@ -274,7 +274,8 @@ fn labels(mut rest: &str) -> Result<(Vec<(String, String)>, &str), String> {
 mod tests {
     use super::*;
 
-    const SOUND: &str = "# HELP a_total A\n# TYPE a_total counter\na_total{x=\"1\",y=\"\\\\\\\"\\n\"} 3\n\
+    const SOUND: &str = "# HELP a_total A\n# TYPE a_total counter\n\
+                         a_total{x=\"1\",y=\"\\\\\\\"\\n\"} 3\n\
                          a_total{x=\"2\"} 4.5\n# HELP b B b\n# TYPE b gauge\nb -1\n\
                          # HELP h H\n# TYPE h histogram\nh_sum 2\nh_count 3\n\
                          h_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 3\n";

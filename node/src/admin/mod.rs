@@ -9,8 +9,9 @@
 //! ```text
 //! Reading --head--> Asking --answer--> Sending --sent--> Reading
 //!    |  \--refused head--------------/     |
-//!    |                                     v last answer of the connection
-//!    +-- idle, slow, gone -----> Closing <-+-- Lingering (takes what the client still sends)
+//!    |                                     | last answer of the connection
+//!    +-- idle, slow, gone -----> Closing <-+-- Lingering: after a refusal, what still comes is
+//!                                                         thrown away, so that the client reads why
 //! ```
 //!
 //! Invariants:
@@ -88,12 +89,28 @@ enum Page {
 enum Phase {
     Reading,
     /// Somebody has been asked.
-    Asking(Page, Method, bool),
-    /// `true` if another request may follow.
-    Sending(bool),
+    Asking(Page, Method, After),
+    Sending(After),
     /// Bytes may still come that would undo the last answer; so many have.
     Lingering(usize),
     Closing,
+}
+
+/// What follows an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Another request.
+    Request,
+    /// The end, as the client has asked.
+    End,
+    /// The end of a connection whose client may still be sending.
+    Refusal,
+}
+
+impl After {
+    fn of(keep_alive: bool) -> Self {
+        if keep_alive { Self::Request } else { Self::End }
+    }
 }
 
 #[derive(Debug)]
@@ -223,21 +240,22 @@ impl AdminDoor {
     /// The driver has taken an answer, or could not.
     pub fn handle_sent(&mut self, now: Monotonic, id: ConnectionId, result: &io::Result<()>) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
-        if let Phase::Sending(keep_alive) = connection.phase {
-            if result.is_err() {
-                self.close_one(id, &mut connection);
-            } else if keep_alive {
-                connection.phase = Phase::Reading;
-                let patience_ms = if connection.input.is_empty() { IDLE_MS } else { HEAD_MS };
-                connection.deadline = now.plus_millis(patience_ms);
-                self.go_on(now, id, &mut connection);
-            } else if connection.ended {
-                self.close_one(id, &mut connection);
-            } else {
-                connection.input = Vec::new();
-                connection.phase = Phase::Lingering(0);
-                connection.deadline = now.plus_millis(LINGER_MS);
-                self.receive(id, &mut connection);
+        if let Phase::Sending(after) = connection.phase {
+            match after {
+                _ if result.is_err() => self.close_one(id, &mut connection),
+                After::Request => {
+                    connection.phase = Phase::Reading;
+                    let patience_ms = if connection.input.is_empty() { IDLE_MS } else { HEAD_MS };
+                    connection.deadline = now.plus_millis(patience_ms);
+                    self.go_on(now, id, &mut connection);
+                }
+                After::Refusal if !connection.ended => {
+                    connection.input = Vec::new();
+                    connection.phase = Phase::Lingering(0);
+                    connection.deadline = now.plus_millis(LINGER_MS);
+                    self.receive(id, &mut connection);
+                }
+                After::End | After::Refusal => self.close_one(id, &mut connection),
             }
         }
         self.connections.insert(id, connection);
@@ -251,9 +269,9 @@ impl AdminDoor {
     /// Answers what a connection has asked, if it is still there.
     pub fn answer(&mut self, now: Monotonic, id: ConnectionId, report: &NodeReport) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
-        if let Phase::Asking(page, method, keep_alive) = connection.phase {
+        if let Phase::Asking(page, method, after) = connection.phase {
             let response = page_of(page, report);
-            self.send(now, (id, &mut connection), response, (method, keep_alive));
+            self.send(now, (id, &mut connection), response, (method, after));
         }
         self.connections.insert(id, connection);
     }
@@ -302,8 +320,9 @@ impl AdminDoor {
         };
         connection.input.drain(..len);
         self.counters.requests += 1;
-        let (response, method, keep_alive) = match result {
+        let (response, method, after) = match result {
             Ok(Asked { method, path, format, keep_alive }) => {
+                let after = After::of(keep_alive);
                 let page = match path.as_str() {
                     "/metrics" => Some(Page::Metrics(format)),
                     "/healthz" => Some(Page::Health),
@@ -311,19 +330,19 @@ impl AdminDoor {
                     _ => None,
                 };
                 if let Some(page) = page {
-                    connection.phase = Phase::Asking(page, method, keep_alive);
+                    connection.phase = Phase::Asking(page, method, after);
                     connection.deadline = now.plus_millis(ANSWER_MS);
                     return self.questions.push_back(id);
                 }
                 let text = "there are /metrics, /healthz and /readyz";
-                (Response::text(Status::NotFound, text), method, keep_alive)
+                (Response::text(Status::NotFound, text), method, after)
             }
             Err(refusal) => {
-                let (response, keep_alive) = refuse(refusal);
-                (response, Method::Get, keep_alive)
+                let (response, after) = refuse(refusal);
+                (response, Method::Get, after)
             }
         };
-        self.send(now, (id, connection), response, (method, keep_alive));
+        self.send(now, (id, connection), response, (method, after));
     }
 
     fn send(
@@ -331,21 +350,23 @@ impl AdminDoor {
         now: Monotonic,
         (id, connection): (ConnectionId, &mut Connection),
         response: Response,
-        (method, keep_alive): (Method, bool),
+        (method, after): (Method, After),
     ) {
-        connection.phase = Phase::Sending(keep_alive);
+        connection.phase = Phase::Sending(after);
         connection.deadline = now.plus_millis(SEND_MS);
+        let keep_alive = after == After::Request;
         self.requests.push_back(Request::Send(id, response.into_parts(method, keep_alive)));
     }
 }
 
-fn refuse(refusal: Refusal) -> (Response, bool) {
+fn refuse(refusal: Refusal) -> (Response, After) {
     match refusal {
         Refusal::Malformed => {
-            (Response::text(Status::BadRequest, "no request that can be answered"), false)
+            (Response::text(Status::BadRequest, "no request that can be answered"), After::Refusal)
         }
         Refusal::Method(keep_alive) => {
-            (Response::text(Status::MethodNotAllowed, "GET and HEAD are served"), keep_alive)
+            let after = if keep_alive { After::Request } else { After::Refusal };
+            (Response::text(Status::MethodNotAllowed, "GET and HEAD are served"), after)
         }
         Refusal::TooLarge => (Response::text(Status::HeadTooLarge, "the head is too large"), false),
     }

@@ -37,6 +37,8 @@ use crate::io::process::PARENT_VARIABLE;
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// How long a node may take to say so.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of what it says that are read.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// What is to be started.
 #[derive(Clone, Debug)]
@@ -142,19 +144,29 @@ impl Ready {
         Some(Self { client, peer, admin: word("admin=")?, id: word("node=")? })
     }
 
-    /// Whether the node says that it serves; one without an admin door counts as such.
+    /// Whether the node says that it serves, and holds all of its keys; one without an admin door
+    /// counts as such.
     fn is_serving(&self) -> bool {
         let Ok(admin) = self.admin.parse() else { return true };
-        let asked = || -> io::Result<bool> {
-            let mut stream = TcpStream::connect_timeout(&admin, ASK_TIMEOUT)?;
-            stream.set_read_timeout(Some(ASK_TIMEOUT))?;
-            stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
-            let mut status = [0; b"HTTP/1.1 200".len()];
-            stream.read_exact(&mut status)?;
-            Ok(status.ends_with(b" 200"))
-        };
-        asked().unwrap_or(false)
+        let page = |path| ask(admin, path).unwrap_or_default();
+        page("/readyz").starts_with("HTTP/1.1 200 ") && has_its_keys(&page("/metrics"))
     }
+}
+
+fn ask(admin: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, ASK_TIMEOUT)?;
+    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Nodes that found a cluster together answer for no key until they have agreed.
+pub(super) fn has_its_keys(metrics: &str) -> bool {
+    let mut pending =
+        metrics.lines().filter_map(|line| line.strip_prefix("kadring_ranges_pending "));
+    pending.all(|count| count.parse() == Ok(0.0))
 }
 
 /// What has happened.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::nodes::{Plan, Ready, free_peer_addresses};
+use super::nodes::{Plan, Ready, free_peer_addresses, has_its_keys};
 use super::place::Place;
 use super::welcome;
 
@@ -46,6 +46,15 @@ fn ready_line_is_understood_and_others_are_not() {
     for wrong in ["", "hello", "ready", line, "ready peer=a client=b admin=c node=d"] {
         assert_eq!(Ready::parse(wrong), None, "{wrong:?}");
     }
+}
+
+#[test]
+fn node_that_waits_for_keys_does_not_serve_yet() {
+    let figures = |pending| {
+        format!("# TYPE kadring_ranges_pending gauge\nkadring_ranges_pending {pending}\n")
+    };
+    assert!(has_its_keys(&figures("0.0")) && has_its_keys(""));
+    assert!(!has_its_keys(&figures("1.0")) && !has_its_keys(&figures("?")));
 }
 
 #[test]
