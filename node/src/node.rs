@@ -371,7 +371,8 @@ fn serve<I: Io>(
     let side = peer.map(|peer| peer_door::cluster_side(io.now().0, config, node_id, peer, secret));
     on_event(RunEvent::Ready { client, peer, admin, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
-    tracing::info!(%client, ?peer, driver, shards, threads, "ready");
+    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    tracing::info!(%client, %peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
     if let Some(side) = side {
         event_loop.set_peer(Box::new(side));

@@ -383,6 +383,8 @@ pub struct Ready {
     pub line: String,
     /// The client door.
     pub client: SocketAddr,
+    /// The peer door, if it has one.
+    pub peer: Option<SocketAddr>,
     /// The node id in hexadecimal.
     pub node: String,
 }
@@ -406,7 +408,7 @@ impl Ready {
                 .ok_or_else(|| wrong(&format!("field {name} is not where it belongs")))
         };
         let client = field("client")?;
-        field("peer")?;
+        let peer = field("peer")?;
         field("admin")?;
         let node = field("node")?;
         if words.next().is_some() {
@@ -416,7 +418,11 @@ impl Ready {
             return Err(wrong("the node id is not 40 hexadecimal digits"));
         }
         let client = client.parse().map_err(|_| wrong("client is no address"))?;
-        Ok(Self { line: line.to_owned(), client, node: node.to_owned() })
+        let peer = match peer {
+            "-" => None,
+            address => Some(address.parse().map_err(|_| wrong("peer is no address"))?),
+        };
+        Ok(Self { line: line.to_owned(), client, peer, node: node.to_owned() })
     }
 }
 
