@@ -368,7 +368,9 @@ fn refuse(refusal: Refusal) -> (Response, After) {
             let after = if keep_alive { After::Request } else { After::Refusal };
             (Response::text(Status::MethodNotAllowed, "GET and HEAD are served"), after)
         }
-        Refusal::TooLarge => (Response::text(Status::HeadTooLarge, "the head is too large"), false),
+        Refusal::TooLarge => {
+            (Response::text(Status::HeadTooLarge, "the head is too large"), After::Refusal)
+        }
     }
 }
 
