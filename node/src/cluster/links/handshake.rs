@@ -16,8 +16,8 @@
 
 use bytes::Bytes;
 
-use crate::cluster::message::control::{ControlFrame, Hello, NONCE_LEN, PROOF_LEN, Refusal};
 use crate::cluster::message::PROTOCOL_VERSION;
+use crate::cluster::message::control::{ControlFrame, Hello, NONCE_LEN, PROOF_LEN, Refusal};
 use crate::cluster::secret::MacKey;
 
 const LABEL: &[u8] = b"kadring link 1";

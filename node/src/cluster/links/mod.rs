@@ -43,7 +43,9 @@ pub use self::limits::LinkLimits;
 use super::message::PeerMessage;
 use super::message::control::{Hello, feature};
 use super::secret::MacKey;
-use crate::io::{AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, Request};
+use crate::io::{
+    AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, Request,
+};
 use crate::kademlia::NodeId;
 use admission::Admission;
 use dialing::Attempt;

@@ -38,9 +38,8 @@ pub(super) struct Encoded {
 impl Encoded {
     pub(super) fn new(message: &PeerMessage) -> Self {
         let pieces = encode(message);
-        let len = |pieces: &VecDeque<Vec<Bytes>>| {
-            pieces.iter().flatten().map(Bytes::len).sum::<usize>()
-        };
+        let len =
+            |pieces: &VecDeque<Vec<Bytes>>| pieces.iter().flatten().map(Bytes::len).sum::<usize>();
         let bytes = len(&pieces);
         let value_len = if pieces.len() > 1 {
             pieces.iter().filter_map(|piece| piece.get(1)).map(Bytes::len).sum()

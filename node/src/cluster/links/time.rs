@@ -78,9 +78,7 @@ impl PeerLinks {
         let is_over = match &link.phase {
             Phase::Handshake(_) => link.began_at.plus_millis(limits.handshake_ms) <= now,
             Phase::Parting { until, .. } | Phase::Refusing { until } => *until <= now,
-            Phase::Up(_) => {
-                !is_paused && link.pulse.heard_at.plus_millis(limits.silent_ms) <= now
-            }
+            Phase::Up(_) => !is_paused && link.pulse.heard_at.plus_millis(limits.silent_ms) <= now,
         };
         if is_over || is_stalled {
             match &link.phase {

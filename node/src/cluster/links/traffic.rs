@@ -254,8 +254,7 @@ impl PeerLinks {
 
     /// Uses a link for everything from now on.
     pub(super) fn adopt(&mut self, connection: ConnectionId, node: NodeId) {
-        let (Some(link), Some(peer)) =
-            (self.links.get_mut(&connection), self.peers.get_mut(&node))
+        let (Some(link), Some(peer)) = (self.links.get_mut(&connection), self.peers.get_mut(&node))
         else {
             return;
         };

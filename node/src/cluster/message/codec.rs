@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 use wal::record::Namespace;
 
-use super::fields::{FieldReader, FieldWriter};
 use super::control::ControlFrame;
+use super::fields::{FieldReader, FieldWriter};
 use super::frame::{
     self, BULK_BYTES_MAX, FrameError, Front, HANDSHAKE_BULK_BYTES_MAX, Head, read_head,
     unexpected_end,
@@ -336,14 +336,19 @@ impl MessageReader {
         let control = ControlFrame::decode(verb, body)?;
         let is_allowed = control.as_ref().map_or(self.is_open, |control| {
             // A refusal may come late: the other side saw the last proof after we saw its own.
-            self.is_open != control.is_handshake() || matches!(control, ControlFrame::Refused { .. })
+            self.is_open != control.is_handshake()
+                || matches!(control, ControlFrame::Refused { .. })
         });
         if !is_allowed {
             return Err(MessageError::Verb);
         }
         if let Some(control) = control {
             let is_whole = payload_len.is_none();
-            return if is_whole { Ok(Some(Incoming::Control(control))) } else { Err(MessageError::Body) };
+            return if is_whole {
+                Ok(Some(Incoming::Control(control)))
+            } else {
+                Err(MessageError::Body)
+            };
         }
         let mut fields = FieldReader::new(body);
         if verb == b"KADP.MORE" {

@@ -107,7 +107,8 @@ impl<'a> Rest<'a> {
         let Some(len) = self.line(b'$', max)? else { return Ok(Err(1)) };
         let end = self.at.saturating_add(len);
         let tail = end.saturating_add(LINE_END.len());
-        let (Some(bulk), Some(line_end)) = (self.bytes.get(self.at..end), self.bytes.get(end..tail))
+        let (Some(bulk), Some(line_end)) =
+            (self.bytes.get(self.at..end), self.bytes.get(end..tail))
         else {
             return Ok(Err(tail.saturating_sub(self.bytes.len())));
         };
