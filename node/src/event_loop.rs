@@ -14,11 +14,15 @@ use storage::{Event, LogClock, SnapshotFile};
 use wal::disk::DiskError;
 use wal::procedure::Procedure;
 
+use crate::admin::metrics::Family;
+use crate::admin::{AdminDoor, NodeReport};
 use crate::io::mailbox::{Inbox, Outbox, WakeSocket};
 use crate::io::{Completion, ConnectionId, DiskOwner, Io, ListenerId, Monotonic, Request};
 use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
+use crate::peer::{ADMIN_DOOR, PeerSide};
 use crate::resp::door::{Door, Message, Order, OrderEnd};
 use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker, begin_shards};
+use crate::write_times::WriteTimes;
 
 /// The listener behind the client door.
 pub const CLIENT_DOOR: ListenerId = ListenerId(0);
@@ -45,7 +49,7 @@ pub(crate) enum Mail {
     Stop,
     /// A thread has no clients any more; to the first thread.
     Drained,
-    /// No thread has clients any more; from the first thread.
+    /// No thread has clients any more, nor the first one peers; from the first thread.
     Seal,
     /// Start to compact.
     Compact,
@@ -140,6 +144,12 @@ pub struct EventLoop<I: Io> {
     keyspace: Keyspace,
     door: Door,
     snapshots: SnapshotTaker,
+    /// What the node is to other nodes, if to any; on the first thread.
+    peer: Option<Box<dyn PeerSide>>,
+    /// The admin door, if it is open; on the first thread.
+    admin: Option<AdminDoor>,
+    admin_listening: bool,
+    writes: WriteTimes,
     clock: LogClock,
     post: Post,
     phase: Phase,
@@ -167,6 +177,10 @@ impl<I: Io> EventLoop<I> {
         Self {
             io,
             snapshots: SnapshotTaker::default(),
+            peer: None,
+            admin: None,
+            admin_listening: false,
+            writes: WriteTimes::default(),
             clock,
             post,
             phase: Phase::Serving,
@@ -178,6 +192,17 @@ impl<I: Io> EventLoop<I> {
             keyspace,
             door,
         }
+    }
+
+    /// Gives the node its peer side, before it runs.
+    pub(crate) fn set_peer(&mut self, peer: Box<dyn PeerSide>) {
+        self.peer = Some(peer);
+    }
+
+    /// Opens the admin door, whose listener there is, before the loop runs.
+    pub(crate) fn open_admin_door(&mut self) {
+        self.admin = Some(AdminDoor::default());
+        self.admin_listening = true;
     }
 
     fn thread(&self) -> ThreadIndex {
@@ -271,11 +296,116 @@ impl<I: Io> EventLoop<I> {
         self.keyspace.set_now(reading.now);
     }
 
+    /// Hands a completion to the peer side, if it is its.
+    fn handle_peer(&mut self, completion: Completion) -> Option<Completion> {
+        let Some(peer) = &mut self.peer else { return Some(completion) };
+        let is_its = match &completion {
+            Completion::Listening(listener, _)
+            | Completion::Accepted { listener, .. }
+            | Completion::ListenerClosed(listener) => *listener != CLIENT_DOOR,
+            Completion::Connected { .. }
+            | Completion::UdpBound(..)
+            | Completion::Datagram { .. }
+            | Completion::UdpClosed(_) => true,
+            Completion::Received { connection, .. }
+            | Completion::Sent { connection, .. }
+            | Completion::Closed(connection) => peer.owns(*connection),
+            Completion::Disk(..)
+            | Completion::Detached { .. }
+            | Completion::NotAttached
+            | Completion::Woken
+            | Completion::Terminate => false,
+        };
+        if !is_its {
+            return Some(completion);
+        }
+        if let Some(buffer) = peer.handle(&mut self.keyspace, completion) {
+            self.io.release(buffer);
+        }
+        None
+    }
+
+    /// The time at which the turn began.
+    fn turn_begun(&self) -> Monotonic {
+        Monotonic(self.keyspace.now().monotonic_ns)
+    }
+
+    /// Hands a completion to the admin door, if it is its.
+    fn handle_admin(&mut self, completion: Completion) -> Option<Completion> {
+        let now = self.turn_begun();
+        let Some(admin) = &mut self.admin else { return Some(completion) };
+        match completion {
+            Completion::Accepted { listener: ADMIN_DOOR, connection, .. } => {
+                admin.handle_accepted(now, connection);
+            }
+            Completion::Listening(ADMIN_DOOR, Err(error)) => {
+                tracing::error!(%error, "the admin door has closed");
+            }
+            Completion::ListenerClosed(ADMIN_DOOR) => self.admin_listening = false,
+            Completion::Received { connection, result } if admin.owns(connection) => {
+                if let Some(buffer) = admin.handle_received(now, connection, result) {
+                    self.io.release(buffer);
+                }
+            }
+            Completion::Sent { connection, result } if admin.owns(connection) => {
+                admin.handle_sent(now, connection, &result);
+            }
+            Completion::Closed(connection) if admin.owns(connection) => {
+                admin.handle_closed(connection);
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Gets the admin door what it asks for.
+    fn serve_admin(&mut self) {
+        let now = self.turn_begun();
+        let Some(admin) = &mut self.admin else { return };
+        admin.handle_time(now);
+        while let Some(connection) = admin.poll_question() {
+            self.door.ask_report(&self.keyspace, connection.0);
+        }
+        while let Some((token, mut report)) = self.door.poll_report() {
+            self.complete(&mut report);
+            if let Some(admin) = &mut self.admin {
+                admin.answer(now, ConnectionId(token), &report);
+            }
+        }
+    }
+
+    /// Adds what the loop knows to what the doors of all threads know.
+    fn complete(&self, report: &mut NodeReport) {
+        let NodeReport { families, ills, waits_for } = report;
+        if self.phase != Phase::Serving {
+            waits_for.push("the node is stopping".to_owned());
+        }
+        if let Some(peer) = &self.peer {
+            families.extend(Family::of_figures(peer.figures()));
+            if !peer.is_ready() {
+                waits_for.push("the node is not yet one of its cluster".to_owned());
+            }
+        }
+        families.extend(self.io.datagram_statistics().families());
+        families.extend(self.admin.iter().flat_map(|admin| admin.counters().families()));
+        let (healthy, ready) = (ills.is_empty(), ills.is_empty() && waits_for.is_empty());
+        families.push(Family::gauge("kadring_healthy", "What /healthz says", u64::from(healthy)));
+        families.push(Family::gauge("kadring_ready", "What /readyz says", u64::from(ready)));
+    }
+
     fn handle(&mut self, completion: Completion) {
+        let Some(completion) = self.handle_admin(completion) else { return };
+        let Some(completion) = self.handle_peer(completion) else { return };
+        let now = self.turn_begun();
         let Self { keyspace, door, snapshots, .. } = self;
         match completion {
             Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),
-            Completion::Disk(owner, completion) => keyspace.handle_disk(owner.0, completion),
+            Completion::Disk(owner, completion) => {
+                if let Some(ns) = self.writes.take(owner, completion.id, now) {
+                    keyspace.note_durable_write(ns);
+                }
+                keyspace.handle_disk(owner.0, completion);
+            }
             Completion::Accepted { connection, peer, listener: _ } => {
                 if !self.deal(connection) {
                     self.door.handle_accepted(&self.keyspace, connection, peer);
@@ -313,7 +443,7 @@ impl<I: Io> EventLoop<I> {
             other @ (Completion::Connected { .. }
             | Completion::UdpBound(..)
             | Completion::Datagram { .. }
-            | Completion::UdpClosed(_)) => unreachable!("{other:?}: nobody asks for it yet"),
+            | Completion::UdpClosed(_)) => unreachable!("{other:?}: only a peer side asks for it"),
         }
     }
 
@@ -348,10 +478,19 @@ impl<I: Io> EventLoop<I> {
                     Event::Snapshotted { result } => {
                         self.tell(0, Mail::Snapshotted(shard, result));
                     }
-                    event => self.door.handle_event(&mut self.keyspace, shard, event),
+                    event => {
+                        if let Some(peer) = &mut self.peer {
+                            peer.handle_event(&mut self.keyspace, shard, &event);
+                        }
+                        self.door.handle_event(&mut self.keyspace, shard, event);
+                    }
                 }
             }
             self.carry_out_orders();
+            if let Some(peer) = &mut self.peer {
+                peer.turn(&mut self.keyspace, &mut self.door);
+            }
+            self.serve_admin();
             self.door.end_turn(&mut self.keyspace);
             self.keyspace.end_turn();
             if !self.submit() {
@@ -395,6 +534,7 @@ impl<I: Io> EventLoop<I> {
     /// Returns whether something came up that the cores have not seen yet.
     fn submit(&mut self) -> bool {
         while let Some((shard, request)) = self.keyspace.poll_request() {
+            self.writes.note_begun(DiskOwner(shard), &request, || self.io.now().0);
             self.io.submit(Request::Disk(DiskOwner(shard), request));
         }
         while let Some(request) = self.snapshots.poll_request() {
@@ -403,7 +543,14 @@ impl<I: Io> EventLoop<I> {
         while let Some(request) = self.door.poll_request() {
             self.io.submit(request);
         }
-        self.post_messages() || self.keyspace.has_events() || self.door.has_orders()
+        while let Some(request) = self.peer.as_mut().and_then(|peer| peer.poll_request()) {
+            self.io.submit(request);
+        }
+        while let Some(request) = self.admin.as_mut().and_then(AdminDoor::poll_request) {
+            self.io.submit(request);
+        }
+        let for_peer = self.peer.is_some() && self.door.has_peer_commands();
+        self.post_messages() || self.keyspace.has_events() || self.door.has_orders() || for_peer
     }
 
     /// Returns whether the door had something to tell itself.
@@ -440,6 +587,9 @@ impl<I: Io> EventLoop<I> {
         }
         let all = usize::from(self.keyspace.spread().thread_count);
         if self.phase == Phase::Drained && self.thread() == 0 && self.drained == all {
+            if !self.is_peer_drained() {
+                return;
+            }
             self.tell_others(|| Mail::Seal);
             self.begin_sealing();
             self.submit();
@@ -449,14 +599,32 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
+    /// Has the peer side stop, and tells whether it has.
+    fn is_peer_drained(&mut self) -> bool {
+        let Some(peer) = &mut self.peer else { return true };
+        peer.drain();
+        if peer.is_drained() {
+            return true;
+        }
+        self.submit();
+        false
+    }
+
     fn begin_sealing(&mut self) {
         self.phase = Phase::Sealing;
         self.keyspace.seal();
+        if let Some(admin) = &mut self.admin {
+            admin.close();
+            self.io.submit(Request::StopListening(ADMIN_DOOR));
+        }
     }
 
     fn has_stopped(&self) -> bool {
         let failed = self.keyspace.stores().any(|(_, store)| store.failure().is_some());
-        self.phase == Phase::Sealing && !self.listening && (self.keyspace.is_quiet() || failed)
+        let open = self.listening
+            || self.admin_listening
+            || self.admin.as_ref().is_some_and(|admin| !admin.is_empty());
+        self.phase == Phase::Sealing && !open && (self.keyspace.is_quiet() || failed)
     }
 
     fn deadline(&self) -> Option<Monotonic> {
@@ -464,7 +632,11 @@ impl<I: Io> EventLoop<I> {
             Phase::Draining(deadline) => Some(deadline.0),
             Phase::Serving | Phase::Drained | Phase::Sealing => None,
         };
-        let deadlines = [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining];
+        let peer = self.peer.as_ref().and_then(|peer| peer.deadline());
+        let peer = peer.map(|deadline| deadline.0);
+        let admin = self.admin.as_ref().and_then(AdminDoor::deadline).map(|deadline| deadline.0);
+        let deadlines =
+            [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining, peer, admin];
         deadlines.into_iter().flatten().min().map(Monotonic)
     }
 }

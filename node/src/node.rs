@@ -11,6 +11,8 @@ use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::record::own_half;
 use wal::segment::Identity;
 
+use crate::cluster::secret::ClusterSecret;
+use crate::cluster::side;
 use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
 use crate::crew::{self, Crew, Found, Opening, Service};
 use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
@@ -20,8 +22,10 @@ use crate::io::mailbox::mailbox;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
-use crate::io::{Completion, DiskOwner, Io, Request, process};
+use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
 use crate::keyspace::{ShardIndex, Spread, ThreadIndex};
+use crate::peer::ADMIN_DOOR;
+use crate::peer_door::{self, PeerDoorError};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
@@ -38,6 +42,10 @@ pub enum RunEvent {
     Ready {
         /// The client door's address.
         client: SocketAddr,
+        /// The peer door's address, if it has one.
+        peer: Option<SocketAddr>,
+        /// The admin door's address, if it has one.
+        admin: Option<SocketAddr>,
         /// The node's id.
         node_id: [u8; 20],
     },
@@ -82,14 +90,19 @@ pub enum DirectoryError {
 /// Why a node did not start, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The client door's address cannot be had.
+    /// A door's address cannot be had.
     #[error("cannot listen on {address}: {source}")]
     Bind {
+        /// The setting that gives it.
+        door: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
         source: io::Error,
     },
+    /// There is no peer door.
+    #[error(transparent)]
+    Peer(#[from] PeerDoorError),
     /// The data directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -158,6 +171,7 @@ impl RunError {
 /// [`RunError`].
 pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
     process::raise_open_files_limit();
+    let secret = peer_door::read_secret(&config.cluster)?;
     let directory = open_directory(&config.data_dir, true)?;
     let durability = durability_of(&config, &directory);
     if let Err(error) = at_rest::remove_unfinished(&config.data_dir.join(SNAPSHOTS_DIRECTORY)) {
@@ -171,16 +185,18 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     }
     let threads = config.pread_threads;
     match config.io {
-        IoDriver::Uring => serve(directory, &config, durability, make_uring, &mut on_event),
+        IoDriver::Uring => {
+            serve(directory, (&config, secret), durability, make_uring, &mut on_event)
+        }
         IoDriver::TokioUring => {
-            serve(directory, &config, durability, make_tokio_uring, &mut on_event)
+            serve(directory, (&config, secret), durability, make_tokio_uring, &mut on_event)
         }
         IoDriver::Pread => {
             let make = move |directory, spread: Spread| {
                 let options = PreadOptions { threads, handle_signals: spread.thread == 0 };
                 PreadIo::new(directory, options).map_err(RunError::driver)
             };
-            serve(directory, &config, durability, make, &mut on_event)
+            serve(directory, (&config, secret), durability, make, &mut on_event)
         }
     }
 }
@@ -305,7 +321,7 @@ pub(crate) fn all_shard_directories() -> Vec<FileName> {
 
 fn serve<I: Io>(
     directory: DataDirectory,
-    config: &Config,
+    (config, secret): (&Config, Option<ClusterSecret>),
     durability: DurabilityFacts,
     make: impl Fn(DataDirectory, Spread) -> Result<I, RunError> + Copy + Send + 'static,
     on_event: &mut impl FnMut(RunEvent),
@@ -322,7 +338,14 @@ fn serve<I: Io>(
     let opened = shards.open(&plan, spread, &mut crew)?;
     let Opened { stores, log_ms, reports } = opened;
     let terminated = shards.terminated;
-    let (client, happened) = listen(&mut io, config.client)?;
+    let mut happened = Vec::new();
+    let client = listen(&mut io, (CLIENT_DOOR, "client"), config.client, &mut happened)?;
+    let door_wanted = config.cluster.door();
+    let peer = door_wanted.map(|peer| peer_door::open(&mut io, peer, &mut happened)).transpose()?;
+    let admin = match config.admin {
+        Some(admin) => Some(listen(&mut io, (ADMIN_DOOR, "admin"), admin, &mut happened)?),
+        None => None,
+    };
     let facts = NodeFacts {
         node_id: plan.identity.node_id,
         driver: io.name(),
@@ -342,10 +365,21 @@ fn serve<I: Io>(
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
     let (node_id, driver) = (plan.identity.node_id, io.name());
-    on_event(RunEvent::Ready { client, node_id });
+    if peer.is_some() {
+        door.set_peer_commands(side::answerer);
+    }
+    let side = peer.map(|peer| peer_door::cluster_side(io.now().0, config, node_id, peer, secret));
+    on_event(RunEvent::Ready { client, peer, admin, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
-    tracing::info!(%client, driver, shards, threads, "ready");
+    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    tracing::info!(%client, %peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
+    if let Some(side) = side {
+        event_loop.set_peer(Box::new(side));
+    }
+    if admin.is_some() {
+        event_loop.open_admin_door();
+    }
     if terminated {
         event_loop.stop();
     }
@@ -358,7 +392,10 @@ fn serve<I: Io>(
 /// How the shards are spread over threads: as asked, or one for each core, if there are as many
 /// shards.
 fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
+    // The peer side lives on one thread, and has no way to the shards of others yet.
+    let is_alone = config.cluster.door().is_none();
     let thread_count = match config.threads {
+        None if !is_alone => 1,
         None => process::cores().min(shard_count),
         Some(asked) if asked <= shard_count => asked,
         Some(asked) => {
@@ -416,20 +453,22 @@ fn known_snapshots(config: &Config) -> Vec<SnapshotFacts> {
     known.collect()
 }
 
-/// Opens the client door. Also returns what else happened meanwhile, for the loop: clients may
-/// already have connected.
+/// Opens a door. Clients may already connect meanwhile: what else happens goes to `happened`, for
+/// the loop.
 fn listen<I: Io>(
     io: &mut I,
+    (listener, door): (ListenerId, &'static str),
     address: SocketAddr,
-) -> Result<(SocketAddr, Vec<Completion>), RunError> {
-    io.submit(Request::Listen(CLIENT_DOOR, address));
-    let mut done = Vec::new();
+    happened: &mut Vec<Completion>,
+) -> Result<SocketAddr, RunError> {
+    io.submit(Request::Listen(listener, address));
     loop {
-        io.wait(None, &mut done).map_err(RunError::driver)?;
-        let found = done.iter().position(|one| matches!(one, Completion::Listening(..)));
-        if let Some(Completion::Listening(_, result)) = found.map(|index| done.remove(index)) {
-            let bound = result.map_err(|source| RunError::Bind { address, source })?;
-            return Ok((bound, done));
+        io.wait(None, happened).map_err(RunError::driver)?;
+        let found = happened
+            .iter()
+            .position(|one| matches!(one, Completion::Listening(bound, _) if *bound == listener));
+        if let Some(Completion::Listening(_, result)) = found.map(|index| happened.remove(index)) {
+            return result.map_err(|source| RunError::Bind { door, address, source });
         }
     }
 }
@@ -614,6 +653,7 @@ fn limits_of(config: &Config, shards: u16) -> Result<StoreLimits, RunError> {
         scrub_bytes_per_second: config.scrub_bytes_per_second.div_ceil(u64::from(shards)),
         overwriter_bytes_max: StoreLimits::OVERWRITER_BYTES,
         live_segments_min: StoreLimits::LIVE_SEGMENTS_MIN,
+        expired_stay_ms: peer_door::expired_stay_ms(config),
     })
 }
 

@@ -11,16 +11,20 @@
     reason = "tests look at a real process from outside, and may unwrap"
 )]
 
+mod admin;
 mod bad_input;
 mod bench;
 mod byte_flips;
 mod clients;
+mod cluster;
+mod cluster_command;
 mod crash_loop;
 mod export;
 mod extent_damage;
 mod file_tree;
 mod full_disk;
 mod golden;
+mod held_records;
 mod redis_differential;
 mod resp;
 mod resp_cold;

@@ -2,11 +2,11 @@
 //! cannot drift from what is accepted.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{SETTINGS, variable_name};
+use crate::config::{SETTINGS, YES_OR_NO, variable_name};
 
 /// The flags given, by key of their setting.
 #[derive(Clone, Debug, Default)]
@@ -51,18 +51,28 @@ fn flags() -> impl Iterator<Item = Flag> {
     [config].into_iter().chain(settings).chain([password])
 }
 
+/// Nodes to join may be named one by one.
+fn action_of(key: &str) -> ArgAction {
+    if key == "bootstrap" { ArgAction::Append } else { ArgAction::Set }
+}
+
 impl clap::Args for RunFlags {
     fn augment_args(command: Command) -> Command {
         flags().fold(command, |command, flag| {
             let help = format!("{} [env: {}]", flag.help, variable_name(flag.key));
-            command.arg(
-                Arg::new(flag.key)
-                    .long(flag.long)
-                    .value_name(flag.value_name)
-                    .value_parser(clap::value_parser!(OsString))
-                    .allow_hyphen_values(false)
-                    .help(help),
-            )
+            let arg = Arg::new(flag.key)
+                .long(flag.long)
+                .value_name(flag.value_name)
+                .value_parser(clap::value_parser!(OsString))
+                .allow_hyphen_values(false)
+                .action(action_of(flag.key))
+                .help(help);
+            let is_switch = flag.value_name == YES_OR_NO;
+            command.arg(if is_switch {
+                arg.num_args(0..=1).require_equals(true).default_missing_value("yes")
+            } else {
+                arg
+            })
         })
     }
 
@@ -74,8 +84,9 @@ impl clap::Args for RunFlags {
 impl clap::FromArgMatches for RunFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |flag: Flag| {
-            let value = matches.get_one::<OsString>(flag.key)?;
-            Some((flag.key, value.clone()))
+            let given: Vec<&OsString> = matches.get_many(flag.key)?.collect();
+            // Only what may be given more than once is.
+            Some((flag.key, given.into_iter().cloned().collect::<Vec<_>>().join(OsStr::new(","))))
         };
         Ok(Self(flags().filter_map(given).collect()))
     }

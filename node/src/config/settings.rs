@@ -2,12 +2,13 @@
 //! value is read, what is accepted, and how it is written.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{
-    Config, DurabilityMode, IoDriver, LogFormat, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
-    VALUE_BYTES_LIMIT, size,
+    BOOTSTRAP_MAX, Config, DurabilityMode, IoDriver, LogFormat, REPLICAS_MAX, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
 };
 use crate::io::device::SyncMethod;
 use crate::logging;
@@ -50,6 +51,9 @@ pub fn variable_name(key: &str) -> String {
     format!("KADRING_{}", key.to_ascii_uppercase())
 }
 
+/// What stands for the value of a setting that a bare flag turns on.
+pub const YES_OR_NO: &str = "yes|no";
+
 /// All settings but the password, in the order in which help shows them.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -71,6 +75,127 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.client, raw.parse()),
         valid: |_| true,
         show: |config| config.client.to_string(),
+    },
+    Setting {
+        key: "peer",
+        flag: "peer",
+        value_name: "ADDR",
+        help: "Address of the peer door, UDP and TCP, that makes the node one of a cluster; port 0 \
+               picks a free one",
+        expected: "an IP address and port such as 127.0.0.1:7400 or [::1]:7400, or none",
+        apply: |config, raw| set(&mut config.cluster.peer, raw.optional()),
+        valid: |_| true,
+        show: |config| show_optional(config.cluster.peer.as_ref()),
+    },
+    Setting {
+        key: "advertise",
+        flag: "advertise",
+        value_name: "ADDR",
+        help: "Where other nodes reach the peer door, if not at its own address",
+        expected: "an IP address and port such as 192.0.2.1:7400, or none",
+        apply: |config, raw| set(&mut config.cluster.advertise, raw.optional()),
+        valid: |config| {
+            let reachable = |address: SocketAddr| !address.ip().is_unspecified();
+            config.cluster.advertise.is_none_or(reachable)
+        },
+        show: |config| show_optional(config.cluster.advertise.as_ref()),
+    },
+    Setting {
+        key: "bootstrap",
+        flag: "bootstrap",
+        value_name: "ADDR",
+        help: "Peer doors of nodes to join, as often as there are some or with commas between; \
+               without any, a new node founds a cluster",
+        expected: "IP addresses and ports such as 127.0.0.1:7400,[::1]:7400, or none",
+        apply: |config, raw| set(&mut config.cluster.bootstrap, raw.addresses()),
+        valid: |config| config.cluster.bootstrap.len() <= BOOTSTRAP_MAX,
+        show: |config| {
+            let addresses = &config.cluster.bootstrap;
+            let shown: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            if shown.is_empty() { "none".to_owned() } else { shown.join(",") }
+        },
+    },
+    Setting {
+        key: "replicas",
+        flag: "replicas",
+        value_name: "N",
+        help: "Nodes that hold each key of the cluster, 1 to 15; the same on all its nodes",
+        expected: "a whole number from 1 to 15",
+        apply: |config, raw| set(&mut config.cluster.replicas, raw.number()),
+        valid: |config| (1..=REPLICAS_MAX).contains(&config.cluster.replicas),
+        show: |config| config.cluster.replicas.to_string(),
+    },
+    Setting {
+        key: "min_replicas_to_write",
+        flag: "min-replicas-to-write",
+        value_name: "N",
+        help: "A write is refused when fewer than one more of the nodes that hold its key are up; \
+               0 goes by the majority alone",
+        expected: "a whole number from 0 to 14",
+        apply: |config, raw| set(&mut config.cluster.replicas_to_write_min, raw.number()),
+        valid: |config| config.cluster.replicas_to_write_min < REPLICAS_MAX,
+        show: |config| config.cluster.replicas_to_write_min.to_string(),
+    },
+    Setting {
+        key: "cluster_secret_file",
+        flag: "cluster-secret-file",
+        value_name: "FILE",
+        help: "File with what all nodes of the cluster know and nobody else does, 16 bytes or more",
+        expected: "the path of a file, or none",
+        apply: |config, raw| {
+            let path = raw.path()?;
+            let is_none = path.as_os_str() == "none";
+            set(&mut config.cluster.secret_file, Some((!is_none).then_some(path)))
+        },
+        valid: |_| true,
+        show: |config| {
+            let path = config.cluster.secret_file.as_ref();
+            path.map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+        },
+    },
+    Setting {
+        key: "down_after_ms",
+        flag: "down-after-ms",
+        value_name: "MS",
+        help: "A node that is down for so many milliseconds is removed from the cluster, and \
+               others take over what it held",
+        expected: "a whole number of milliseconds, 1 or more",
+        apply: |config, raw| set(&mut config.cluster.down_after_ms, raw.number()),
+        valid: |config| config.cluster.down_after_ms > 0,
+        show: |config| config.cluster.down_after_ms.to_string(),
+    },
+    Setting {
+        key: "tombstone_grace_ms",
+        flag: "tombstone-grace-ms",
+        value_name: "MS",
+        help: "Deletes are remembered for so many milliseconds; a node that was away for longer \
+               gives up what it held and is filled again",
+        expected: "a whole number of milliseconds, 1000 or more",
+        apply: |config, raw| set(&mut config.cluster.tombstone_grace_ms, raw.number()),
+        valid: |config| config.cluster.tombstone_grace_ms >= 1_000,
+        show: |config| config.cluster.tombstone_grace_ms.to_string(),
+    },
+    Setting {
+        key: "admin",
+        flag: "admin",
+        value_name: "ADDR",
+        help: "Address of the admin door, which tells /metrics, /healthz and /readyz over HTTP; \
+               none opens none; port 0 picks a free one",
+        expected: "an IP address and port such as 127.0.0.1:7480, or none",
+        apply: |config, raw| set(&mut config.admin, raw.optional()),
+        valid: |_| true,
+        show: |config| show_optional(config.admin.as_ref()),
+    },
+    Setting {
+        key: "admin_public",
+        flag: "admin-public",
+        value_name: YES_OR_NO,
+        help: "Whether the admin door may be bound where other machines reach it: it asks for no \
+               password",
+        expected: "yes or no",
+        apply: |config, raw| set(&mut config.admin_public, raw.truth()),
+        valid: |_| true,
+        show: |config| if config.admin_public { "yes" } else { "no" }.to_owned(),
     },
     Setting {
         key: "shards",
@@ -312,6 +437,10 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
+fn show_optional<T: ToString>(value: Option<&T>) -> String {
+    value.map_or_else(|| "none".to_owned(), ToString::to_string)
+}
+
 fn set<T>(slot: &mut T, value: Option<T>) -> Option<()> {
     *slot = value?;
     Some(())
@@ -333,6 +462,18 @@ impl<'a> Raw<'a> {
         }
     }
 
+    /// Yes or no; in the file also as TOML has it.
+    fn truth(&self) -> Option<bool> {
+        if let Self::File(toml::Value::Boolean(truth)) = self {
+            return Some(*truth);
+        }
+        match self.text()? {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        }
+    }
+
     /// A path that is not empty; on the command line it need not be UTF-8.
     pub(super) fn path(&self) -> Option<PathBuf> {
         let path = match self {
@@ -345,6 +486,22 @@ impl<'a> Raw<'a> {
     /// A string with a form of its own.
     fn parse<T: FromStr>(&self) -> Option<T> {
         self.text()?.parse().ok()
+    }
+
+    /// A string with a form of its own, or none.
+    fn optional<T: FromStr>(&self) -> Option<Option<T>> {
+        if self.text()? == "none" { Some(None) } else { self.parse().map(Some) }
+    }
+
+    /// Addresses with commas between, or an array of them in the file; or none.
+    fn addresses(&self) -> Option<Vec<SocketAddr>> {
+        if let Self::File(toml::Value::Array(values)) = self {
+            return values.iter().map(|value| value.as_str()?.parse().ok()).collect();
+        }
+        match self.text()? {
+            "none" => Some(Vec::new()),
+            text => text.split(',').map(|address| address.trim().parse().ok()).collect(),
+        }
     }
 
     /// A whole number: digits, or an integer in the file.

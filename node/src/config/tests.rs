@@ -65,11 +65,21 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 21] = [
+const SAMPLES: [(&str, &str, &str); 31] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
+    ("peer", "[::1]:9", "\"[::1]:9\""),
+    ("advertise", "192.0.2.1:9", "\"192.0.2.1:9\""),
+    ("bootstrap", "127.0.0.1:9,[::1]:9", "[\"127.0.0.1:9\", \"[::1]:9\"]"),
+    ("replicas", "5", "5"),
+    ("min_replicas_to_write", "1", "1"),
+    ("cluster_secret_file", "/s", "\"/s\""),
+    ("down_after_ms", "9", "9"),
+    ("tombstone_grace_ms", "5000", "5000"),
+    ("admin", "127.0.0.1:98", "\"127.0.0.1:98\""),
+    ("admin_public", "yes", "true"),
     ("shards", "3", "3"),
-    ("threads", "2", "2"),
+    ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
     ("durability", "os", "\"os\""),
@@ -122,7 +132,10 @@ fn every_field_has_a_setting() {
     let Config {
         data_dir,
         client,
+        admin,
+        admin_public,
         requirepass,
+        cluster,
         shards,
         threads,
         io,
@@ -139,7 +152,10 @@ fn every_field_has_a_setting() {
     } = world.load().unwrap();
     assert_ne!(data_dir, defaults.data_dir);
     assert_ne!(client, defaults.client);
+    assert_ne!(admin, defaults.admin);
+    assert_ne!(admin_public, defaults.admin_public);
     assert_ne!(requirepass, defaults.requirepass);
+    assert_ne!(cluster, defaults.cluster);
     assert_ne!(shards, defaults.shards);
     assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);
@@ -333,6 +349,20 @@ fn open_door_without_password_is_refused() {
     for client in ["127.9.9.9:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
         World::default().flag("client", client).load().expect(client);
     }
+}
+
+#[test]
+fn admin_door_for_other_machines_is_asked_for_twice() {
+    World::default().flag("admin", "0.0.0.0:7480").refuses(
+        "admin door 0.0.0.0:7480 is reachable from other machines and asks for no password; \
+         give --admin-public if that is meant, or bind 127.0.0.1",
+    );
+    World::default().flag("admin", "[::]:1").flag("admin_public", "yes").load().unwrap();
+    World::default().flag("admin", "[::1]:1").load().unwrap();
+    World::default().variable("KADRING_ADMIN", "none").load().unwrap();
+    World::default()
+        .config("admin_public = \"maybe\"")
+        .refuses("admin_public in k.toml is the string \"maybe\"; give yes or no");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::overwriters::Overwriters;
 use crate::segments::{Segment, SegmentState};
 use crate::value_chunks::ValueChunks;
 
+mod by_id;
 mod checkpointing;
 mod compaction;
 mod compaction_counters;
@@ -129,6 +130,9 @@ pub struct StoreLimits {
     /// Dead bytes are compared with so many segments of live ones at least, before compaction
     /// begins.
     pub live_segments_min: u64,
+    /// What has expired stays so long, and can be read, walked over and told apart by its expiry:
+    /// it is evidence for other holders of the key.
+    pub expired_stay_ms: u64,
 }
 
 impl StoreLimits {
@@ -212,6 +216,17 @@ pub enum Get {
     Missing,
     /// The value was in memory.
     Found(Value),
+    /// [`Event::Read`] will tell.
+    Pending(ReadId),
+}
+
+/// The answer to a get by id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GetRecord {
+    /// There is no such key.
+    Missing,
+    /// The value was in memory: the user key, and the value.
+    Found(Bytes, Value),
     /// [`Event::Read`] will tell.
     Pending(ReadId),
 }
@@ -412,6 +427,7 @@ impl Store {
             options.limits.disk_bytes_max,
             basis,
         );
+        catalog.expired_stay_ms = options.limits.expired_stay_ms;
         Self {
             directory: options.directory,
             identity,
@@ -503,6 +519,11 @@ impl Store {
     #[must_use]
     pub fn has_segment(&self, id: u64) -> bool {
         self.catalog.segments.by_id(id).is_some()
+    }
+
+    /// The time by which records are gone: what has expired stays for a while.
+    fn expiry_clock_ms(&self) -> u64 {
+        self.now.clock_ms.saturating_sub(self.catalog.expired_stay_ms)
     }
 
     /// Sets the time that commands go by, and collects keys that have expired by then.

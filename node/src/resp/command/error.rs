@@ -55,6 +55,10 @@ pub enum CommandError<'a> {
     ExpireGtWithLt,
     /// A snapshot cannot be called so.
     SnapshotId,
+    /// A node's id is 40 hexadecimal digits.
+    NodeId,
+    /// A time to wait is negative.
+    Timeout,
     /// SETRANGE before the beginning.
     Offset,
     /// The cursor of SCAN is not a number.
@@ -158,6 +162,8 @@ impl CommandError<'_> {
             Self::HelloVersion => "ERR Protocol version is not an integer or out of range",
             Self::HelloUnsupported => "NOPROTO unsupported protocol version",
             Self::KeyTooLong => "ERR key is longer than 65535 bytes",
+            Self::NodeId => "ERR an id is 40 hexadecimal digits",
+            Self::Timeout => "ERR timeout is negative",
             _ => "",
         }
     }

@@ -5,6 +5,7 @@
 //! [`CommandSpec::find`], then [`Command::parse_as`]; [`Command::parse`] does both. Nothing is
 //! copied: keys and values borrow from the arguments.
 
+mod cluster;
 mod connection;
 mod engine;
 mod error;
@@ -14,6 +15,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use cluster::ClusterCommand;
 pub use connection::{Client, ClientFilter, Credentials, Hello, client_id};
 pub use engine::EngineCommand;
 pub use error::{CommandError, KEY_BYTES_MAX, check_key};
@@ -164,6 +166,8 @@ pub enum Command<'a> {
     Shutdown(Shutdown),
     /// BGSAVE, SAVE, LASTSAVE, KAD.SNAPSHOT and KAD.COMPACT.
     Engine(EngineCommand<'a>),
+    /// WAIT, KAD.LOCATE, KAD.ROUTES, KAD.LOOKUP, KAD.NODES, KAD.LEAVE and KAD.FORGET.
+    Cluster(ClusterCommand<'a>),
 }
 
 impl<'a> Command<'a> {
@@ -295,10 +299,15 @@ impl<'a> Command<'a> {
             CommandId::Reset => Self::Reset,
             CommandId::Time => Self::Time,
             CommandId::Shutdown => Self::Shutdown(Shutdown::parse(arguments)?),
-            id => match EngineCommand::parse(id, arguments) {
-                Some(command) => Self::Engine(command?),
-                None => Self::Client(Client::parse(id, arguments)?),
-            },
+            id => {
+                if let Some(command) = EngineCommand::parse(id, arguments) {
+                    Self::Engine(command?)
+                } else if let Some(command) = ClusterCommand::parse(id, arguments) {
+                    Self::Cluster(command?)
+                } else {
+                    Self::Client(Client::parse(id, arguments)?)
+                }
+            }
         })
     }
 }

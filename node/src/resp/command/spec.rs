@@ -16,6 +16,7 @@ pub enum CommandId {
     Scan, Keys, RandomKey, FlushAll, FlushDb, Incr, Decr, IncrBy, DecrBy, Append, Shutdown,
     SetEx, PSetEx, SetNx, GetSet, GetDel, GetEx, GetRange, SetRange, ExpireAt, PExpireAt,
     ExpireTime, PExpireTime, BgSave, Save, LastSave, KadSnapshot, KadCompact,
+    Wait, KadLocate, KadRoutes, KadLookup, KadNodes, KadLeave, KadForget,
     ClientSetName, ClientGetName, ClientSetInfo, ClientId, ClientList, CommandCount, CommandDocs,
     ConfigGet, SnapshotCreate, SnapshotList, SnapshotDelete,
 }
@@ -228,4 +229,7 @@ id_by_name! {
     b"expireat" => ExpireAt, b"pexpireat" => PExpireAt, b"expiretime" => ExpireTime,
     b"pexpiretime" => PExpireTime, b"bgsave" => BgSave, b"save" => Save, b"lastsave" => LastSave,
     b"kad.snapshot" => KadSnapshot, b"kad.compact" => KadCompact,
+    b"wait" => Wait, b"kad.locate" => KadLocate, b"kad.routes" => KadRoutes,
+    b"kad.lookup" => KadLookup, b"kad.nodes" => KadNodes, b"kad.leave" => KadLeave,
+    b"kad.forget" => KadForget,
 }

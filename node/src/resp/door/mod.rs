@@ -31,13 +31,16 @@ use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
 use crate::resp::reply::Protocol;
 
 mod about;
+mod activity;
 mod bounds;
 mod connection;
 mod engine;
 mod execute;
+mod figures;
 mod gather;
 mod info;
 mod ledger;
+mod peer;
 mod relay;
 mod reply_queue;
 mod task;
@@ -46,20 +49,26 @@ mod tests;
 #[cfg(test)]
 mod thread_tests;
 
+use activity::{Activity, CommandKind};
 use bounds::cost;
 use connection::{Blocked, Connection, Phase, encode};
 use engine::Orders;
 use execute::{Caller, Outcome};
+use figures::Reports;
 use gather::{Gather, Route};
 use info::Questions;
 use ledger::{Amounts, Ledger, Path};
+use peer::PeerQueue;
 use relay::Origin;
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
 pub use engine::{Order, OrderEnd, OrderId};
+pub(crate) use execute::{expire_applies, lifetime};
 pub use info::{DurabilityFacts, NodeFacts};
+pub use peer::{Answerer, PeerCommand, PeerCommands, PeerToken};
 pub(crate) use relay::Message;
+pub(crate) use task::{Lifetime, part_of};
 
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
 /// further is executed until half of them are there.
@@ -97,6 +106,7 @@ pub struct Door {
     next_number: u64,
     tasks: Tasks,
     orders: Orders,
+    peers: PeerQueue,
     /// Connections with a command to be tried again when a lock is free or the log can take more.
     blocked: VecDeque<ConnectionId>,
     /// Connections with a command to be tried again when a key has been resolved.
@@ -115,6 +125,7 @@ pub struct Door {
     gathers: BTreeMap<u64, Gather>,
     next_gather: u64,
     questions: Questions,
+    reports: Reports,
     /// What other threads are to be told.
     messages: BTreeMap<ThreadIndex, Vec<Message>>,
     /// Connections that clients have to this thread.
@@ -125,6 +136,7 @@ pub struct Door {
     paused: BTreeSet<ConnectionId>,
     requests: VecDeque<Request>,
     counters: Counters,
+    activity: Activity,
     buffers: BufferStatistics,
     ledger: Ledger,
     sends: SendStatistics,
@@ -146,6 +158,7 @@ impl Door {
             next_number,
             tasks: Tasks::new(value_bytes_max),
             orders: Orders::default(),
+            peers: PeerQueue::default(),
             blocked: VecDeque::new(),
             resolving: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -157,12 +170,14 @@ impl Door {
             gathers: BTreeMap::new(),
             next_gather: 0,
             questions: Questions::default(),
+            reports: Reports::default(),
             messages: BTreeMap::new(),
             clients_len: 0,
             connections_elsewhere: 0,
             paused: BTreeSet::new(),
             requests: VecDeque::new(),
             counters: Counters::default(),
+            activity: Activity::new(),
             buffers: BufferStatistics::default(),
             ledger: Ledger::default(),
             sends: SendStatistics::default(),
@@ -287,6 +302,8 @@ impl Door {
             active_ms: now.clock_ms,
             moved_ns: now.monotonic_ns,
             commands: 0,
+            kind: CommandKind::default(),
+            asked_ns: None,
         })
     }
 
@@ -317,6 +334,7 @@ impl Door {
             Ok(buffer) if !buffer.is_empty() => {
                 self.counters.received_bytes += buffer.len() as u64;
                 connection.active_ms = keyspace.now().clock_ms;
+                connection.asked_ns.get_or_insert_with(|| keyspace.now().monotonic_ns);
                 self.process(keyspace, id, &mut connection, &buffer);
                 Some(buffer)
             }
@@ -446,6 +464,14 @@ impl Door {
             Ok(command) => command,
             Err(error) => return caller.error(&error.message()),
         };
+        match self.peers.answerer(&command) {
+            Answerer::Door => {}
+            Answerer::Peer => {
+                self.note_executed(caller.connection, spec);
+                return self.hand_to_peers(&mut caller, arguments);
+            }
+            Answerer::Nobody(text) => return caller.error(text.as_bytes()),
+        }
         let outcome = match Self::route(keyspace, caller.connection, &command, arguments) {
             Route::Here => self.execute(keyspace, &mut caller, command),
             Route::Thread(thread) => {
@@ -458,11 +484,16 @@ impl Door {
         let executed =
             !matches!(outcome, Outcome::Blocked | Outcome::Resolving(..) | Outcome::Alone);
         if executed && connection.origin.is_none() {
-            connection.last_command = spec.name;
-            connection.commands += 1;
-            self.counters.commands += 1;
+            self.note_executed(connection, spec);
         }
         outcome
+    }
+
+    fn note_executed(&mut self, connection: &mut Connection, spec: &'static CommandSpec) {
+        connection.last_command = spec.name;
+        connection.commands += 1;
+        connection.kind = self.activity.note_command(spec);
+        self.counters.commands += 1;
     }
 
     /// Notes what the connection has to wait for; `encoded` is the command.
@@ -516,6 +547,12 @@ impl Door {
         if result.is_err() {
             self.close(id, &mut connection);
         } else {
+            if connection.is_answered()
+                && let Some(asked_ns) = connection.asked_ns.take()
+            {
+                let waited_ns = connection.moved_ns.saturating_sub(asked_ns);
+                self.activity.note_wait(connection.kind, waited_ns);
+            }
             self.dirty.insert(id);
             if connection.output_len() < self.limits.output_pause_bytes && self.paused.remove(&id) {
                 self.process(keyspace, id, &mut connection, &[]);
@@ -531,6 +568,7 @@ impl Door {
         self.dirty.remove(&id);
         self.held.remove(&id);
         let Some(connection) = self.connections.remove(&id) else { return };
+        self.peers.note_gone(id);
         if connection.yielded {
             self.yielded.retain(|yielded| *yielded != id);
         }

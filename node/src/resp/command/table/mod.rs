@@ -4,6 +4,7 @@
 
 use super::spec::{CommandId, CommandSpec, KeyPositions};
 
+mod cluster;
 mod engine;
 mod subcommands;
 
@@ -15,7 +16,7 @@ const ALL_KEYS: KeyPositions = KeyPositions { first: 1, last: -1, step: 1 };
 const KEYS_AND_VALUES: KeyPositions = KeyPositions { first: 1, last: -1, step: 2 };
 
 /// All commands, in the order of [`CommandId`].
-pub static COMMANDS: [CommandSpec; 55] = [
+pub static COMMANDS: [CommandSpec; 62] = [
     CommandSpec {
         id: CommandId::Get,
         name: "get",
@@ -721,4 +722,11 @@ pub static COMMANDS: [CommandSpec; 55] = [
     engine::LAST_SAVE,
     engine::KAD_SNAPSHOT,
     engine::KAD_COMPACT,
+    cluster::WAIT,
+    cluster::KAD_LOCATE,
+    cluster::KAD_ROUTES,
+    cluster::KAD_LOOKUP,
+    cluster::KAD_NODES,
+    cluster::KAD_LEAVE,
+    cluster::KAD_FORGET,
 ];

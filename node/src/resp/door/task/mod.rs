@@ -13,6 +13,7 @@ use wal::record::Key;
 
 use super::execute::{read_error, write_error};
 use super::reply_queue::Reply;
+use crate::cluster::records;
 use crate::io::ConnectionId;
 use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
 use crate::resp::command::Tail;
@@ -26,7 +27,8 @@ use change::Written;
 use listing::{Next, Walk};
 use many::{Many, Waiting};
 
-pub(super) use change::{Change, Lifetime, PutAnswer};
+pub(crate) use change::Lifetime;
+pub(super) use change::{Change, PutAnswer};
 pub(super) use listing::{Listing, cursor_of};
 pub(super) use many::{Job, KEYS_PER_STEP_MAX, Step, Tally};
 
@@ -440,11 +442,13 @@ impl Tasks {
         keyspace: &mut Keyspace,
         id: TaskId,
         shard: ShardIndex,
-        (keys, next): (Vec<ScannedKey>, Option<Key>),
+        (mut keys, next): (Vec<ScannedKey>, Option<Key>),
     ) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Kind::Walk(walk) = &mut task.kind else { return };
         task.reply.wait(keyspace.observed_shard(shard));
+        // A store may keep what has expired, and records of the node's own.
+        keys.retain(|found| records::is_live(found, keyspace.now().clock_ms));
         walk.take_page(keys, next);
         if task.reads > 0 {
             return;
@@ -521,7 +525,7 @@ pub(super) fn write_value(reply: &mut Reply, value: Option<Bytes>, range: Option
 }
 
 /// The bytes that GETRANGE's numbers stand for.
-fn part_of(len: usize, (first, last): ByteRange) -> std::ops::Range<usize> {
+pub(crate) fn part_of(len: usize, (first, last): ByteRange) -> std::ops::Range<usize> {
     let len = i64::try_from(len).unwrap_or(i64::MAX);
     if first < 0 && last < 0 && first > last {
         return 0..0;

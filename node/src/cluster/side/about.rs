@@ -1,0 +1,201 @@
+//! What the peer side tells of itself: KAD.LOCATE, KAD.NODES, KAD.ROUTES, KAD.LOOKUP, and figures.
+
+use storage::Now;
+use wal::record::Key;
+
+use super::{Answer, ClusterCommand, ClusterNode, ClusterSide, Figure, PeerLinks};
+use crate::cluster::membership::Health;
+use crate::cluster::message::{MemberEntry, Phase, Standing};
+use crate::cluster::placement::replica_set;
+use crate::io::ConnectionId;
+use crate::kademlia::NodeId;
+use crate::resp::door::PeerToken;
+use crate::resp::reply::ReplyWriter;
+
+impl ClusterSide {
+    /// Answers a command about other nodes, now or later.
+    pub(super) fn about(
+        &mut self,
+        now: Now,
+        (token, connection): (PeerToken, ConnectionId),
+        command: ClusterCommand<'_>,
+    ) {
+        let Some(core) = &mut self.core else { return };
+        let answer = match command {
+            ClusterCommand::Wait { replicas, timeout_ms } => {
+                let until_ns =
+                    now.monotonic_ns.saturating_add(timeout_ms.saturating_mul(1_000_000));
+                let deadline_ns = (timeout_ms > 0).then_some(until_ns);
+                self.commands.begin_wait((token, connection), replicas, deadline_ns);
+                return;
+            }
+            ClusterCommand::Lookup { id } => {
+                match self.datagrams.look_up(self.now, token, NodeId(id)) {
+                    Ok(()) => return,
+                    Err(busy) => Answer::Error(format!("ERR {busy}").into_bytes()),
+                }
+            }
+            ClusterCommand::Leave => {
+                self.leaving.push(token);
+                core.leave(now);
+                return;
+            }
+            ClusterCommand::Forget { node } => {
+                let node = NodeId(node);
+                if core.members().entry(&node).is_none() || node == core.id() {
+                    Answer::Error(b"ERR no other member has this id".to_vec())
+                } else {
+                    core.forget(now, node);
+                    self.links.forget(self.now, &node);
+                    Answer::Ok
+                }
+            }
+            ClusterCommand::Locate { key } => {
+                let placed = core.members().placed();
+                let set = replica_set(&Key::of(key), &placed, self.options.settings.replicas);
+                let entries = set.iter().filter_map(|node| core.members().entry(node));
+                Answer::Table(entries.map(|entry| located(core, entry)).collect())
+            }
+            ClusterCommand::Nodes => {
+                let entries = core.members().entries();
+                Answer::Table(entries.map(|entry| described(core, entry)).collect())
+            }
+            ClusterCommand::Routes => Answer::Table(self.datagrams.routes(self.now)),
+        };
+        self.commands.answer(token, answer);
+    }
+
+    pub(super) fn all_figures(&self) -> Vec<Figure> {
+        let mut figures = self.datagrams.figures();
+        figures.extend(link_figures(&self.links));
+        figures.extend([
+            Figure::gauge(
+                "kadring_peer_commands",
+                "Clients' commands that the cluster is working on.",
+                self.commands.len() as u64,
+            ),
+            Figure::gauge(
+                "kadring_store_requests",
+                "Requests of the cluster that the store is working on.",
+                self.records.under_way() as u64,
+            ),
+        ]);
+        figures.extend(self.core.iter().flat_map(core_figures));
+        figures
+    }
+}
+
+fn link_figures(links: &PeerLinks) -> Vec<Figure> {
+    let counters = links.counters();
+    let refused = counters.refused_proof
+        + counters.refused_secret
+        + counters.refused_cluster
+        + counters.refused_version
+        + counters.refused_garbage;
+    let up = links.links().count() as u64;
+    let mut figures = vec![Figure::gauge("kadring_links", "Links to other nodes that are up.", up)];
+    let counted = [
+        ("kadring_links_broken_total", "Links that broke.", counters.broken),
+        (
+            "kadring_links_refused_total",
+            "Links refused for a wrong secret, cluster, version or form.",
+            refused,
+        ),
+        ("kadring_link_messages_sent_total", "Messages sent over links.", counters.messages_sent),
+        (
+            "kadring_link_messages_received_total",
+            "Messages received over links.",
+            counters.messages_received,
+        ),
+        ("kadring_link_bytes_sent_total", "Bytes sent over links.", counters.bytes_sent),
+        (
+            "kadring_link_bytes_received_total",
+            "Bytes received over links.",
+            counters.bytes_received,
+        ),
+    ];
+    figures.extend(counted.map(|(name, help, value)| Figure::counter(name, help, value)));
+    figures.extend(links.links().map(|link| {
+        let (name, help) = ("kadring_link_rtt_seconds", "Latest round-trip time of a link.");
+        let rtt_us = link.rtt_ns.unwrap_or(0) / 1_000;
+        Figure::gauge(name, help, rtt_us).micros_to_seconds().with("node", link.node.to_string())
+    }));
+    figures
+}
+
+fn core_figures(core: &ClusterNode) -> Vec<Figure> {
+    let (counters, members) = (core.counters(), core.members());
+    let known = members.known().count() as u64;
+    let up = members.known().filter(|entry| members.is_up(&entry.node)).count() as u64;
+    vec![
+        Figure::gauge("kadring_members", "Members of the cluster.", known),
+        Figure::gauge("kadring_members_up", "Members that are up.", up),
+        Figure::gauge(
+            "kadring_ranges_pending",
+            "Ranges of keys that the node is to hold and does not hold completely yet.",
+            core.pending().len() as u64,
+        ),
+        Figure::counter(
+            "kadring_repair_records_total",
+            "Records sent by repair and hand-off, or forwarded.",
+            counters.records_sent,
+        ),
+        Figure::counter(
+            "kadring_copies_discarded_total",
+            "Copies given up after all holders had confirmed theirs.",
+            counters.copies_discarded,
+        ),
+        Figure::counter(
+            "kadring_ranges_filled_total",
+            "Ranges that have become complete.",
+            counters.ranges_filled,
+        ),
+        Figure::counter(
+            "kadring_versions_refused_total",
+            "Records whose version was too far ahead of the clock.",
+            counters.too_far_ahead,
+        ),
+    ]
+}
+
+fn health(core: &ClusterNode, node: &NodeId) -> &'static str {
+    match core.members().health(node) {
+        _ if *node == core.id() => "self",
+        Some(Health::Up) => "up",
+        Some(Health::Suspected { .. }) => "suspected",
+        Some(Health::Down { .. }) | None => "down",
+    }
+}
+
+fn located(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
+    let address = String::from_utf8_lossy(&entry.address).into_owned();
+    vec![entry.node.to_string(), address, health(core, &entry.node).to_owned()]
+}
+
+fn described(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
+    let phase = match entry.phase {
+        Phase::Joining => "joining",
+        Phase::Full => "full",
+        Phase::Leaving => "leaving",
+    };
+    let standing = match entry.standing {
+        Standing::Alive => "alive",
+        Standing::Suspected => "suspected",
+        Standing::Removed => "removed",
+    };
+    let mut row = located(core, entry);
+    row.splice(2..2, [phase.to_owned(), standing.to_owned()]);
+    row
+}
+
+/// Writes words as an array.
+pub(super) fn write_row(reply: &mut ReplyWriter<'_>, row: &[String]) {
+    reply.array_header(row.len());
+    row.iter().for_each(|word| reply.bulk(word.as_bytes()));
+}
+
+/// Writes rows of words.
+pub(super) fn write_table(reply: &mut ReplyWriter<'_>, rows: &[Vec<String>]) {
+    reply.array_header(rows.len());
+    rows.iter().for_each(|row| write_row(reply, row));
+}
