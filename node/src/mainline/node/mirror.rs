@@ -52,7 +52,7 @@ impl Default for MirrorOptions {
 }
 
 /// What the mirror has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MirrorProgress {
     /// Rounds ended.
     pub rounds: u64,
@@ -86,10 +86,16 @@ pub(super) enum Republished {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Resting { until_ms: u64 },
+    Resting {
+        until_ms: u64,
+    },
     /// The engine is to be asked, or has been.
-    Scanning { is_asked: bool },
-    Working { is_last: bool },
+    Scanning {
+        is_asked: bool,
+    },
+    Working {
+        is_last: bool,
+    },
 }
 
 /// Walks over the items.
