@@ -142,8 +142,8 @@ impl RoutingTable {
         Self { rules, ..self }
     }
 
-    /// Takes another id of ours. Nodes move to the buckets they belong to now; where these are full,
-    /// those stay that have answered, then those known for longest.
+    /// Takes another id of ours. Nodes move to the buckets they belong to now; where these are
+    /// full, those stay that have answered, then those known for longest.
     pub fn set_own(&mut self, now: Monotonic, own: NodeId) {
         let mut known: Vec<Entry> = self.buckets.iter_mut().flat_map(KBucket::take_all).collect();
         known
@@ -183,8 +183,8 @@ impl RoutingTable {
         &self.buckets[shared_bits as usize]
     }
 
-    /// Takes note of an answer to a query of ours: what admits a node. Where one node is allowed for
-    /// each address, it takes the place of an id that the address had before.
+    /// Takes note of an answer to a query of ours: what admits a node. Where one node is allowed
+    /// for each address, it takes the place of an id that the address had before.
     pub fn on_answer(&mut self, now: Monotonic, contact: Contact, rtt_us: u32) -> Admission {
         if self.limits.crowd.is_some() && self.find(&contact.id).is_none() {
             let same = |entry: &&Entry| entry.contact.address == contact.address;
@@ -293,7 +293,9 @@ impl RoutingTable {
     /// Counts the buckets that are kept fresh: up to one beyond the nearest that has nodes.
     #[must_use]
     pub fn refreshed(&self) -> usize {
-        let nearest = (0..self.buckets.len()).rev().find(|&index| self.is_occupied(index));
+        let words = self.occupied.iter().enumerate();
+        let last = words.rev().find(|(_, word)| **word != 0);
+        let nearest = last.map(|(at, word)| at * 64 + 63 - word.trailing_zeros() as usize);
         nearest.map_or(1, |index| (index + 2).min(self.buckets.len()))
     }
 
@@ -370,10 +372,6 @@ impl RoutingTable {
     fn bucket_of(&self, id: &NodeId) -> Option<usize> {
         let shared = self.own.shared_bits(id);
         (shared < ID_BITS).then_some(shared as usize)
-    }
-
-    fn is_occupied(&self, bucket: usize) -> bool {
-        self.occupied[bucket / 64] & bit(bucket) != 0
     }
 
     fn count(&mut self, bucket: usize, before: usize) {
