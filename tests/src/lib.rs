@@ -10,6 +10,7 @@ pub mod exposition;
 pub mod fuzz;
 pub mod http_client;
 pub mod ledger;
+pub mod mainline_world;
 pub mod net_world;
 pub mod node_process;
 pub mod resp_client;
