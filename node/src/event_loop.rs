@@ -17,6 +17,7 @@ use wal::procedure::Procedure;
 use crate::io::mailbox::{Inbox, Outbox, WakeSocket};
 use crate::io::{Completion, ConnectionId, DiskOwner, Io, ListenerId, Monotonic, Request};
 use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
+use crate::peer::PeerSide;
 use crate::resp::door::{Door, Message, Order, OrderEnd};
 use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker, begin_shards};
 
@@ -42,7 +43,7 @@ pub(crate) enum Mail {
     Stop,
     /// A thread has no clients any more; to the first thread.
     Drained,
-    /// No thread has clients any more; from the first thread.
+    /// No thread has clients any more, nor the first one peers; from the first thread.
     Seal,
     /// Start to compact.
     Compact,
@@ -137,6 +138,8 @@ pub struct EventLoop<I: Io> {
     keyspace: Keyspace,
     door: Door,
     snapshots: SnapshotTaker,
+    /// What the node is to other nodes, if to any; on the first thread.
+    peer: Option<Box<dyn PeerSide>>,
     clock: LogClock,
     post: Post,
     phase: Phase,
@@ -164,6 +167,7 @@ impl<I: Io> EventLoop<I> {
         Self {
             io,
             snapshots: SnapshotTaker::default(),
+            peer: None,
             clock,
             post,
             phase: Phase::Serving,
@@ -175,6 +179,11 @@ impl<I: Io> EventLoop<I> {
             keyspace,
             door,
         }
+    }
+
+    /// Gives the node its peer side, before it runs.
+    pub(crate) fn set_peer(&mut self, peer: Box<dyn PeerSide>) {
+        self.peer = Some(peer);
     }
 
     fn thread(&self) -> ThreadIndex {
@@ -267,7 +276,37 @@ impl<I: Io> EventLoop<I> {
         self.keyspace.set_now(reading.now);
     }
 
+    /// Hands a completion to the peer side, if it is its.
+    fn handle_peer(&mut self, completion: Completion) -> Option<Completion> {
+        let Some(peer) = &mut self.peer else { return Some(completion) };
+        let is_its = match &completion {
+            Completion::Listening(listener, _)
+            | Completion::Accepted { listener, .. }
+            | Completion::ListenerClosed(listener) => *listener != CLIENT_DOOR,
+            Completion::Connected { .. }
+            | Completion::UdpBound(..)
+            | Completion::Datagram { .. }
+            | Completion::UdpClosed(_) => true,
+            Completion::Received { connection, .. }
+            | Completion::Sent { connection, .. }
+            | Completion::Closed(connection) => peer.owns(*connection),
+            Completion::Disk(..)
+            | Completion::Detached { .. }
+            | Completion::NotAttached
+            | Completion::Woken
+            | Completion::Terminate => false,
+        };
+        if !is_its {
+            return Some(completion);
+        }
+        if let Some(buffer) = peer.handle(&mut self.keyspace, completion) {
+            self.io.release(buffer);
+        }
+        None
+    }
+
     fn handle(&mut self, completion: Completion) {
+        let Some(completion) = self.handle_peer(completion) else { return };
         let Self { keyspace, door, snapshots, .. } = self;
         match completion {
             Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),
@@ -309,7 +348,7 @@ impl<I: Io> EventLoop<I> {
             other @ (Completion::Connected { .. }
             | Completion::UdpBound(..)
             | Completion::Datagram { .. }
-            | Completion::UdpClosed(_)) => unreachable!("{other:?}: nobody asks for it yet"),
+            | Completion::UdpClosed(_)) => unreachable!("{other:?}: only a peer side asks for it"),
         }
     }
 
@@ -344,10 +383,18 @@ impl<I: Io> EventLoop<I> {
                     Event::Snapshotted { result } => {
                         self.tell(0, Mail::Snapshotted(shard, result));
                     }
-                    event => self.door.handle_event(&mut self.keyspace, shard, event),
+                    event => {
+                        if let Some(peer) = &mut self.peer {
+                            peer.handle_event(&mut self.keyspace, shard, &event);
+                        }
+                        self.door.handle_event(&mut self.keyspace, shard, event);
+                    }
                 }
             }
             self.carry_out_orders();
+            if let Some(peer) = &mut self.peer {
+                peer.turn(&mut self.keyspace, &mut self.door);
+            }
             self.door.end_turn(&mut self.keyspace);
             self.keyspace.end_turn();
             if !self.submit() {
@@ -399,7 +446,11 @@ impl<I: Io> EventLoop<I> {
         while let Some(request) = self.door.poll_request() {
             self.io.submit(request);
         }
-        self.post_messages() || self.keyspace.has_events() || self.door.has_orders()
+        while let Some(request) = self.peer.as_mut().and_then(|peer| peer.poll_request()) {
+            self.io.submit(request);
+        }
+        let for_peer = self.peer.is_some() && self.door.has_peer_commands();
+        self.post_messages() || self.keyspace.has_events() || self.door.has_orders() || for_peer
     }
 
     /// Returns whether the door had something to tell itself.
@@ -436,6 +487,9 @@ impl<I: Io> EventLoop<I> {
         }
         let all = usize::from(self.keyspace.spread().thread_count);
         if self.phase == Phase::Drained && self.thread() == 0 && self.drained == all {
+            if !self.is_peer_drained() {
+                return;
+            }
             self.tell_others(|| Mail::Seal);
             self.begin_sealing();
             self.submit();
@@ -443,6 +497,17 @@ impl<I: Io> EventLoop<I> {
             self.keyspace.seal();
             self.submit();
         }
+    }
+
+    /// Has the peer side stop, and tells whether it has.
+    fn is_peer_drained(&mut self) -> bool {
+        let Some(peer) = &mut self.peer else { return true };
+        peer.drain();
+        if peer.is_drained() {
+            return true;
+        }
+        self.submit();
+        false
     }
 
     fn begin_sealing(&mut self) {
@@ -460,7 +525,9 @@ impl<I: Io> EventLoop<I> {
             Phase::Draining(deadline) => Some(deadline.0),
             Phase::Serving | Phase::Drained | Phase::Sealing => None,
         };
-        let deadlines = [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining];
+        let peer = self.peer.as_ref().and_then(|peer| peer.deadline());
+        let peer = peer.map(|deadline| deadline.0);
+        let deadlines = [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining, peer];
         deadlines.into_iter().flatten().min().map(Monotonic)
     }
 }

@@ -28,5 +28,6 @@ pub mod logging;
 pub mod mainline;
 pub mod node;
 pub mod offline;
+pub mod peer;
 pub mod resp;
 pub mod snapshot;

@@ -203,7 +203,7 @@ impl Io for PreadIo {
             Request::Detach(connection) => self.network.detach(connection, registry, ready),
             Request::Attach(listener, socket) => {
                 self.network.attach(listener, socket, registry, ready);
-            },
+            }
             Request::Watch(wake) => {
                 let fd = wake.as_fd().as_raw_fd();
                 let watched = ioctl_fionbio(&wake, true)

@@ -38,6 +38,7 @@ mod execute;
 mod gather;
 mod info;
 mod ledger;
+mod peer;
 mod relay;
 mod reply_queue;
 mod task;
@@ -53,12 +54,14 @@ use execute::{Caller, Outcome};
 use gather::{Gather, Route};
 use info::Questions;
 use ledger::{Amounts, Ledger, Path};
+use peer::PeerQueue;
 use relay::Origin;
 use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
 pub use engine::{Order, OrderEnd, OrderId};
 pub use info::{DurabilityFacts, NodeFacts};
+pub use peer::{Answerer, PeerCommand, PeerCommands, PeerToken};
 pub(crate) use relay::Message;
 
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
@@ -97,6 +100,7 @@ pub struct Door {
     next_number: u64,
     tasks: Tasks,
     orders: Orders,
+    peers: PeerQueue,
     /// Connections with a command to be tried again when a lock is free or the log can take more.
     blocked: VecDeque<ConnectionId>,
     /// Connections with a command to be tried again when a key has been resolved.
@@ -146,6 +150,7 @@ impl Door {
             next_number,
             tasks: Tasks::new(value_bytes_max),
             orders: Orders::default(),
+            peers: PeerQueue::default(),
             blocked: VecDeque::new(),
             resolving: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -446,6 +451,14 @@ impl Door {
             Ok(command) => command,
             Err(error) => return caller.error(&error.message()),
         };
+        match self.peers.answerer(&command) {
+            Answerer::Door => {}
+            Answerer::Peer => {
+                self.note_executed(caller.connection, spec);
+                return self.hand_to_peers(&mut caller, arguments);
+            }
+            Answerer::Nobody(text) => return caller.error(text.as_bytes()),
+        }
         let outcome = match Self::route(keyspace, caller.connection, &command, arguments) {
             Route::Here => self.execute(keyspace, &mut caller, command),
             Route::Thread(thread) => {
@@ -458,11 +471,15 @@ impl Door {
         let executed =
             !matches!(outcome, Outcome::Blocked | Outcome::Resolving(..) | Outcome::Alone);
         if executed && connection.origin.is_none() {
-            connection.last_command = spec.name;
-            connection.commands += 1;
-            self.counters.commands += 1;
+            self.note_executed(connection, spec);
         }
         outcome
+    }
+
+    fn note_executed(&mut self, connection: &mut Connection, spec: &'static CommandSpec) {
+        connection.last_command = spec.name;
+        connection.commands += 1;
+        self.counters.commands += 1;
     }
 
     /// Notes what the connection has to wait for; `encoded` is the command.
@@ -531,6 +548,7 @@ impl Door {
         self.dirty.remove(&id);
         self.held.remove(&id);
         let Some(connection) = self.connections.remove(&id) else { return };
+        self.peers.note_gone(id);
         if connection.yielded {
             self.yielded.retain(|yielded| *yielded != id);
         }

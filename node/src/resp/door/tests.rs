@@ -106,12 +106,7 @@ pub(super) struct Rig {
     next: u64,
 }
 
-fn open(
-    disk: &mut MemoryDisk,
-    shard: ShardIndex,
-    shard_count: u16,
-    cache_bytes: usize,
-) -> Store {
+fn open(disk: &mut MemoryDisk, shard: ShardIndex, shard_count: u16, cache_bytes: usize) -> Store {
     let options = StoreOptions {
         directory: shard_directory(shard),
         identity: Identity { store: [1; 16], node_id: [2; 20], shard, shard_count },
@@ -179,7 +174,8 @@ impl Rig {
 
     fn of(spread: Spread, limits: ClientLimits, cache_bytes: usize) -> Self {
         let mut disk = MemoryDisk::default();
-        let stores = spread.shards().map(|shard| open(&mut disk, shard, spread.shard_count, cache_bytes));
+        let stores =
+            spread.shards().map(|shard| open(&mut disk, shard, spread.shard_count, cache_bytes));
         let stores = stores.collect();
         let now = Now { monotonic_ns: 1_000_000, clock_ms: NOW_MS };
         let door = Door::new(limits, None, facts(spread));
