@@ -282,13 +282,13 @@ pub(super) fn create_snapshot(
 }
 
 /// A connection that has passed the password, if there is one.
-struct Node {
+pub(super) struct Node {
     address: String,
     connection: Connection,
 }
 
 impl Node {
-    fn connect(sources: &Sources<'_>) -> Result<Self, CliError> {
+    pub(super) fn connect(sources: &Sources<'_>) -> Result<Self, CliError> {
         let (address, host, port) = node_address(sources)?;
         let password = config::requirepass(sources)?;
         let unreachable = |source| ClientError::Unreachable { address: address.clone(), source };
@@ -317,7 +317,7 @@ impl Node {
         set.map_err(|source| ClientError::Lost { address: self.address.clone(), source })
     }
 
-    fn ask(&mut self, command: &Cmd) -> Result<Value, ClientError> {
+    pub(super) fn ask(&mut self, command: &Cmd) -> Result<Value, ClientError> {
         command.query(&mut self.connection).map_err(|source| {
             let address = self.address.clone();
             let Some(code) = source.code() else {
@@ -347,7 +347,7 @@ impl Node {
         }
     }
 
-    fn strange(&self) -> CliError {
+    pub(super) fn strange(&self) -> CliError {
         ClientError::Strange { address: self.address.clone() }.into()
     }
 }

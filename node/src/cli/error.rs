@@ -6,6 +6,7 @@ use super::bench::BenchError;
 use super::check::DamageFound;
 use super::client::ClientError;
 use super::exit_code::ExitCode;
+use super::mainline::MainlineCliError;
 use super::run;
 use super::snapshot::SnapshotCliError;
 use super::transfer::TransferCliError;
@@ -44,6 +45,9 @@ pub enum CliError {
     /// A snapshot command failed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotCliError),
+    /// A command of `kadring mainline` failed.
+    #[error(transparent)]
+    Mainline(#[from] MainlineCliError),
     /// A measurement did not come to its end.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -66,6 +70,7 @@ impl CliError {
             Self::Damage(_) => ExitCode::DamageFound,
             Self::Transfer(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
+            Self::Mainline(error) => error.exit_code(),
             Self::Bench(error) => error.exit_code(),
         }
     }

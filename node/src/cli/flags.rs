@@ -2,11 +2,14 @@
 //! cannot drift from what is accepted.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::{SETTINGS, variable_name};
+
+/// The setting whose flag may be given several times: a list with commas between.
+const REPEATED: &str = "bootstrap";
 
 /// The flags given, by key of their setting.
 #[derive(Clone, Debug, Default)]
@@ -55,8 +58,10 @@ impl clap::Args for RunFlags {
     fn augment_args(command: Command) -> Command {
         flags().fold(command, |command, flag| {
             let help = format!("{} [env: {}]", flag.help, variable_name(flag.key));
+            let repeats = flag.key == REPEATED;
             command.arg(
                 Arg::new(flag.key)
+                    .action(if repeats { ArgAction::Append } else { ArgAction::Set })
                     .long(flag.long)
                     .value_name(flag.value_name)
                     .value_parser(clap::value_parser!(OsString))
@@ -74,8 +79,8 @@ impl clap::Args for RunFlags {
 impl clap::FromArgMatches for RunFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |flag: Flag| {
-            let value = matches.get_one::<OsString>(flag.key)?;
-            Some((flag.key, value.clone()))
+            let values: Vec<_> = matches.get_many::<OsString>(flag.key)?.cloned().collect();
+            Some((flag.key, values.join(OsStr::new(","))))
         };
         Ok(Self(flags().filter_map(given).collect()))
     }

@@ -15,6 +15,7 @@ mod error;
 mod exit_code;
 mod files;
 mod flags;
+mod mainline;
 mod progress;
 mod run;
 mod snapshot;
@@ -26,6 +27,7 @@ pub use check::{DamageFound, Finding, Report};
 pub use client::ClientError;
 pub use error::CliError;
 pub use exit_code::ExitCode;
+pub use mainline::{KeyFileError, MainlineCliError};
 pub use snapshot::SnapshotCliError;
 pub use transfer::TransferCliError;
 
@@ -34,6 +36,7 @@ use bench::BenchFlags;
 use check::CheckFlags;
 use client::{DelFlags, GetFlags, InfoFlags, SetFlags};
 use flags::RunFlags;
+use mainline::MainlineCommand;
 use snapshot::SnapshotCommand;
 use transfer::{ExportFlags, ImportFlags};
 
@@ -76,6 +79,9 @@ enum Command {
     Export(ExportFlags),
     /// Store all keys of an export file in a data directory
     Import(ImportFlags),
+    /// Find and store items and peers of BitTorrent's DHT, through a running node
+    #[command(subcommand)]
+    Mainline(MainlineCommand),
     /// Put a server that speaks the Redis protocol under load, and show how fast it answers
     Bench(BenchFlags),
 }
@@ -112,6 +118,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
         }
         Command::Import(flags) => {
             transfer::import(&flags, &sources(&|key| flags.directory.get(key)), &mut out)
+        }
+        Command::Mainline(command) => {
+            let sources = |key: &str| command.get(key);
+            mainline::run(&command, &self::sources(&sources), &mut out, is_terminal)
         }
         Command::Bench(flags) => bench::run(&flags, &sources(&|key| flags.get(key)), &mut out),
     };

@@ -15,12 +15,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 mod error;
+pub mod network;
 mod settings;
 pub mod size;
 #[cfg(test)]
 mod tests;
 
 pub use error::{ConfigError, Origin, Place};
+pub use network::{Choice, MainlineConfig, Mode, PeerV6};
 pub use settings::{SETTINGS, Setting, flag_name, variable_name};
 
 use settings::Raw;
@@ -47,6 +49,14 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address of the client door (RESP over TCP); port 0 picks a free one.
     pub client: SocketAddr,
+    /// Which network the node belongs to.
+    pub mode: Mode,
+    /// Address of the peer door; `None`: the mode's own, if it has one.
+    pub peer: Option<SocketAddr>,
+    /// Nodes to start from, as host and port; `None`: the mode's own, if it has some.
+    pub bootstrap: Option<Vec<String>>,
+    /// How BitTorrent's DHT is served in Mainline mode.
+    pub mainline: MainlineConfig,
     /// Password that clients must give with AUTH or HELLO; `None` asks for none.
     pub requirepass: Option<Password>,
     /// Shards of a new data directory, 1 to 16; `None` is one per core, at most 16. A directory
@@ -212,6 +222,10 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("./kadring-data"),
             client: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7379),
+            mode: Mode::Private,
+            peer: None,
+            bootstrap: None,
+            mainline: MainlineConfig::default(),
             requirepass: None,
             shards: None,
             threads: None,

@@ -5,8 +5,11 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::network::{
+    ITEM_TTL_MIN_S, KEEP_MAX_S, format_bootstrap, format_seconds, parse_bootstrap, parse_seconds,
+};
 use super::{
-    Config, DurabilityMode, IoDriver, LogFormat, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
+    Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
     VALUE_BYTES_LIMIT, size,
 };
 use crate::io::device::SyncMethod;
@@ -71,6 +74,130 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.client, raw.parse()),
         valid: |_| true,
         show: |config| config.client.to_string(),
+    },
+    Setting {
+        key: "mode",
+        flag: "mode",
+        value_name: "private|mainline",
+        help: "Which network the node belongs to: private, its own cluster or none; mainline, \
+               BitTorrent's DHT, where it stores items and peers for others",
+        expected: "private or mainline",
+        apply: |config, raw| set(&mut config.mode, Mode::from_name(raw.text()?)),
+        valid: |_| true,
+        show: |config| config.mode.name().to_owned(),
+    },
+    Setting {
+        key: "peer",
+        flag: "peer",
+        value_name: "ADDR",
+        help: "Address of the peer door, where other nodes reach this one; auto is 127.0.0.1:7400 \
+               in Mainline mode and none for a single node",
+        expected: "an IP address and port such as 0.0.0.0:7400, or auto",
+        apply: |config, raw| {
+            let is_auto = raw.text() == Some("auto");
+            set(&mut config.peer, if is_auto { Some(None) } else { raw.parse().map(Some) })
+        },
+        valid: |_| true,
+        show: |config| config.peer.map_or_else(|| "auto".to_owned(), |peer| peer.to_string()),
+    },
+    Setting {
+        key: "peer_v6",
+        flag: "peer-v6",
+        value_name: "ADDR",
+        help: "Second address of the peer door in Mainline mode, for IPv6; auto is the same port \
+               on [::] or [::1] where the first is 0.0.0.0 or 127.0.0.1, off is none",
+        expected: "an IPv6 address and port such as [::]:7400, auto or off",
+        apply: |config, raw| {
+            let peer_v6 = match raw.text()? {
+                "auto" => PeerV6::Auto,
+                "off" => PeerV6::Off,
+                _ => PeerV6::At(raw.parse::<std::net::SocketAddrV6>()?.into()),
+            };
+            set(&mut config.mainline.peer_v6, Some(peer_v6))
+        },
+        valid: |_| true,
+        show: |config| match config.mainline.peer_v6 {
+            PeerV6::Auto => "auto".to_owned(),
+            PeerV6::Off => "off".to_owned(),
+            PeerV6::At(address) => address.to_string(),
+        },
+    },
+    Setting {
+        key: "bootstrap",
+        flag: "bootstrap",
+        value_name: "HOST:PORT",
+        help: "Nodes to start from, with commas between, or the flag several times; none starts \
+               from nobody; auto is well-known public nodes in Mainline mode, unless the peer door \
+               is on loopback",
+        expected: "host:port such as 10.0.0.1:7400, several with commas between, none or auto",
+        apply: |config, raw| {
+            let text = raw.text()?;
+            let is_auto = text == "auto";
+            let names = if is_auto { Some(None) } else { parse_bootstrap(text).map(Some) };
+            set(&mut config.bootstrap, names)
+        },
+        valid: |_| true,
+        show: |config| {
+            let names = config.bootstrap.as_ref();
+            names.map_or_else(|| "auto".to_owned(), |names| format_bootstrap(names))
+        },
+    },
+    Setting {
+        key: "item_ttl",
+        flag: "item-ttl",
+        value_name: "TIME",
+        help: "How long an item stays after it was last put, in Mainline mode; at least 1m",
+        expected: "a time from 1m to 36500d, such as 2h",
+        apply: |config, raw| set(&mut config.mainline.item_ttl_s, raw.seconds()),
+        valid: |config| (ITEM_TTL_MIN_S..=KEEP_MAX_S).contains(&config.mainline.item_ttl_s),
+        show: |config| format_seconds(config.mainline.item_ttl_s),
+    },
+    Setting {
+        key: "mirror",
+        flag: "mirror",
+        value_name: "TIME",
+        help: "How long items are kept and republished after they were last put, in Mainline mode; \
+               off: no longer than item_ttl, and not republished",
+        expected: "a time up to 36500d, such as 30d, forever or off",
+        apply: |config, raw| {
+            let seconds = match raw.text() {
+                Some("off") => Some(0),
+                Some("forever") => Some(KEEP_MAX_S),
+                _ => raw.seconds(),
+            };
+            set(&mut config.mainline.mirror_s, seconds)
+        },
+        valid: |config| config.mainline.mirror_s <= KEEP_MAX_S,
+        show: |config| match config.mainline.mirror_s {
+            0 => "off".to_owned(),
+            KEEP_MAX_S => "forever".to_owned(),
+            seconds => format_seconds(seconds),
+        },
+    },
+    Setting {
+        key: "loopback_exempt",
+        flag: "loopback-exempt",
+        value_name: "auto|yes|no",
+        help: "Whether nodes of this machine and of private networks count as much as others, \
+               without caps and rate limits, in Mainline mode: for tests; auto is yes where the \
+               peer door is on loopback",
+        expected: "auto, yes or no",
+        apply: |config, raw| {
+            set(&mut config.mainline.loopback_exempt, Choice::from_name(raw.text()?))
+        },
+        valid: |_| true,
+        show: |config| config.mainline.loopback_exempt.name().to_owned(),
+    },
+    Setting {
+        key: "reachable",
+        flag: "reachable",
+        value_name: "auto|yes|no",
+        help: "Whether other nodes reach this one unasked, in Mainline mode; auto asks them not to \
+               keep it (BEP 43) until that is proven, or is yes where the peer door is on loopback",
+        expected: "auto, yes or no",
+        apply: |config, raw| set(&mut config.mainline.reachable, Choice::from_name(raw.text()?)),
+        valid: |_| true,
+        show: |config| config.mainline.reachable.name().to_owned(),
     },
     Setting {
         key: "shards",
@@ -356,6 +483,14 @@ impl<'a> Raw<'a> {
             _ => size::parse(self.text()?)?,
         };
         T::try_from(bytes).ok()
+    }
+
+    /// A time as [`parse_seconds`] reads it, or an integer number of seconds in the file.
+    fn seconds(&self) -> Option<u64> {
+        match self {
+            Self::File(toml::Value::Integer(seconds)) => u64::try_from(*seconds).ok(),
+            _ => parse_seconds(self.text()?),
+        }
     }
 
     /// The value for an error message, on one line and of bounded length.

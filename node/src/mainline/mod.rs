@@ -30,6 +30,7 @@ pub mod retention;
 pub mod server;
 pub mod siphash;
 pub mod subnet;
+pub mod text;
 pub mod token;
 pub mod values;
 pub mod zbase32;

@@ -18,7 +18,7 @@ pub(in crate::cli) enum MainlineCommand {
     GetPeers(GetPeersFlags),
     /// Announce this machine as a peer of a torrent
     Announce(AnnounceFlags),
-    /// Ask a node for info hashes that it has peers of; prints one a line
+    /// Ask the nodes near a target which torrents they have peers of; prints one a line
     Sample(SampleFlags),
     /// Ask a node for its id
     Ping(PingFlags),
@@ -153,10 +153,8 @@ pub(in crate::cli) struct SampleFlags {
     /// Print all that is known, one `name=value` a line
     #[arg(long)]
     pub(super) details: bool,
-    /// Which node to ask, as IP:PORT
-    pub(super) address: OsString,
-    /// A target near which it names other nodes: hexadecimal or z-base-32 [default: the node's own]
-    pub(super) target: Option<OsString>,
+    /// The target: hexadecimal or z-base-32
+    pub(super) target: OsString,
 }
 
 /// Flags of `kadring mainline ping`.

@@ -242,10 +242,7 @@ fn announce(
 
 fn sample(flags: &SampleFlags, sources: &Sources<'_>, out: &mut dyn Write) -> Result<(), CliError> {
     let mut command = redis::cmd("KAD.MAINLINE.SAMPLE");
-    command.arg(flags.address.as_bytes());
-    if let Some(target) = &flags.target {
-        command.arg(id_of(target)?);
-    }
+    command.arg(id_of(&flags.target)?);
     let mut node = Node::connect(sources)?;
     let answer = node.ask(&command)?;
     let fields = Fields::of(&answer).ok_or_else(|| node.strange())?;
