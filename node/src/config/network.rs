@@ -148,6 +148,12 @@ impl Config {
         [Some(peer), second]
     }
 
+    /// Whether the second address of the peer door is named, and so has to be had.
+    #[must_use]
+    pub fn names_v6(&self) -> bool {
+        matches!(self.mainline.peer_v6, PeerV6::At(_))
+    }
+
     /// Whether the peer door of Mainline mode is on loopback.
     #[must_use]
     pub fn is_mainline_local(&self) -> bool {

@@ -8,6 +8,7 @@
 mod connection;
 mod engine;
 mod error;
+mod mainline;
 mod options;
 mod spec;
 mod table;
@@ -17,6 +18,7 @@ mod tests;
 pub use connection::{Client, ClientFilter, Credentials, Hello, client_id};
 pub use engine::EngineCommand;
 pub use error::{CommandError, KEY_BYTES_MAX, check_key};
+pub use mainline::{MainlineCommand, PutMutable};
 pub use options::{
     Expire, ExpireBase, ExpireCondition, FlushMode, GetEx, Scan, Set, SetAnswer, SetCondition,
     SetExpiry, Shutdown, ShutdownSave,
@@ -164,6 +166,8 @@ pub enum Command<'a> {
     Shutdown(Shutdown),
     /// BGSAVE, SAVE, LASTSAVE, KAD.SNAPSHOT and KAD.COMPACT.
     Engine(EngineCommand<'a>),
+    /// KAD.BEP44.* and KAD.MAINLINE.*.
+    Mainline(MainlineCommand<'a>),
 }
 
 impl<'a> Command<'a> {
@@ -295,10 +299,15 @@ impl<'a> Command<'a> {
             CommandId::Reset => Self::Reset,
             CommandId::Time => Self::Time,
             CommandId::Shutdown => Self::Shutdown(Shutdown::parse(arguments)?),
-            id => match EngineCommand::parse(id, arguments) {
-                Some(command) => Self::Engine(command?),
-                None => Self::Client(Client::parse(id, arguments)?),
-            },
+            id => {
+                if let Some(command) = EngineCommand::parse(id, arguments) {
+                    return Ok(Self::Engine(command?));
+                }
+                match MainlineCommand::parse(id, arguments) {
+                    Some(command) => Self::Mainline(command?),
+                    None => Self::Client(Client::parse(id, arguments)?),
+                }
+            }
         })
     }
 }

@@ -5,6 +5,7 @@
 use super::spec::{CommandId, CommandSpec, KeyPositions};
 
 mod engine;
+mod mainline;
 mod subcommands;
 
 use subcommands::{CLIENT_SUBCOMMANDS, COMMAND_SUBCOMMANDS, CONFIG_SUBCOMMANDS};
@@ -15,7 +16,7 @@ const ALL_KEYS: KeyPositions = KeyPositions { first: 1, last: -1, step: 1 };
 const KEYS_AND_VALUES: KeyPositions = KeyPositions { first: 1, last: -1, step: 2 };
 
 /// All commands, in the order of [`CommandId`].
-pub static COMMANDS: [CommandSpec; 55] = [
+pub static COMMANDS: [CommandSpec; 62] = [
     CommandSpec {
         id: CommandId::Get,
         name: "get",
@@ -721,4 +722,11 @@ pub static COMMANDS: [CommandSpec; 55] = [
     engine::LAST_SAVE,
     engine::KAD_SNAPSHOT,
     engine::KAD_COMPACT,
+    mainline::BEP44_GET,
+    mainline::BEP44_PUT,
+    mainline::BEP44_PUT_MUTABLE,
+    mainline::GET_PEERS,
+    mainline::ANNOUNCE,
+    mainline::SAMPLE,
+    mainline::PING,
 ];
