@@ -11,7 +11,7 @@ use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::record::own_half;
 use wal::segment::Identity;
 
-use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
+use crate::config::{Config, DurabilityMode, IoDriver, Mode, SHARDS_MAX};
 use crate::crew::{self, Crew, Found, Opening, Service};
 use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
 use crate::io::device::{self, DeviceProbe};
@@ -21,7 +21,8 @@ use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
-use crate::keyspace::{ShardIndex, Spread, ThreadIndex};
+use crate::keyspace::{Keyspace, ShardIndex, Spread, ThreadIndex};
+use crate::mainline::peer_side::{self, MainlineSide, StartError};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
@@ -38,6 +39,8 @@ pub enum RunEvent {
     Ready {
         /// The client door's address.
         client: SocketAddr,
+        /// The peer door's address, if there is one.
+        peer: Option<SocketAddr>,
         /// The node's id.
         node_id: [u8; 20],
     },
@@ -89,6 +92,20 @@ pub enum RunError {
         address: SocketAddr,
         /// Why.
         source: io::Error,
+    },
+    /// The peer door's address cannot be had.
+    #[error("cannot bind UDP {address}: {source}")]
+    BindPeer {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The mode runs on one thread.
+    #[error("--threads is {asked}, and Mainline mode runs on one thread")]
+    ThreadsInMode {
+        /// Threads asked for.
+        asked: u16,
     },
     /// The data directory cannot be used.
     #[error(transparent)]
@@ -322,7 +339,7 @@ fn serve<I: Io>(
     let opened = shards.open(&plan, spread, &mut crew)?;
     let Opened { stores, log_ms, reports } = opened;
     let terminated = shards.terminated;
-    let (client, happened) = listen(&mut io, config.client)?;
+    let (client, mut happened) = listen(&mut io, config.client)?;
     let facts = NodeFacts {
         node_id: plan.identity.node_id,
         driver: io.name(),
@@ -338,14 +355,22 @@ fn serve<I: Io>(
         tail_uncertain_bytes: reports.iter().map(|report| report.tail_uncertain_bytes).sum(),
     };
     let post = begin_service(&crew, &mut io, &facts, (log_ms, wall_ms, monotonic_ns))?;
-    let (clock, keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
+    let (clock, mut keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
-    let (node_id, driver) = (plan.identity.node_id, io.name());
-    on_event(RunEvent::Ready { client, node_id });
+    let side = mainline_side(&mut io, &mut keyspace, config, &mut happened)?;
+    let (peer, mainline_id) = side.as_ref().map(|side| (side.address(), side.id())).unzip();
+    let (node_id, driver) = (mainline_id.unwrap_or(plan.identity.node_id), io.name());
+    on_event(RunEvent::Ready { client, peer, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
     tracing::info!(%client, driver, shards, threads, "ready");
+    if side.is_some() {
+        door.set_peer_commands(MainlineSide::COMMANDS);
+    }
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
+    if let Some(side) = side {
+        event_loop.set_peer(Box::new(side));
+    }
     if terminated {
         event_loop.stop();
     }
@@ -355,10 +380,31 @@ fn serve<I: Io>(
     Ok(())
 }
 
+/// Starts the node of BitTorrent's DHT, in Mainline mode.
+fn mainline_side<I: Io>(
+    io: &mut I,
+    keyspace: &mut Keyspace,
+    config: &Config,
+    happened: &mut Vec<Completion>,
+) -> Result<Option<MainlineSide>, RunError> {
+    if config.mode != Mode::Mainline {
+        return Ok(None);
+    }
+    let started = peer_side::start(io, keyspace, config, happened);
+    started.map(Some).map_err(|error| match error {
+        StartError::Bind { address, source } => RunError::BindPeer { address, source },
+        StartError::Driver(error) => RunError::driver(error),
+    })
+}
+
 /// How the shards are spread over threads: as asked, or one for each core, if there are as many
 /// shards.
 fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
     let thread_count = match config.threads {
+        Some(asked @ 2..) if config.mode == Mode::Mainline => {
+            return Err(RunError::ThreadsInMode { asked });
+        }
+        None if config.mode == Mode::Mainline => 1,
         None => process::cores().min(shard_count),
         Some(asked) if asked <= shard_count => asked,
         Some(asked) => {

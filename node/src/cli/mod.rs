@@ -17,6 +17,7 @@ mod files;
 mod flags;
 mod mainline;
 mod progress;
+mod resolve;
 mod run;
 mod snapshot;
 #[cfg(test)]

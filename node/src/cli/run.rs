@@ -1,12 +1,14 @@
 //! `kadring run`: starts a node and says when it is ready.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 
 use sd_notify::NotifyState;
 
 use super::error::{CliError, directory_exit_code, directory_remedy};
 use super::exit_code::ExitCode;
-use crate::config::{Config, Sources};
+use super::resolve;
+use crate::config::{Config, Mode, Sources};
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
 
@@ -15,8 +17,11 @@ use crate::node::{self, RunError, RunEvent};
 /// # Errors
 /// A refused configuration, or what kept the node from starting or ended it.
 pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
-    let config = Config::load(sources)?;
+    let mut config = Config::load(sources)?;
     logging::init(&config.log)?;
+    if config.mode == Mode::Mainline {
+        config.bootstrap = Some(resolve::resolve(config.bootstrap_names()));
+    }
     node::run(config, announce)?;
     Ok(())
 }
@@ -24,8 +29,8 @@ pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
 /// Tells whoever started the node: one line on stdout, and the service manager if there is one.
 fn announce(event: RunEvent) {
     let state = match event {
-        RunEvent::Ready { client, node_id } => {
-            let line = ready_line(&client.to_string(), &node_id);
+        RunEvent::Ready { client, peer, node_id } => {
+            let line = ready_line(client, peer, &node_id);
             let mut stdout = io::stdout().lock();
             // Nobody has to listen: a closed stdout does not stop the node.
             if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
@@ -42,19 +47,21 @@ fn announce(event: RunEvent) {
 }
 
 /// The readiness line; `-` stands for a door that this node does not have.
-fn ready_line(client: &str, node_id: &[u8; 20]) -> String {
+fn ready_line(client: SocketAddr, peer: Option<SocketAddr>, node_id: &[u8; 20]) -> String {
     let node: String = node_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("ready client={client} peer=- admin=- node={node}\n")
+    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    format!("ready client={client} peer={peer} admin=- node={node}\n")
 }
 
 /// The exit code of a node that did not start or failed.
 pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
-        RunError::Bind { .. } => ExitCode::Bind,
+        RunError::Bind { .. } | RunError::BindPeer { .. } => ExitCode::Bind,
         RunError::Directory(error) => directory_exit_code(error),
-        RunError::ShardCount { .. } | RunError::ThreadCount { .. } | RunError::DiskLimit { .. } => {
-            ExitCode::Usage
-        }
+        RunError::ShardCount { .. }
+        | RunError::ThreadCount { .. }
+        | RunError::ThreadsInMode { .. }
+        | RunError::DiskLimit { .. } => ExitCode::Usage,
         RunError::Ring { .. } => ExitCode::RingUnavailable,
         RunError::Thread { .. } | RunError::Other(_) => ExitCode::Failure,
     }
@@ -69,6 +76,12 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
             io::ErrorKind::PermissionDenied => "give a port above 1023 with --client",
             _ => "give another --client",
         },
+        RunError::BindPeer { source, .. } => match source.kind() {
+            io::ErrorKind::AddrInUse => "stop the process that uses it or give another --peer",
+            io::ErrorKind::AddrNotAvailable => "give an address of this machine with --peer",
+            _ => "give another --peer",
+        },
+        RunError::ThreadsInMode { .. } => "give --threads 1, or leave it out",
         RunError::Directory(error) => directory_remedy(error),
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
         RunError::ThreadCount { .. } => "lower --threads, or leave it out",
@@ -98,11 +111,14 @@ mod tests {
     fn ready_line_has_one_word_per_door_and_the_node_id_in_hex() {
         let mut node_id = [0xab; 20];
         node_id[0] = 1;
+        let (client, peer) = (([127, 0, 0, 1], 7379).into(), ([127, 0, 0, 1], 7400).into());
         assert_eq!(
-            ready_line("127.0.0.1:7379", &node_id),
+            ready_line(client, None, &node_id),
             "ready client=127.0.0.1:7379 peer=- admin=- \
              node=01ababababababababababababababababababab\n"
         );
+        let line = ready_line(client, Some(peer), &node_id);
+        assert!(line.contains(" peer=127.0.0.1:7400 admin=- "), "{line}");
     }
 
     #[test]
@@ -116,6 +132,12 @@ mod tests {
                 ExitCode::Bind,
                 "another --client",
             ),
+            (
+                RunError::BindPeer { address, source: system(io::ErrorKind::AddrInUse) },
+                ExitCode::Bind,
+                "another --peer",
+            ),
+            (RunError::ThreadsInMode { asked: 2 }, ExitCode::Usage, "--threads 1"),
             (
                 RunError::Directory(DirectoryError::Locked {
                     path: path(),

@@ -30,6 +30,7 @@ use storage::{Event, Now};
 use super::node::MainlineNode;
 use super::node::event::{MainlineEvent, StoreWork};
 use crate::io::{Completion, ConnectionId, Monotonic, ReceiveBuffer, Request, SocketId};
+use crate::kademlia::NodeId;
 use crate::keyspace::{Keyspace, ShardIndex};
 use crate::krpc::compact::Family;
 use crate::peer::{Figure, PEER_SOCKET_V4, PEER_SOCKET_V6, PeerSide};
@@ -58,6 +59,8 @@ pub struct MainlineSide {
     node: MainlineNode,
     records: Records,
     operations: Operations,
+    /// The first address of the peer door.
+    address: SocketAddr,
     /// Whether the sockets of IPv4 and IPv6 are open.
     open: [bool; 2],
     requests: VecDeque<Request>,
@@ -74,6 +77,18 @@ impl MainlineSide {
     #[must_use]
     pub fn node(&self) -> &MainlineNode {
         &self.node
+    }
+
+    /// The address of the peer door; of IPv4, if it has two.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The node's id in the family of that address.
+    #[must_use]
+    pub fn id(&self) -> [u8; 20] {
+        self.node.own(Family::of(&self.address)).unwrap_or(NodeId([0; 20])).0
     }
 
     fn handle_datagram(&mut self, now: Now, socket: SocketId, from: SocketAddr, bytes: &[u8]) {

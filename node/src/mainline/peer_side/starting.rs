@@ -16,13 +16,14 @@ use crate::io::process::random_bytes;
 use crate::io::{Completion, DiskOwner, Io, Monotonic, Request, SocketId};
 use crate::keyspace::Keyspace;
 use crate::mainline::martian::Locals;
-use crate::mainline::node::{Entropy, MainlineNode, MainlineOptions, MirrorOptions};
+use crate::mainline::node::mirror::MirrorOptions;
+use crate::mainline::node::{Entropy, MainlineNode, MainlineOptions};
 use crate::mainline::reachability::Announced;
 use crate::mainline::server::ServerLimits;
 use crate::peer::{PEER_SOCKET_V4, PEER_SOCKET_V6};
 
 /// The longest datagram that is taken: 20 nodes of IPv6 and an item in one reply, and more.
-const DATAGRAM_BYTES_MAX: usize = 4_096;
+const PEER_DATAGRAM_BYTES_MAX: usize = 4_096;
 /// A start waits so long for peers of an earlier life; the rest comes while the node serves.
 const PEERS_WAIT_MS: u64 = 500;
 
@@ -42,8 +43,7 @@ pub enum StartError {
     Driver(#[from] io::Error),
 }
 
-/// Starts the node. Returns it with the address of its peer door; completions that are for others
-/// are added to `happened`.
+/// Starts the node. Completions that are for others are added to `happened`.
 ///
 /// # Errors
 /// [`StartError`].
@@ -52,7 +52,7 @@ pub fn start<I: Io>(
     keyspace: &mut Keyspace,
     config: &Config,
     happened: &mut Vec<Completion>,
-) -> Result<(MainlineSide, SocketAddr), StartError> {
+) -> Result<MainlineSide, StartError> {
     let mut pump = Pump { io, keyspace, records: Records::default(), happened };
     let sockets = pump.bind_all(config)?;
     let open = sockets.map(|address| address.is_some());
@@ -73,12 +73,13 @@ pub fn start<I: Io>(
         node,
         records,
         operations: super::Operations::default(),
+        address,
         open,
         requests: std::collections::VecDeque::new(),
         phase: Phase::Serving,
         held: 0,
     };
-    Ok((side, address))
+    Ok(side)
 }
 
 /// What the configuration asks of the node.
@@ -98,12 +99,12 @@ fn options(config: &Config, sockets: [bool; 2]) -> MainlineOptions {
     };
     let keep_ms = mainline.mirror_s.saturating_mul(1_000);
     let mirror = (keep_ms > 0).then(|| MirrorOptions { keep_ms, ..MirrorOptions::default() });
-    MainlineOptions { sockets, seeds: config.seeds(), server, announced, mirror }
+    MainlineOptions { sockets, server, announced, mirror, ..MainlineOptions::new(config.seeds()) }
 }
 
 fn entropy() -> Entropy {
     let rng = Rng::with_seed(u64::from_le_bytes(random_bytes()));
-    Entropy { secret: random_bytes(), seed: random_bytes(), rng }
+    Entropy { tokens: random_bytes(), tables: random_bytes(), rng }
 }
 
 /// Drives disk and sockets before the loop does.
@@ -130,7 +131,7 @@ impl<I: Io> Pump<'_, I> {
     }
 
     fn bind(&mut self, socket: SocketId, address: SocketAddr) -> Result<SocketAddr, StartError> {
-        let bytes_max = DATAGRAM_BYTES_MAX;
+        let bytes_max = PEER_DATAGRAM_BYTES_MAX;
         self.io.submit(Request::BindUdp { socket, address, bytes_max });
         loop {
             self.turn(None)?;
