@@ -59,19 +59,22 @@ pub struct Entry {
     pub rtt_us: u32,
     /// Failed queries since its last answer.
     pub failures: u8,
+    /// Whether its id is what it ought to be at its address; others make room for such.
+    pub is_preferred: bool,
 }
 
 impl Entry {
     /// A node that has just answered.
     #[must_use]
     pub fn answered(now: Monotonic, contact: Contact, rtt_us: u32) -> Self {
-        Self { contact, first_seen: now, last_seen: Some(now), rtt_us, failures: 0 }
+        let last_seen = Some(now);
+        Self { contact, first_seen: now, last_seen, rtt_us, failures: 0, is_preferred: true }
     }
 
     /// A node known from an earlier life of ours.
     #[must_use]
     pub fn remembered(now: Monotonic, contact: Contact) -> Self {
-        Self { contact, first_seen: now, last_seen: None, rtt_us: 0, failures: 0 }
+        Self { last_seen: None, ..Self::answered(now, contact, 0) }
     }
 
     /// Returns what is known of it at `now`.
@@ -171,12 +174,14 @@ impl KBucket {
             self.entries.push(entry);
             return Placement::Added;
         }
-        if sizes.waiting_max > 0 {
-            if self.replacements.len() >= sizes.waiting_max {
-                self.replacements.remove(0);
-            }
-            self.replacements.push(entry);
+        let stands_back = |known: &Entry| entry.is_preferred && !known.is_preferred;
+        if let Some(index) = self.entries.iter().position(stands_back) {
+            let left = self.entries.remove(index);
+            self.entries.push(entry);
+            self.wait(left, sizes);
+            return Placement::Added;
         }
+        self.wait(entry, sizes);
         let questionable = |known: &&Entry| known.health(now, limits) == Health::Questionable;
         Placement::Waiting(self.entries.iter().find(questionable).map(|known| known.contact))
     }
@@ -216,9 +221,20 @@ impl KBucket {
         Some(known.health(now, limits))
     }
 
-    /// Takes out the newest node that waits.
+    /// Takes out the newest node that waits; those that stand back come last.
     pub fn pop_replacement(&mut self) -> Option<Entry> {
-        self.replacements.pop()
+        let preferred = self.replacements.iter().rposition(|waiting| waiting.is_preferred);
+        match preferred {
+            Some(index) => Some(self.replacements.remove(index)),
+            None => self.replacements.pop(),
+        }
+    }
+
+    /// Takes out all nodes, those that wait last.
+    pub fn take_all(&mut self) -> Vec<Entry> {
+        let mut all = std::mem::take(&mut self.entries);
+        all.append(&mut self.replacements);
+        all
     }
 
     /// Puts `entry` in the place of the node `id`, as the most recently seen.
@@ -238,6 +254,16 @@ impl KBucket {
     /// Takes in a node that waited, where one was removed.
     pub fn push(&mut self, entry: Entry) {
         self.entries.push(entry);
+    }
+
+    fn wait(&mut self, entry: Entry, sizes: BucketSizes) {
+        if sizes.waiting_max == 0 {
+            return;
+        }
+        if self.replacements.len() >= sizes.waiting_max {
+            self.replacements.remove(0);
+        }
+        self.replacements.push(entry);
     }
 
     fn position(&self, id: &NodeId) -> Option<usize> {
@@ -344,6 +370,26 @@ mod tests {
         bucket.on_failure(at(1800), &contact(1), LIMITS);
         bucket.on_query(at(1801), &contact(1));
         assert_eq!(bucket.entries()[0].health(at(1801), LIMITS), Health::Questionable);
+    }
+
+    #[test]
+    fn nodes_that_stand_back_make_room_for_others_and_wait_behind_them() {
+        let mut bucket = KBucket::default();
+        let back = |number| Entry {
+            is_preferred: false,
+            ..Entry::answered(at(0), contact(number), 100)
+        };
+        for number in [1, 2] {
+            assert_eq!(bucket.on_answer(at(0), back(number), SIZES, LIMITS), Placement::Added);
+        }
+        assert_eq!(bucket.on_answer(at(0), back(3), SIZES, LIMITS), Placement::Waiting(None));
+        assert_eq!(answer(&mut bucket, 0, 4), Placement::Added);
+        assert_eq!((ids(bucket.entries()), ids(bucket.replacements())), (vec![2, 4], vec![3, 1]));
+        assert_eq!(answer(&mut bucket, 0, 5), Placement::Added);
+        assert_eq!(answer(&mut bucket, 0, 6), Placement::Waiting(None));
+        assert_eq!(ids(bucket.replacements()), [2, 6]);
+        bucket.on_answer(at(0), back(7), SIZES, LIMITS);
+        assert_eq!(bucket.pop_replacement().map(|entry| entry.contact), Some(contact(6)));
     }
 
     #[test]

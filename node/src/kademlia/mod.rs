@@ -20,6 +20,7 @@ pub mod node;
 pub mod node_id;
 pub mod path_cache;
 pub mod routing_table;
+pub mod rules;
 
 pub use distance::Distance;
 pub use k_bucket::{Contact, Health};
@@ -27,3 +28,4 @@ pub use lookup::{Lookup, LookupLimits};
 pub use node::{KademliaNode, NodeEvent, NodeOptions};
 pub use node_id::NodeId;
 pub use routing_table::{Admission, RoutingTable, TableLimits};
+pub use rules::ContactRules;

@@ -68,6 +68,36 @@ pub enum QueryKind<'a> {
     },
 }
 
+/// Kinds of queries.
+pub const KINDS: usize = 7;
+
+impl QueryKind<'_> {
+    /// The methods, in the order of [`index`](Self::index).
+    pub const METHODS: [&'static str; KINDS] = [
+        "ping",
+        "find_node",
+        "get_peers",
+        "announce_peer",
+        "get",
+        "put",
+        "sample_infohashes",
+    ];
+
+    /// The place of its method among all.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        match self {
+            Self::Ping => 0,
+            Self::FindNode { .. } => 1,
+            Self::GetPeers { .. } => 2,
+            Self::AnnouncePeer(_) => 3,
+            Self::Get { .. } => 4,
+            Self::Put(_) => 5,
+            Self::SampleInfohashes { .. } => 6,
+        }
+    }
+}
+
 /// The arguments of `announce_peer`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnouncePeer<'a> {
@@ -274,15 +304,7 @@ impl<'a> Query<'a> {
     /// Returns the method's name.
     #[must_use]
     pub fn method(&self) -> &'static [u8] {
-        match self.kind {
-            QueryKind::Ping => b"ping",
-            QueryKind::FindNode { .. } => b"find_node",
-            QueryKind::GetPeers { .. } => b"get_peers",
-            QueryKind::AnnouncePeer(_) => b"announce_peer",
-            QueryKind::Get { .. } => b"get",
-            QueryKind::Put(_) => b"put",
-            QueryKind::SampleInfohashes { .. } => b"sample_infohashes",
-        }
+        QueryKind::METHODS.get(self.kind.index()).map_or(b"", |method| method.as_bytes())
     }
 
     /// Appends the arguments. A put carries its `target`: one kind of server asks for it, and no

@@ -14,6 +14,8 @@ use storage::Now;
 
 use super::runner::find;
 
+const OWN: NodeId = NodeId([0x5A; 20]);
+
 /// A node that knows nobody.
 #[derive(Debug)]
 pub struct LocalNode {
@@ -34,8 +36,7 @@ impl LocalNode {
     /// A node with these limits.
     #[must_use]
     pub fn new(limits: ServerLimits) -> Self {
-        let own = NodeId([0x5A; 20]);
-        let server = Server::new(own, limits, TokenKeys::new([1; 16]), [2; 16]);
+        let server = Server::new(OWN, limits, TokenKeys::new([1; 16]), [2; 16]);
         let now = Now { monotonic_ns: 0, clock_ms: 1_700_000_000_000 };
         Self { server, held: BTreeMap::new(), now }
     }
@@ -71,6 +72,7 @@ impl LocalNode {
         };
         let incoming = Incoming {
             from,
+            own: OWN,
             method,
             arguments,
             datagram_len: datagram.len(),

@@ -38,7 +38,7 @@ use crate::krpc::transactions::{Answered, Overdue, TransactionLimits, Transactio
 
 use super::lookup::LookupLimits;
 use super::routing_table::{Admission, RoutingTable, TableLimits};
-use super::{Contact, NodeId};
+use super::{Contact, ContactRules, NodeId};
 
 pub use event::{
     Asker, Busy, CachePlace, LookupId, LookupKind, LookupOutcome, NodeCounters, NodeEvent, QueryId,
@@ -108,6 +108,8 @@ pub struct NodeOptions {
     pub tells_address: bool,
     /// Limits queries by their source.
     pub gate: Option<Box<dyn QueryGate>>,
+    /// Which nodes may be known, and which are better than others.
+    pub rules: ContactRules,
 }
 
 impl NodeOptions {
@@ -123,6 +125,7 @@ impl NodeOptions {
             family: None,
             tells_address: false,
             gate: None,
+            rules: ContactRules::NONE,
         }
     }
 
@@ -138,6 +141,7 @@ impl NodeOptions {
             family: Some(family),
             tells_address: true,
             gate: None,
+            rules: ContactRules::NONE,
         }
     }
 }
@@ -168,6 +172,7 @@ pub struct KademliaNode {
     tells_address: bool,
     read_only: bool,
     gate: Option<Box<dyn QueryGate>>,
+    rules: ContactRules,
     rng: Rng,
     table: RoutingTable,
     queries: Transactions<Purpose>,
@@ -197,8 +202,9 @@ impl KademliaNode {
             tells_address: options.tells_address,
             read_only: false,
             gate: options.gate,
+            rules: options.rules,
             rng,
-            table: RoutingTable::new(options.id, limits.table, now),
+            table: RoutingTable::new(options.id, limits.table, now).with_rules(options.rules),
             queries: Transactions::new(limits.transactions),
             searches: BTreeMap::new(),
             stalled: VecDeque::new(),
@@ -256,13 +262,24 @@ impl KademliaNode {
             self.counters.rejected += 1;
             return;
         };
+        self.handle_message(now, from, &message, datagram.len());
+    }
+
+    /// Takes a datagram of `len` bytes that was read already.
+    pub fn handle_message(
+        &mut self,
+        now: Monotonic,
+        from: SocketAddr,
+        message: &Message<'_>,
+        len: usize,
+    ) {
         if message.private != self.private {
             self.counters.foreign += 1;
             return;
         }
         match message.body {
             Body::Query { method, arguments } => {
-                self.on_query(now, from, &message, method, arguments, datagram.len());
+                self.on_query(now, from, message, method, arguments, len);
             }
             Body::Response { values } => {
                 let Some(answered) = self.queries.on_reply(now, from, message.transaction) else {
@@ -462,12 +479,25 @@ impl KademliaNode {
                 self.push_event(query);
             }
         }
-        if !message.read_only && self.is_usable(&contact) {
-            let admission = self.table.on_query(now, contact);
-            if admission == Admission::Verify {
-                self.verify(now, contact);
-            }
+        if !message.read_only {
+            self.note_asker(now, contact);
         }
+    }
+
+    /// Takes note of a node that has asked us something, and answers queries itself: if there is room
+    /// for it, it is pinged.
+    pub fn note_asker(&mut self, now: Monotonic, contact: Contact) {
+        if self.is_usable(&contact) && self.table.on_query(now, contact) == Admission::Verify {
+            self.verify(now, contact);
+        }
+    }
+
+    /// Takes another id. The table is kept, as far as there is room for its nodes where they belong
+    /// now, and our new neighbours are looked up.
+    pub fn set_own(&mut self, now: Monotonic, own: NodeId) {
+        self.own = own;
+        self.table.set_own(now, own);
+        self.on_new_id(now);
     }
 
     fn answer_find_node(
@@ -640,5 +670,6 @@ impl KademliaNode {
             && !ip.is_multicast()
             && !broadcast
             && self.family.is_none_or(|family| family == Family::of(&contact.address))
+            && (self.rules.is_allowed)(&contact.address)
     }
 }

@@ -78,7 +78,8 @@ impl KademliaNode {
         let mut known = self.closest(now, &target, self.limits.lookup.k);
         known.extend_from_slice(named);
         self.table.on_lookup(now, &target);
-        let lookup = Lookup::new(self.own, target, self.limits.lookup, &known);
+        let limits = self.limits.lookup;
+        let lookup = Lookup::with_rules(self.own, target, limits, self.rules, &known);
         let (holders, is_stalled) = (Vec::new(), false);
         let id = LookupId(self.draw_id());
         let search = Search { lookup, kind, client, started: now, holders, is_stalled };

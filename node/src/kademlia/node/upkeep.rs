@@ -42,6 +42,8 @@ const PING_GAP_MS: u64 = 10_000;
 const PINGED_MAX: usize = 3;
 /// Nodes of a saved table that are asked at the start.
 const REMEMBERED_ASKED_MAX: usize = 64;
+/// Seeds come after them by so much.
+const SEEDS_AFTER_REMEMBERED_MS: u64 = 2_000;
 
 /// When what is due.
 #[derive(Debug)]
@@ -228,11 +230,24 @@ impl KademliaNode {
     /// Asks the nodes of a saved table.
     pub(super) fn ask_remembered(&mut self, now: Monotonic) {
         let remembered = self.table.entries().filter(|entry| entry.last_seen.is_none());
-        let remembered: Vec<Contact> =
-            remembered.map(|entry| entry.contact).take(REMEMBERED_ASKED_MAX).collect();
+        let mut remembered: Vec<Contact> = remembered.map(|entry| entry.contact).collect();
+        if !remembered.is_empty() {
+            let later = now.plus_millis(SEEDS_AFTER_REMEMBERED_MS);
+            self.upkeep.seeds_due = self.upkeep.seeds_due.max(later);
+        }
+        // Our neighbours first: what they store is ours to store, too.
+        remembered.sort_unstable_by_key(|contact| contact.id.distance(&self.own));
+        remembered.truncate(REMEMBERED_ASKED_MAX);
         for contact in remembered {
             self.ping(now, Purpose::Ping(contact), contact);
         }
+    }
+
+    /// Our id has changed: neighbours are others now.
+    pub(super) fn on_new_id(&mut self, now: Monotonic) {
+        self.upkeep.self_lookup_gap_ms = SELF_LOOKUP_GAP_MIN_MS;
+        self.upkeep.self_lookup_due = now;
+        self.upkeep.has_refreshed = false;
     }
 
     fn is_alone(&self, now: Monotonic) -> bool {

@@ -15,6 +15,7 @@ use crate::io::Monotonic;
 use super::distance::Distance;
 use super::k_bucket::{BucketSizes, Contact, Entry, Health, HealthLimits, KBucket, Placement};
 use super::node_id::{ID_BITS, NodeId};
+use super::rules::ContactRules;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,18 @@ pub struct CrowdLimits {
     pub per_subnet_and_bucket: usize,
     /// Nodes of one /24 or /64 in the table.
     pub per_subnet: usize,
+    /// Whether loopback is not counted: tests and benches.
+    pub loopback_exempt: bool,
+}
+
+impl CrowdLimits {
+    /// BitTorrent's DHT: one node for each address, and few of a network.
+    pub const MAINLINE: Self = Self {
+        per_address: 1,
+        per_subnet_and_bucket: 1,
+        per_subnet: 10,
+        loopback_exempt: false,
+    };
 }
 
 impl TableLimits {
@@ -60,7 +73,7 @@ impl TableLimits {
         k: 8,
         first_buckets: [128, 64, 32, 16],
         health: HealthLimits { questionable_after_ms: 15 * 60 * 1000, failures_max: 2 },
-        crowd: Some(CrowdLimits { per_address: 1, per_subnet_and_bucket: 1, per_subnet: 10 }),
+        crowd: Some(CrowdLimits::MAINLINE),
         refresh_after_ms: 15 * 60 * 1000,
     };
 
@@ -103,6 +116,7 @@ pub enum Refusal {
 pub struct RoutingTable {
     own: NodeId,
     limits: TableLimits,
+    rules: ContactRules,
     buckets: Vec<KBucket>,
     /// Which buckets have nodes, as a distance has its bits.
     occupied: [u64; 3],
@@ -118,10 +132,28 @@ impl RoutingTable {
         Self {
             own,
             limits,
+            rules: ContactRules::NONE,
             buckets: vec![KBucket::default(); ID_BITS as usize],
             occupied: [0; 3],
             looked_up: vec![now; ID_BITS as usize],
             len: 0,
+        }
+    }
+
+    /// Prefers nodes by these rules from now on.
+    #[must_use]
+    pub fn with_rules(self, rules: ContactRules) -> Self {
+        Self { rules, ..self }
+    }
+
+    /// Takes another id of ours. Nodes move to the buckets they belong to now; where these are full,
+    /// those stay that have answered, then those known for longest.
+    pub fn set_own(&mut self, now: Monotonic, own: NodeId) {
+        let mut known: Vec<Entry> = self.buckets.iter_mut().flat_map(KBucket::take_all).collect();
+        known.sort_by_key(|entry| (entry.failures > 0, entry.last_seen.is_none(), entry.first_seen));
+        *self = Self::new(own, self.limits, now).with_rules(self.rules);
+        for entry in known {
+            self.admit(now, entry);
         }
     }
 
@@ -175,9 +207,8 @@ impl RoutingTable {
         if self.buckets[bucket].on_query(now, &contact) {
             return Admission::Present;
         }
-        let is_bad = |entry: &Entry| entry.health(now, self.limits.health) == Health::Bad;
-        let entries = self.buckets[bucket].entries();
-        if entries.len() >= self.limits.sizes(bucket).capacity && !entries.iter().any(is_bad) {
+        let is_full = self.buckets[bucket].entries().len() >= self.limits.sizes(bucket).capacity;
+        if is_full && !self.would_make_room(now, bucket, &contact) {
             return Admission::Refused(Refusal::Full);
         }
         self.refusal(bucket, &contact).map_or(Admission::Verify, Admission::Refused)
@@ -264,6 +295,7 @@ impl RoutingTable {
     }
 
     fn admit(&mut self, now: Monotonic, entry: Entry) -> Admission {
+        let entry = Entry { is_preferred: (self.rules.is_preferred)(&entry.contact), ..entry };
         let Some(bucket) = self.bucket_of(&entry.contact.id) else {
             return Admission::Refused(Refusal::OwnId);
         };
@@ -307,6 +339,9 @@ impl RoutingTable {
     ) -> Option<Refusal> {
         let crowd = self.limits.crowd?;
         let address = contact.address.ip();
+        if crowd.loopback_exempt && address.is_loopback() {
+            return None;
+        }
         let subnet = subnet(address);
         let others = |entry: &&Entry| entry.contact.id != *leaving;
         let near = |entry: &&Entry| self::subnet(entry.contact.address.ip()) == subnet;
@@ -318,6 +353,15 @@ impl RoutingTable {
         let in_table = || self.entries().filter(others).filter(near).count();
         (in_bucket >= crowd.per_subnet_and_bucket || in_table() >= crowd.per_subnet)
             .then_some(Refusal::Subnet)
+    }
+
+    /// Whether somebody in a full bucket is bad, or stands back for the newcomer.
+    fn would_make_room(&self, now: Monotonic, bucket: usize, contact: &Contact) -> bool {
+        let is_bad = |entry: &Entry| entry.health(now, self.limits.health) == Health::Bad;
+        let stands_back = |entry: &Entry| !entry.is_preferred;
+        let entries = self.buckets[bucket].entries();
+        entries.iter().any(is_bad)
+            || (entries.iter().any(stands_back) && (self.rules.is_preferred)(contact))
     }
 
     fn bucket_of(&self, id: &NodeId) -> Option<usize> {
@@ -383,7 +427,7 @@ fn words(distance: &Distance) -> [u64; 3] {
 }
 
 /// The network an address is taken to be of: its /24, or its /64 in IPv6.
-fn subnet(address: IpAddr) -> IpAddr {
+pub(super) fn subnet(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
             let [a, b, c, _] = address.octets();

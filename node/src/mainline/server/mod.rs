@@ -31,7 +31,7 @@ use crate::krpc::compact::Family;
 use super::item::{BATCH_MAX, Item, Record, Signed, verify_all};
 use super::martian::is_martian;
 use super::peer_store::{PeerQuery, PeerStore};
-use super::query::{AnnouncePeer, Put, Query, QueryKind, Want};
+use super::query::{AnnouncePeer, KINDS, Put, Query, QueryKind, Want};
 use super::rate_limit::RateLimit;
 use super::reject::Reject;
 use super::retention::Retention;
@@ -54,6 +54,8 @@ pub type Closest<'a> = dyn FnMut(&NodeId, Family, usize, &mut Vec<Contact>) + 'a
 pub struct Incoming<'a> {
     /// From where.
     pub from: SocketAddr,
+    /// Our id as the source knows it: it follows the address, and so the family.
+    pub own: NodeId,
     /// The method.
     pub method: &'a [u8],
     /// The raw dictionary of arguments.
@@ -123,6 +125,8 @@ pub struct ServerCounters {
     pub signatures: u64,
     /// Records that are no items.
     pub damaged: u64,
+    /// Queries that could be read, by kind: see [`QueryKind::index`].
+    pub kinds: [u64; KINDS],
 }
 
 /// Whom an answer goes to, and how long it may be.
@@ -130,6 +134,7 @@ pub struct ServerCounters {
 struct Who<A> {
     asker: A,
     from: SocketAddr,
+    own: NodeId,
     room: Room,
 }
 
@@ -212,6 +217,11 @@ impl<A> Server<A> {
         self.tokens.encode()
     }
 
+    /// Goes on with the tokens of an earlier life.
+    pub fn set_tokens(&mut self, tokens: TokenKeys) {
+        self.tokens = tokens;
+    }
+
     /// Queries that wait for the engine or for their signatures.
     #[must_use]
     pub fn pending(&self) -> usize {
@@ -225,29 +235,54 @@ impl<A> Server<A> {
         self.retention.set_own(own);
     }
 
-    /// Takes a query. `closest` is asked at once, if at all.
+    /// Tells whether signatures wait for [`end_turn`](Self::end_turn).
+    #[must_use]
+    pub fn has_unverified(&self) -> bool {
+        !self.unverified.is_empty()
+    }
+
+    /// Takes a query. `closest` is asked at once, if at all. Tells whether it gets an answer: not from
+    /// martians, and not over the rate limits.
     pub fn handle_query(
         &mut self,
         now: Now,
         incoming: &Incoming<'_>,
         asker: A,
         closest: &mut Closest<'_>,
-    ) {
+    ) -> bool {
         self.now_ns = now.monotonic_ns;
         let from = incoming.from;
         if is_martian(&from, self.limits.locals) {
             self.counters.martian += 1;
-            return;
+            return false;
         }
         if !self.rates.admit(now.monotonic_ns, from.ip()) {
             self.counters.limited += 1;
-            return;
+            return false;
         }
-        let who = Who { asker, from, room: Room::of(incoming, &self.limits.replies) };
+        let room = Room::of(incoming, &self.limits.replies);
+        let who = Who { asker, from, own: incoming.own, room };
         match Query::decode(incoming.method, incoming.arguments) {
-            Ok(query) => self.dispatch(now, &query, who, closest),
+            Ok(query) => {
+                self.counters.kinds[query.kind.index()] += 1;
+                self.dispatch(now, &query, who, closest);
+            }
             Err(reject) => self.refuse(who.asker, reject),
         }
+        true
+    }
+
+    /// Takes in an item that we want to hold ourselves, its signature checked already. It is answered
+    /// as a put is: neither token nor nearness count, but seq does.
+    pub fn adopt(&mut self, now: Now, item: &Item<'_>, asker: A) {
+        let from = SocketAddr::from(([0, 0, 0, 0], 0));
+        let who = Who { asker, from, own: self.own, room: Room::UNBOUNDED };
+        let record = Record { put_ms: now.clock_ms, item: *item }.encode();
+        let is_mutable = matches!(item, Item::Mutable(_));
+        let work = PutWork { who, record: record.into(), cas: None, is_mutable };
+        let target = item.target();
+        self.desks.add(target, Work::Put(work), &mut self.steps);
+        self.carry_out(now, target);
     }
 
     /// Checks the signatures that have gathered.
@@ -319,17 +354,17 @@ impl<A> Server<A> {
 
     fn dispatch(&mut self, now: Now, query: &Query<'_>, who: Who<A>, closest: &mut Closest<'_>) {
         match &query.kind {
-            QueryKind::Ping => self.respond(who, &Values { id: self.own, ..Values::default() }),
+            QueryKind::Ping => self.acknowledge(who),
             QueryKind::FindNode { target, want } => {
-                let nodes = self.nodes(target, *want, &who.from, closest).0;
-                let values = Values { id: self.own, ..Values::default() };
+                let nodes = self.nodes(target, *want, &who, closest).0;
+                let values = Values { id: who.own, ..Values::default() };
                 self.respond_with_nodes(who, values, &nodes);
             }
             QueryKind::GetPeers { .. } => self.get_peers(now, query, who, closest),
             QueryKind::AnnouncePeer(announce) => self.announce_peer(now, announce, who),
             QueryKind::Get { target, seq, want } => {
                 self.retention.on_get(target, who.from.ip());
-                let (nodes, is_near) = self.nodes(target, *want, &who.from, closest);
+                let (nodes, is_near) = self.nodes(target, *want, &who, closest);
                 let token = self.tokens.token(now.clock_ms, who.from.ip(), target);
                 let is_near = is_near && self.retention.admits(target);
                 let get = GetWork { who, seq: *seq, nodes, token, is_near };
@@ -338,10 +373,10 @@ impl<A> Server<A> {
             }
             QueryKind::Put(put) => self.put(now, put, who, closest),
             QueryKind::SampleInfohashes { target, want } => {
-                let nodes = self.nodes(target, *want, &who.from, closest).0;
+                let nodes = self.nodes(target, *want, &who, closest).0;
                 let sample = self.peers.sample(now.clock_ms, &mut self.rng);
                 let values = Values {
-                    id: self.own,
+                    id: who.own,
                     interval: Some(sample.interval),
                     num: Some(i64::try_from(sample.count).unwrap_or(i64::MAX)),
                     samples: Some(&sample.info_hashes),
@@ -354,7 +389,7 @@ impl<A> Server<A> {
 
     fn put(&mut self, now: Now, put: &Put<'_>, who: Who<A>, closest: &mut Closest<'_>) {
         let target = put.item.target();
-        if let Err(reject) = self.check_put(now, &target, put, &who.from, closest) {
+        if let Err(reject) = self.check_put(now, &target, put, &who, closest) {
             return self.refuse(who.asker, reject);
         }
         let record = Record { put_ms: now.clock_ms, item: put.item }.encode();
@@ -378,24 +413,24 @@ impl<A> Server<A> {
         now: Now,
         target: &NodeId,
         put: &Put<'_>,
-        from: &SocketAddr,
+        who: &Who<A>,
         closest: &mut Closest<'_>,
     ) -> Result<(), Reject> {
-        if !self.tokens.is_valid(now.clock_ms, from.ip(), target, put.token) {
+        if !self.tokens.is_valid(now.clock_ms, who.from.ip(), target, put.token) {
             return Err(Reject::Token);
         }
         put.item.check()?;
-        let is_near = self.nodes(target, Want::default(), from, closest).1;
+        let is_near = self.nodes(target, Want::default(), who, closest).1;
         if is_near && self.retention.admits(target) { Ok(()) } else { Err(Reject::NotStored) }
     }
 
     fn get_peers(&mut self, now: Now, query: &Query<'_>, who: Who<A>, closest: &mut Closest<'_>) {
         let QueryKind::GetPeers { info_hash, want, noseed, scrape } = &query.kind else { return };
-        let (nodes, is_near) = self.nodes(info_hash, *want, &who.from, closest);
+        let (nodes, is_near) = self.nodes(info_hash, *want, &who, closest);
         let token = self.tokens.token(now.clock_ms, who.from.ip(), info_hash);
         let family = Family::of(&who.from);
         let filters = scrape.then(|| self.peers.filters(now.clock_ms, info_hash)).flatten();
-        let mut values = Values { id: self.own, ..Values::default() };
+        let mut values = Values { id: who.own, ..Values::default() };
         if let Some((seeds, leeches)) = &filters {
             (values.seeds, values.leeches) = (Some(&seeds.0), Some(&leeches.0));
         }
@@ -424,7 +459,7 @@ impl<A> Server<A> {
         let flush_at_ms = now.clock_ms.saturating_add(FLUSH_AFTER_MS);
         let earlier = self.flush_at_ms.map_or(flush_at_ms, |before| before.min(flush_at_ms));
         self.flush_at_ms = Some(earlier);
-        self.respond(who, &Values { id: self.own, ..Values::default() });
+        self.acknowledge(who);
     }
 
     /// The closest nodes, compact, of the families that go to the asker; and whether we are among
@@ -433,9 +468,10 @@ impl<A> Server<A> {
         &self,
         target: &NodeId,
         want: Want,
-        from: &SocketAddr,
+        who: &Who<A>,
         closest: &mut Closest<'_>,
     ) -> ([Option<Vec<u8>>; 2], bool) {
+        let from = &who.from;
         let limits = &self.limits.replies;
         let mut is_near = true;
         let nodes = [Family::V4, Family::V6].map(|family| {
@@ -446,7 +482,7 @@ impl<A> Server<A> {
             let mut contacts = Vec::with_capacity(limits.nodes_max);
             closest(target, family, limits.nodes_max, &mut contacts);
             if is_own {
-                is_near = self.is_near(target, &contacts);
+                is_near = self.is_near(&who.own, target, &contacts);
             }
             let exempt = self.limits.rates.loopback_exempt;
             super::subnet::cap(&mut contacts, limits.nodes_per_subnet_max, exempt);
@@ -455,12 +491,12 @@ impl<A> Server<A> {
         (nodes, is_near)
     }
 
-    fn is_near(&self, target: &NodeId, closest: &[Contact]) -> bool {
+    fn is_near(&self, own: &NodeId, target: &NodeId, closest: &[Contact]) -> bool {
         if closest.len() < self.limits.replies.nodes_max {
             return true;
         }
         let last = closest.last().map_or(0, |contact| contact.id.shared_bits(target));
-        self.own.shared_bits(target) + self.limits.items.near_slack_bits >= last
+        own.shared_bits(target) + self.limits.items.near_slack_bits >= last
     }
 
     fn carry_out(&mut self, now: Now, target: NodeId) {
@@ -472,9 +508,7 @@ impl<A> Server<A> {
                     self.outputs.push_back(Output::Store { target, record, expiry_ms });
                 }
                 Step::Found(get, record) => self.found(get, record.as_deref()),
-                Step::Stored(who) => {
-                    self.respond(who, &Values { id: self.own, ..Values::default() });
-                }
+                Step::Stored(who) => self.acknowledge(who),
                 Step::Refused(who, reject) => self.refuse(who.asker, reject),
             }
         }
@@ -485,7 +519,7 @@ impl<A> Server<A> {
         self.counters.damaged += u64::from(record.is_err());
         let item = record.ok().flatten().map(|record| record.item);
         let GetWork { who, seq, nodes, token, is_near } = get;
-        let mut values = Values { id: self.own, ..Values::default() };
+        let mut values = Values { id: who.own, ..Values::default() };
         values.token = (is_near || item.is_some()).then_some(&token);
         match &item {
             None => {}
@@ -515,6 +549,11 @@ impl<A> Server<A> {
         values.nodes = v4.as_ref().map(|nodes| fit_nodes(nodes, Family::V4, room));
         let room = who.room.left(&values);
         values.nodes6 = v6.as_ref().map(|nodes| fit_nodes(nodes, Family::V6, room));
+        self.respond(who, &values);
+    }
+
+    fn acknowledge(&mut self, who: Who<A>) {
+        let values = Values { id: who.own, ..Values::default() };
         self.respond(who, &values);
     }
 

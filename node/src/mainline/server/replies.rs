@@ -26,6 +26,10 @@ pub(super) struct Room {
 }
 
 impl Room {
+    /// For what goes to ourselves.
+    pub(super) const UNBOUNDED: Self =
+        Self { usual: usize::MAX, utmost: usize::MAX, is_proven: true };
+
     pub(super) fn of(incoming: &Incoming<'_>, limits: &ReplyLimits) -> Self {
         let envelope = ENVELOPE_LEN.saturating_add(incoming.transaction_len);
         let answerable = incoming.datagram_len.saturating_mul(limits.amplification_max);

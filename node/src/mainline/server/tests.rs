@@ -54,6 +54,7 @@ fn ask_as(
         arguments: &arguments,
         datagram_len: arguments.len() + 30,
         transaction_len: 2,
+        own: OWN,
         is_proven: false,
     };
     server.handle_query(NOW, &incoming, asker, closest);
@@ -255,6 +256,7 @@ fn unproven_sources_get_no_more_than_the_stated_factor() {
                 arguments: &arguments,
                 datagram_len,
                 transaction_len: 0,
+                own: OWN,
                 is_proven,
             };
             server.handle_query(NOW, &incoming, 1, &mut crowd);
