@@ -24,6 +24,7 @@ pub mod martian;
 pub mod node;
 pub mod node_id_by_ip;
 pub mod outcome;
+pub mod peer_side;
 pub mod peer_store;
 pub mod query;
 pub mod rate_limit;
