@@ -12,11 +12,16 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 use wal::Lsn;
 
+/// Writers that a turn hears of: as many as the node's loop does.
+const WRITERS_PER_TURN_MAX: usize = 32;
+
 /// Writers, readers and what they have seen since the last [`ClosedLoop::forget`].
 #[derive(Debug)]
 pub struct ClosedLoop {
     writers_idle: usize,
     readers_idle: usize,
+    /// Whether the last put has to be tried again.
+    refused: bool,
     writing: VecDeque<(Lsn, Instant)>,
     reading: HashMap<u64, (u64, Instant)>,
     keys: Choice,
@@ -35,6 +40,7 @@ impl ClosedLoop {
         Self {
             writers_idle: writers,
             readers_idle: readers,
+            refused: false,
             writing: VecDeque::new(),
             reading: HashMap::new(),
             keys,
@@ -100,9 +106,12 @@ impl ClosedLoop {
     }
 
     fn start(&mut self, rig: &mut StoreRig, now: Instant) {
-        while self.writers_idle > 0 {
+        let rest = self.writers_idle.saturating_sub(WRITERS_PER_TURN_MAX);
+        while self.writers_idle > rest {
             let key = self.keys.draw(&mut self.random);
+            self.refused = false;
             let Some(lsn) = rig.put(key, self.values.of(key)) else {
+                self.refused = true;
                 break;
             };
             self.writing.push_back((lsn, now));
@@ -127,7 +136,8 @@ impl ClosedLoop {
 
     fn turn(&mut self, rig: &mut StoreRig) -> Instant {
         let in_memory_only = self.writing.is_empty() && self.reading.is_empty();
-        rig.turn(if in_memory_only { Wait::No } else { Wait::Completion });
+        let more_to_write = self.writers_idle > 0 && !self.refused;
+        rig.turn(if in_memory_only || more_to_write { Wait::No } else { Wait::Completion });
         let now = Instant::now();
         let durable = rig.durable_lsn();
         while let Some((_, since)) = self.writing.pop_front_if(|(lsn, _)| *lsn <= durable) {

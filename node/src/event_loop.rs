@@ -24,6 +24,9 @@ use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker, begin_shards};
 /// The listener behind the client door.
 pub const CLIENT_DOOR: ListenerId = ListenerId(0);
 
+/// Completions that a turn deals with at most. What they have the disk do is under way before the
+/// following ones are looked at: a burst of writes does not leave the disk idle while it is parsed.
+const COMPLETIONS_PER_TURN_MAX: usize = 32;
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
 
@@ -226,7 +229,7 @@ impl<I: Io> EventLoop<I> {
         let mut told = false;
         loop {
             self.read_clock();
-            for completion in done.drain(..) {
+            for completion in done.drain(..done.len().min(COMPLETIONS_PER_TURN_MAX)) {
                 self.handle(completion);
             }
             for _ in 0..MAIL_PER_TURN_MAX {
@@ -241,7 +244,8 @@ impl<I: Io> EventLoop<I> {
                 return Ok(());
             }
             let may_wait = self.post.inbox.begin_wait();
-            let deadline = if may_wait { self.deadline() } else { Some(Monotonic(0)) };
+            let waits = may_wait && done.is_empty();
+            let deadline = if waits { self.deadline() } else { Some(Monotonic(0)) };
             self.io.wait(deadline, &mut done)?;
             self.post.inbox.end_wait();
         }

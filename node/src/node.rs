@@ -631,7 +631,10 @@ pub(crate) fn open_shards<I: Io>(
             limits: opening.limits,
             log: commit_limits_of(durability),
             buffers: io.buffers(),
-            checkpoints: CheckpointOptions::default(),
+            checkpoints: CheckpointOptions {
+                log_bytes_min: config.checkpoint_bytes,
+                ..CheckpointOptions::default()
+            },
             footers: true,
         };
         (DiskOwner(identity.shard), storage::open(options, now_ms))

@@ -26,6 +26,7 @@ pub use network::{Choice, MainlineConfig, Mode, PeerV6};
 pub use settings::{SETTINGS, Setting, flag_name, variable_name};
 
 use settings::Raw;
+use storage::CheckpointOptions;
 
 use crate::io::device::SyncMethod;
 
@@ -79,6 +80,8 @@ pub struct Config {
     pub cache_bytes: usize,
     /// Bytes that the segments of all shards may take on disk; 0 sets no limit.
     pub disk_bytes_max: u64,
+    /// Bytes of a shard's log after which its index is written to a checkpoint.
+    pub checkpoint_bytes: u64,
     /// Bytes per second that the scrub reads, over all shards; 0 turns it off.
     pub scrub_bytes_per_second: u64,
     /// What clients may take.
@@ -236,6 +239,7 @@ impl Default for Config {
             segment_bytes: 64 << 20,
             cache_bytes: 256 << 20,
             disk_bytes_max: 0,
+            checkpoint_bytes: CheckpointOptions::default().log_bytes_min,
             scrub_bytes_per_second: 8 << 20,
             limits: ClientLimits {
                 connections_max: 10_000,

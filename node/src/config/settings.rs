@@ -323,6 +323,17 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| size::format(config.disk_bytes_max),
     },
     Setting {
+        key: "checkpoint_bytes",
+        flag: "checkpoint-bytes",
+        value_name: "SIZE",
+        help: "Log of a shard after which its index is written to a checkpoint, but no sooner than \
+               after 4 times the index; a start after a kill reads the log since; at least 1MiB",
+        expected: "a size of at least 1MiB",
+        apply: |config, raw| set(&mut config.checkpoint_bytes, raw.size()),
+        valid: |config| config.checkpoint_bytes >= 1 << 20,
+        show: |config| size::format(config.checkpoint_bytes),
+    },
+    Setting {
         key: "scrub_bytes_per_second",
         flag: "scrub-bytes-per-second",
         value_name: "SIZE",

@@ -65,7 +65,7 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 28] = [
+const SAMPLES: [(&str, &str, &str); 29] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("mode", "mainline", "\"mainline\""),
@@ -85,6 +85,7 @@ const SAMPLES: [(&str, &str, &str); 28] = [
     ("segment_bytes", "8MiB", "8388608"),
     ("cache_bytes", "0", "0"),
     ("disk_bytes_max", "9GiB", "\"9GiB\""),
+    ("checkpoint_bytes", "5MiB", "5242880"),
     ("scrub_bytes_per_second", "0", "0"),
     ("connections_max", "7", "7"),
     ("value_bytes_max", "1mb", "\"1mb\""),
@@ -143,6 +144,7 @@ fn every_field_has_a_setting() {
         segment_bytes,
         cache_bytes,
         disk_bytes_max,
+        checkpoint_bytes,
         scrub_bytes_per_second,
         limits,
         log,
@@ -168,6 +170,7 @@ fn every_field_has_a_setting() {
     assert_ne!(segment_bytes, defaults.segment_bytes);
     assert_ne!(cache_bytes, defaults.cache_bytes);
     assert_ne!(disk_bytes_max, defaults.disk_bytes_max);
+    assert_ne!(checkpoint_bytes, defaults.checkpoint_bytes);
     assert_ne!(scrub_bytes_per_second, defaults.scrub_bytes_per_second);
     let ClientLimits {
         connections_max,

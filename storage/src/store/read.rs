@@ -103,6 +103,7 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub fn lookup(&mut self, key: &KeyRef<'_>) -> Result<Lookup, ReadError> {
+        self.compaction.note_call();
         match self.memory(&key.id) {
             Memory::Damaged => Err(ReadError::Damaged),
             Memory::Known(Known::Failed(error)) => {
@@ -128,6 +129,7 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub fn get(&mut self, key: &KeyRef<'_>) -> Result<Get, ReadError> {
+        self.compaction.note_call();
         let known = match self.memory(&key.id) {
             Memory::Damaged => return Err(ReadError::Damaged),
             Memory::Unknown | Memory::Known(Known::Failed(_)) => None,

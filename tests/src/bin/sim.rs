@@ -22,10 +22,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use clap::{Args, Parser, Subcommand};
+use kadring_tests::cluster_world::{self, Mutation};
 use kadring_tests::net_world::network::Faults;
 use kadring_tests::net_world::report;
 use kadring_tests::net_world::scenario::{self, Outcome, Plan, Scenario};
-use kadring_tests::cluster_world::{self, Mutation};
 use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
 use kadring_tests::tally::{Occurrence, Tally};
 

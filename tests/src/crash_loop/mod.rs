@@ -51,6 +51,9 @@ use operator::Operator;
 use summary::Tally;
 use traffic::write_until_killed;
 
+/// A checkpoint is written after so much log of a shard.
+const CHECKPOINT_BYTES: &str = "1MiB";
+
 /// One kill in so many hits a node that is still starting.
 const START_KILL_ONE_IN: u32 = 5;
 
@@ -163,7 +166,14 @@ impl CrashLoop {
     fn new(options: &CrashOptions) -> io::Result<Self> {
         let mut node_options = NodeOptions::new(&options.directory.join("data"), options.driver);
         node_options.shards = options.shards;
-        let durability = ["--durability", &options.durability, "--segment-bytes", SEGMENT_BYTES];
+        let durability = [
+            "--durability",
+            &options.durability,
+            "--segment-bytes",
+            SEGMENT_BYTES,
+            "--checkpoint-bytes",
+            CHECKPOINT_BYTES,
+        ];
         let arguments = durability.into_iter().map(Into::into);
         node_options.arguments =
             arguments.chain(options.node_arguments.iter().map(Into::into)).collect();

@@ -71,8 +71,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// Checks that everything ran that a run of some length must have seen; checkpoints are
-    /// reported only.
+    /// Checks that everything ran that a run of some length must have seen.
     ///
     /// # Errors
     /// What did not run.
@@ -80,6 +79,7 @@ impl Background {
         for (count, what) in [
             (self.segments_freed, "segment was freed"),
             (self.bytes_copied, "record was copied by compaction"),
+            (self.checkpoints, "checkpoint was published"),
             (self.snapshots, "snapshot was taken"),
             (self.snapshots_compared, "snapshot was compared"),
             (self.snapshots_deleted, "snapshot was deleted"),

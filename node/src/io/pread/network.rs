@@ -460,12 +460,15 @@ impl Network {
 
     pub(super) fn attach(
         &mut self,
+        listener: ListenerId,
         socket: OwnedFd,
         registry: &Registry,
         ready: &mut Vec<Completion>,
     ) {
         match watch_accepted(&mut self.connections, registry, socket) {
-            Ok((connection, peer)) => ready.push(Completion::Accepted { connection, peer }),
+            Ok((connection, peer)) => {
+                ready.push(Completion::Accepted { listener, connection, peer });
+            }
             Err(error) => {
                 tracing::debug!(%error, "a connection was gone before it was taken over");
                 ready.push(Completion::NotAttached);

@@ -78,7 +78,7 @@ fn send_and_reset() -> Result<(), String> {
     if !rig.io.buffer_statistics().registered {
         return Err("no memory may be registered here".into());
     }
-    rig.io.submit(Request::Listen(format!("{HERE}:0").parse().unwrap()));
+    rig.io.submit(Request::Listen(ListenerId(0), format!("{HERE}:0").parse().unwrap()));
     address_to.send(rig.listening().unwrap()).unwrap();
     let (connection, _) = rig.accepted();
     rig.io.submit(Request::Receive(connection));

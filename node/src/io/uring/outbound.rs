@@ -274,7 +274,7 @@ mod tests {
     use super::*;
     use crate::io::tests::{Scratch, ring_or_excuse};
     use crate::io::uring::UringOptions;
-    use crate::io::{Io, Request};
+    use crate::io::{Io, ListenerId, Request};
 
     struct Rig {
         io: UringIo,
@@ -289,13 +289,13 @@ mod tests {
             let options =
                 UringOptions { handle_signals: false, buffer_bytes: 0, ..UringOptions::default() };
             let mut io = ring_or_excuse(scratch.open(), options)?;
-            io.submit(Request::Listen("127.0.0.1:0".parse().unwrap()));
+            io.submit(Request::Listen(ListenerId(0), "127.0.0.1:0".parse().unwrap()));
             let (mut done, mut client) = (Vec::new(), None);
             loop {
                 io.wait(None, &mut done).unwrap();
                 for completion in done.drain(..) {
                     match completion {
-                        Completion::Listening(address) => {
+                        Completion::Listening(_, address) => {
                             client = Some(TcpStream::connect(address.unwrap()).unwrap());
                         }
                         Completion::Accepted { connection, .. } => {

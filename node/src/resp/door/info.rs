@@ -8,11 +8,12 @@ use storage::{Repair, ScrubStatus, StoreStatus};
 
 use super::about::REDIS_VERSION;
 use super::execute::{Caller, Outcome};
+use super::ledger::Copies;
 use super::task::TaskId;
 use super::{Counters, Door, Message};
 use crate::config::DurabilityMode;
-use crate::io::BufferStatistics;
 use crate::io::device::{DeviceProbe, SyncMethod};
+use crate::io::{BufferStatistics, SendStatistics};
 use crate::keyspace::{Keyspace, ShardIndex, Spread};
 use crate::resp::command::Tail;
 

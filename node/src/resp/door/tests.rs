@@ -329,7 +329,7 @@ impl Rig {
     }
 
     fn ledger(&self, name: &str) -> String {
-        self.door.ledger.lines().find(|(known, _)| known == name).unwrap().1
+        self.door.ledger.copies().lines().find(|(known, _)| known == name).unwrap().1
     }
 }
 

@@ -40,11 +40,12 @@ use pacing::Pacing;
 
 /// A victim is read in pieces of this many bytes.
 const WINDOW_LEN: u64 = 1 << 20;
-/// Bytes of records that one turn looks at, and records: copying one takes about a microsecond.
+/// Bytes of records that one turn looks at, and records: copying one takes a microsecond or two.
 const STEP_BYTES: u64 = 128 << 10;
 const STEP_RECORDS_MAX: u64 = 128;
-/// Where nothing is owed to puts, a turn does only this part of it.
-const IDLE_SHARE: u64 = 2;
+/// Where somebody has asked for something since the last turn, and would wait for the end of this
+/// one, it does only this part of it.
+const BUSY_SHARE: u64 = 4;
 /// Compaction waits while more bytes than this wait for the disk.
 const PENDING_BYTES_MAX: usize = 4 << 20;
 /// The same, when puts wait for compaction.
@@ -137,6 +138,8 @@ pub(super) struct Compaction {
     out_of_room: bool,
     /// Asked for by hand: segments whose last record is not above this are looked at.
     requested_lsn: Option<Lsn>,
+    /// Whether anybody has asked the store for something since the last step.
+    called: bool,
     heads: Heads,
     pub(super) counters: CompactionCounters,
 }
@@ -152,6 +155,11 @@ impl Compaction {
         self.victim = None;
     }
 
+    /// Somebody waits for the end of the turn.
+    pub(super) fn note_call(&mut self) {
+        self.called = true;
+    }
+
     /// Whether nothing new is to be started before the next write.
     pub(super) fn is_paused(&self) -> bool {
         self.paused
@@ -164,6 +172,7 @@ impl Compaction {
 
     /// Notes what a command has appended.
     pub(super) fn note_put(&mut self, record_len: u64) {
+        self.note_call();
         self.pacing.note_put(record_len);
     }
 
@@ -241,7 +250,8 @@ impl Store {
             self.compaction.victim = Some(victim);
         }
         let (mut looked_at, mut steps) = (0, 0);
-        let share = if self.compaction.pacing.owes() { 1 } else { IDLE_SHARE };
+        let busy = std::mem::take(&mut self.compaction.called);
+        let share = if busy { BUSY_SHARE } else { 1 };
         while looked_at < STEP_BYTES / share && steps < STEP_RECORDS_MAX && self.can_compact() {
             let Some(mut victim) = self.compaction.victim.take() else { break };
             let step = self.step_victim(&mut victim);

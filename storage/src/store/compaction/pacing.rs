@@ -161,11 +161,6 @@ impl Pacing {
         self.is_urgent() && self.owed > self.owed_max
     }
 
-    /// Whether any work is owed.
-    pub(super) fn owes(&self) -> bool {
-        self.owed > 0
-    }
-
     /// Notes bytes of a victim that were looked at.
     pub(super) fn work_off(&mut self, bytes: u64) {
         self.owed = self.owed.saturating_sub(bytes);
@@ -220,7 +215,7 @@ mod tests {
     fn puts_wait_only_when_urgent_and_until_the_work_is_done() {
         let mut patient = pacing(SLOW_PERMILLE);
         patient.note_put(100 * MIB);
-        assert!(!patient.owes_much() && patient.owes());
+        assert!(!patient.owes_much() && patient.owed > 0);
         let mut urgent = pacing(SLOW_PERMILLE + 1);
         assert!(!urgent.owes_much());
         urgent.note_put(100 * MIB);
@@ -229,7 +224,7 @@ mod tests {
         assert!(!urgent.owes_much(), "what was put long ago is not owed for ever");
         urgent.note_put(100 * MIB);
         urgent.set_count(100, 100, 0);
-        assert!(!urgent.owes(), "nothing is dead any more");
+        assert_eq!(urgent.owed, 0, "nothing is dead any more");
     }
 
     #[test]
