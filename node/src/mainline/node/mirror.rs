@@ -52,7 +52,7 @@ impl Default for MirrorOptions {
 }
 
 /// What the mirror has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MirrorProgress {
     /// Rounds ended.
     pub rounds: u64,
