@@ -8,6 +8,7 @@ pub mod crash_loop;
 pub mod disk;
 pub mod fuzz;
 pub mod ledger;
+pub mod mainline_world;
 pub mod net_world;
 pub mod node_process;
 pub mod resp_client;

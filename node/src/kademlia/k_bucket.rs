@@ -375,10 +375,8 @@ mod tests {
     #[test]
     fn nodes_that_stand_back_make_room_for_others_and_wait_behind_them() {
         let mut bucket = KBucket::default();
-        let back = |number| Entry {
-            is_preferred: false,
-            ..Entry::answered(at(0), contact(number), 100)
-        };
+        let back =
+            |number| Entry { is_preferred: false, ..Entry::answered(at(0), contact(number), 100) };
         for number in [1, 2] {
             assert_eq!(bucket.on_answer(at(0), back(number), SIZES, LIMITS), Placement::Added);
         }

@@ -73,15 +73,8 @@ pub const KINDS: usize = 7;
 
 impl QueryKind<'_> {
     /// The methods, in the order of [`index`](Self::index).
-    pub const METHODS: [&'static str; KINDS] = [
-        "ping",
-        "find_node",
-        "get_peers",
-        "announce_peer",
-        "get",
-        "put",
-        "sample_infohashes",
-    ];
+    pub const METHODS: [&'static str; KINDS] =
+        ["ping", "find_node", "get_peers", "announce_peer", "get", "put", "sample_infohashes"];
 
     /// The place of its method among all.
     #[must_use]

@@ -19,7 +19,7 @@ pub mod scenario;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use fastrand::Rng;
@@ -103,7 +103,7 @@ struct Entry {
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
-    Arrival { from: usize, to: usize, datagram: Box<[u8]> },
+    Arrival { from: usize, to: usize, is_v6: bool, datagram: Box<[u8]> },
     Timer { node: usize },
 }
 
@@ -112,6 +112,18 @@ struct Place<H> {
     host: Option<H>,
     /// When a timer is set for it already.
     armed: Option<Monotonic>,
+    /// In IPv4 and in IPv6; `None`: the usual one, by its number.
+    addresses: Option<[Option<SocketAddr>; 2]>,
+}
+
+impl<H> Place<H> {
+    /// The address that datagrams of a family leave from.
+    fn address(&self, node: usize, is_v6: bool) -> Option<SocketAddr> {
+        match self.addresses {
+            None => (!is_v6).then(|| address(node)),
+            Some(addresses) => addresses[usize::from(is_v6)],
+        }
+    }
 }
 
 /// What has happened so far.
@@ -132,6 +144,8 @@ pub struct WorldCounters {
 pub struct World<H> {
     now: Monotonic,
     places: Vec<Place<H>>,
+    /// Places with addresses of their own.
+    by_address: BTreeMap<SocketAddr, usize>,
     queue: BinaryHeap<Reverse<Entry>>,
     number: u64,
     /// How the network behaves; may be changed at any time.
@@ -146,6 +160,7 @@ impl<H: Host> World<H> {
         Self {
             now: Monotonic(0),
             places: Vec::new(),
+            by_address: BTreeMap::new(),
             queue: BinaryHeap::new(),
             number: 0,
             network,
@@ -191,9 +206,23 @@ impl<H: Host> World<H> {
 
     /// Adds an empty place.
     pub fn add_place(&mut self) -> usize {
-        self.places.push(Place { host: None, armed: None });
+        self.places.push(Place { host: None, armed: None, addresses: None });
         self.network.add_place();
         self.places.len() - 1
+    }
+
+    /// Adds an empty place with an address in IPv4, in IPv6 or in both.
+    pub fn add_place_at(&mut self, addresses: [Option<SocketAddr>; 2]) -> usize {
+        let place = self.add_place();
+        self.move_to(place, addresses);
+        place
+    }
+
+    /// Gives a place other addresses, as a provider does over night.
+    pub fn move_to(&mut self, node: usize, addresses: [Option<SocketAddr>; 2]) {
+        self.by_address.retain(|_, place| *place != node);
+        self.by_address.extend(addresses.into_iter().flatten().map(|address| (address, node)));
+        self.places[node].addresses = Some(addresses);
     }
 
     /// Starts a node in a place.
@@ -227,8 +256,8 @@ impl<H: Host> World<H> {
             let Some(Reverse(entry)) = self.queue.pop() else { break };
             self.now = self.now.max(entry.time);
             match entry.what {
-                What::Arrival { from, to, datagram } => {
-                    self.on_arrival(from, to, &datagram, &mut *observe);
+                What::Arrival { from, to, is_v6, datagram } => {
+                    self.on_arrival(from, (to, is_v6), &datagram, &mut *observe);
                 }
                 What::Timer { node } => self.on_timer(node, entry.time, &mut *observe),
             }
@@ -236,7 +265,14 @@ impl<H: Host> World<H> {
         self.now = self.now.max(end);
     }
 
-    fn on_arrival(&mut self, from: usize, to: usize, datagram: &[u8], observe: Observer<'_, H>) {
+    fn on_arrival(
+        &mut self,
+        from: usize,
+        (to, is_v6): (usize, bool),
+        datagram: &[u8],
+        observe: Observer<'_, H>,
+    ) {
+        let Some(source) = self.places[from].address(from, is_v6) else { return };
         let Some(host) = self.places.get_mut(to).and_then(|place| place.host.as_mut()) else {
             return;
         };
@@ -250,7 +286,7 @@ impl<H: Host> World<H> {
             hash = mix(hash, u64::from_le_bytes(word));
         }
         self.counters.hash = hash;
-        host.handle_datagram(self.now, address(from), datagram);
+        host.handle_datagram(self.now, source, datagram);
         self.settle(to, observe);
     }
 
@@ -291,15 +327,20 @@ impl<H: Host> World<H> {
 
     fn send(&mut self, from: usize, to: &SocketAddr, datagram: Vec<u8>) {
         self.counters.sent += 1;
-        let Some(to) = node_at(to).filter(|to| *to < self.places.len()) else { return };
+        let is_v6 = to.is_ipv6();
+        let usual = || {
+            let place = node_at(to).filter(|to| *to < self.places.len())?;
+            self.places[place].addresses.is_none().then_some(place)
+        };
+        let Some(to) = self.by_address.get(to).copied().or_else(usual) else { return };
         let datagram = datagram.into_boxed_slice();
         let [first, second] = self.network.pass(from, to, datagram.len());
         if let Some(delay) = second {
             let datagram = datagram.clone();
-            self.push(Monotonic(self.now.0 + delay), What::Arrival { from, to, datagram });
+            self.push(Monotonic(self.now.0 + delay), What::Arrival { from, to, is_v6, datagram });
         }
         if let Some(delay) = first {
-            self.push(Monotonic(self.now.0 + delay), What::Arrival { from, to, datagram });
+            self.push(Monotonic(self.now.0 + delay), What::Arrival { from, to, is_v6, datagram });
         }
     }
 

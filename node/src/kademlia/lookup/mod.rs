@@ -263,9 +263,8 @@ impl Lookup {
         nearest.extend(self.eligible(lives, hopeful, true).take(k));
         if nearest.len() < k {
             let is_spent = self.others_asked >= 2 * k;
-            let may_be = |index: &usize| {
-                !(is_spent && self.candidates[*index].state == State::Unasked)
-            };
+            let may_be =
+                |index: &usize| !(is_spent && self.candidates[*index].state == State::Unasked);
             let others = self.eligible(lives, hopeful, false).filter(may_be);
             nearest.extend(others.take(k - nearest.len()));
         }

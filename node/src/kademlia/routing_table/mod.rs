@@ -50,12 +50,8 @@ pub struct CrowdLimits {
 
 impl CrowdLimits {
     /// BitTorrent's DHT: one node for each address, and few of a network.
-    pub const MAINLINE: Self = Self {
-        per_address: 1,
-        per_subnet_and_bucket: 1,
-        per_subnet: 10,
-        loopback_exempt: false,
-    };
+    pub const MAINLINE: Self =
+        Self { per_address: 1, per_subnet_and_bucket: 1, per_subnet: 10, loopback_exempt: false };
 }
 
 impl TableLimits {
@@ -150,7 +146,8 @@ impl RoutingTable {
     /// those stay that have answered, then those known for longest.
     pub fn set_own(&mut self, now: Monotonic, own: NodeId) {
         let mut known: Vec<Entry> = self.buckets.iter_mut().flat_map(KBucket::take_all).collect();
-        known.sort_by_key(|entry| (entry.failures > 0, entry.last_seen.is_none(), entry.first_seen));
+        known
+            .sort_by_key(|entry| (entry.failures > 0, entry.last_seen.is_none(), entry.first_seen));
         *self = Self::new(own, self.limits, now).with_rules(self.rules);
         for entry in known {
             self.admit(now, entry);

@@ -299,7 +299,9 @@ impl MainlineNode {
             Goal::Peers { found } => Ended::Peers { count: found.len() },
             Goal::Sample { found } => Ended::Sample { count: found.len() },
             Goal::Ping { answer, .. } => Ended::Ping(answer),
-            Goal::Store(Storing { what: Stored::Mirrored { held, is_newer, .. }, outcome, .. }) => {
+            Goal::Store(Storing {
+                what: Stored::Mirrored { held, is_newer, .. }, outcome, ..
+            }) => {
                 return self.end_mirrored(&outcome, &held, is_newer);
             }
             Goal::Store(Storing { target, outcome, .. }) => Ended::Put { target, outcome },

@@ -86,10 +86,16 @@ pub(super) enum Republished {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Resting { until_ms: u64 },
+    Resting {
+        until_ms: u64,
+    },
     /// The engine is to be asked, or has been.
-    Scanning { is_asked: bool },
-    Working { is_last: bool },
+    Scanning {
+        is_asked: bool,
+    },
+    Working {
+        is_last: bool,
+    },
 }
 
 /// Walks over the items.

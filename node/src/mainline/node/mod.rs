@@ -20,8 +20,6 @@ mod operation;
 mod side;
 pub mod state;
 mod storing;
-#[cfg(test)]
-mod tests;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -42,12 +40,12 @@ use super::retention::Held;
 use super::server::{Incoming, LoadFailed, Output, Server, ServerLimits, StoreFailed};
 use super::token::TokenKeys;
 
-use event::{MainlineEvent, OperationId, SOCKET_V4, SOCKET_V6, Scanned, StoreWork};
+use event::{MainlineEvent, SOCKET_V4, SOCKET_V6, Scanned, StoreWork};
 use mirror::{Mirror, MirrorOptions, MirrorProgress, SCAN_ITEMS_MAX};
 use operation::Operations;
 pub use operation::{OPERATION_TIMEOUT_MS, OPERATIONS_MAX, STORES_AT_ONCE_MAX};
-use side::{Side, SideOptions};
 pub use side::{CONTACT_MS, CONTACTED_MAX};
+use side::{Side, SideOptions};
 use state::{SideState, State, StateError};
 
 /// Events that wait to be taken, before further finds are dropped; ends of operations never are.

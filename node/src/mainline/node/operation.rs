@@ -133,12 +133,7 @@ impl Operations {
         }
     }
 
-    pub(super) fn add_query(
-        &mut self,
-        id: OperationId,
-        query: (Family, QueryId),
-        to: SocketAddr,
-    ) {
+    pub(super) fn add_query(&mut self, id: OperationId, query: (Family, QueryId), to: SocketAddr) {
         self.by_query.insert(query, (id, to));
     }
 

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use storage::Now;
 
 use crate::io::Monotonic;
-use crate::krpc::compact::Family;
 use crate::mainline::item::{Item, Record};
 use crate::mainline::outcome::{GetOutcome, PutOutcome, ReplicaOutcome};
 use crate::mainline::query::{AnnouncePeer, Put, QueryKind, Want};
@@ -96,7 +95,13 @@ impl MainlineNode {
         }
         let seq = match held.best() {
             Some(Item::Mutable(theirs)) if *is_newer => Some(theirs.seq),
-            _ => if let Item::Mutable(ours) = ours { Some(ours.seq) } else { None },
+            _ => {
+                if let Item::Mutable(ours) = ours {
+                    Some(ours.seq)
+                } else {
+                    None
+                }
+            }
         };
         let holders = held.replicas().iter().filter(|(_, outcome)| match outcome {
             ReplicaOutcome::Holds(held) => *held >= seq,
