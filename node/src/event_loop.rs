@@ -30,6 +30,9 @@ const COMPLETIONS_PER_TURN_MAX: usize = 32;
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
 
+/// What INFO tells of the peer side is at most so old, in milliseconds.
+const FIGURES_EVERY_MS: u64 = 100;
+
 /// Messages of other threads that are taken in one turn.
 const MAIL_PER_TURN_MAX: usize = 1024;
 
@@ -143,6 +146,8 @@ pub struct EventLoop<I: Io> {
     snapshots: SnapshotTaker,
     /// What the node is to other nodes, if to any; on the first thread.
     peer: Option<Box<dyn PeerSide>>,
+    /// When the door is told the peer side's figures again.
+    figures_due: Monotonic,
     clock: LogClock,
     post: Post,
     phase: Phase,
@@ -171,6 +176,7 @@ impl<I: Io> EventLoop<I> {
             io,
             snapshots: SnapshotTaker::default(),
             peer: None,
+            figures_due: Monotonic(0),
             clock,
             post,
             phase: Phase::Serving,
@@ -309,8 +315,22 @@ impl<I: Io> EventLoop<I> {
         None
     }
 
+    /// Tells the door the figures of the peer side, now that a client may ask for them.
+    fn tell_figures(&mut self) {
+        let now = Monotonic(self.keyspace.now().monotonic_ns);
+        if let Some(peer) = &self.peer
+            && now >= self.figures_due
+        {
+            self.figures_due = now.plus_millis(FIGURES_EVERY_MS);
+            self.door.note_figures(peer.figures());
+        }
+    }
+
     fn handle(&mut self, completion: Completion) {
         let Some(completion) = self.handle_peer(completion) else { return };
+        if matches!(completion, Completion::Received { .. }) {
+            self.tell_figures();
+        }
         let Self { keyspace, door, snapshots, .. } = self;
         match completion {
             Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),

@@ -21,6 +21,8 @@ mod extent_damage;
 mod file_tree;
 mod full_disk;
 mod golden;
+mod mainline;
+mod mainline_net;
 mod redis_differential;
 mod resp;
 mod resp_cold;

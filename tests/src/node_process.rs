@@ -376,6 +376,8 @@ pub struct Ready {
     pub line: String,
     /// The client door.
     pub client: SocketAddr,
+    /// The peer door, if there is one.
+    pub peer: Option<SocketAddr>,
     /// The node id in hexadecimal.
     pub node: String,
 }
@@ -399,7 +401,7 @@ impl Ready {
                 .ok_or_else(|| wrong(&format!("field {name} is not where it belongs")))
         };
         let client = field("client")?;
-        field("peer")?;
+        let peer = field("peer")?;
         field("admin")?;
         let node = field("node")?;
         if words.next().is_some() {
@@ -409,7 +411,11 @@ impl Ready {
             return Err(wrong("the node id is not 40 hexadecimal digits"));
         }
         let client = client.parse().map_err(|_| wrong("client is no address"))?;
-        Ok(Self { line: line.to_owned(), client, node: node.to_owned() })
+        let peer = match peer {
+            "-" => None,
+            peer => Some(peer.parse().map_err(|_| wrong("peer is no address"))?),
+        };
+        Ok(Self { line: line.to_owned(), client, peer, node: node.to_owned() })
     }
 }
 
@@ -582,7 +588,13 @@ impl NodeProcess {
     /// Returns the options that start this node again on the port it has now.
     #[must_use]
     pub fn options_on_same_port(&self) -> NodeOptions {
-        NodeOptions { client: self.ready.client.to_string(), ..self.options.clone() }
+        let mut options =
+            NodeOptions { client: self.ready.client.to_string(), ..self.options.clone() };
+        if let Some(peer) = self.ready.peer {
+            // The later of two counts.
+            options.environment.push(("KADRING_PEER".to_owned(), peer.to_string()));
+        }
+        options
     }
 
     /// Returns the most memory that was ever resident, in bytes.
@@ -640,6 +652,7 @@ mod tests {
             format!("ready client=127.0.0.1:1 peer=- admin=- node={id}"),
             format!("ready peer=- admin=- node={id}\n"),
             format!("ready client=x peer=- admin=- node={id}\n"),
+            format!("ready client=127.0.0.1:1 peer=x admin=- node={id}\n"),
             format!("ready client=127.0.0.1:1 peer=- admin=- node={id} more=1\n"),
         ] {
             assert!(Ready::parse(&line).is_err(), "{line:?}");

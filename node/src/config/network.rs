@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn times_come_back_and_odd_ones_are_refused() {
-        for (text, seconds) in [("0", 0), ("90s", 90), ("30m", 1_800), ("2h", 7_200), ("7d", 604_800)]
+        for (text, seconds) in
+            [("0", 0), ("90s", 90), ("30m", 1_800), ("2h", 7_200), ("7d", 604_800)]
         {
             assert_eq!(parse_seconds(text), Some(seconds), "{text}");
             assert_eq!(parse_seconds(&format_seconds(seconds)), Some(seconds));
@@ -282,10 +283,8 @@ mod tests {
         assert_eq!(names(Mode::Mainline, "127.0.0.1:9"), 0);
         assert_eq!(names(Mode::Mainline, ""), 0, "the default is on loopback");
         assert_eq!(names(Mode::Private, "0.0.0.0:9"), 0);
-        let config = Config {
-            bootstrap: parse_bootstrap("10.0.0.1:5,name.example:6"),
-            ..Config::default()
-        };
+        let config =
+            Config { bootstrap: parse_bootstrap("10.0.0.1:5,name.example:6"), ..Config::default() };
         assert_eq!(config.seeds(), ["10.0.0.1:5".parse().unwrap()]);
     }
 }

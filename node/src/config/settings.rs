@@ -9,8 +9,8 @@ use super::network::{
     ITEM_TTL_MIN_S, KEEP_MAX_S, format_bootstrap, format_seconds, parse_bootstrap, parse_seconds,
 };
 use super::{
-    Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX,
-    VALUE_BYTES_LIMIT, size,
+    Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
 };
 use crate::io::device::SyncMethod;
 use crate::logging;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::{
-    ClientLimits, Config, ConfigError, LogConfig, MainlineConfig, Password, SETTINGS, Sources, data_dir, flag_name,
-    requirepass, variable_name,
+    ClientLimits, Config, ConfigError, LogConfig, MainlineConfig, Password, SETTINGS, Sources,
+    data_dir, flag_name, requirepass, variable_name,
 };
 
 /// Flags by key, variables by name and files by path.

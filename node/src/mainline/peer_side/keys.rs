@@ -148,8 +148,13 @@ mod tests {
     fn ranges_end_where_their_prefix_does() {
         let prefix = NodeId([0xF0; 20]);
         let range = KeyRange::of_prefix(&prefix, 4);
-        assert_eq!(range, KeyRange { from: Key([0xF0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-            0, 0, 0, 0]), until: None });
+        assert_eq!(
+            range,
+            KeyRange {
+                from: Key([0xF0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+                until: None
+            }
+        );
         let range = KeyRange::of_prefix(&NodeId([0x10; 20]), 8);
         let until = range.until.unwrap();
         assert_eq!((until.0[0], until.0[1]), (0x11, 0));

@@ -17,8 +17,6 @@ mod figures;
 pub mod keys;
 mod records;
 mod starting;
-#[cfg(test)]
-mod tests;
 mod walk;
 
 use std::collections::VecDeque;
@@ -131,7 +129,11 @@ impl MainlineSide {
 
     fn send(&mut self) {
         while let Some((socket, to, bytes)) = self.node.poll_transmit() {
-            self.requests.push_back(Request::SendDatagram { socket, to, bytes: Bytes::from(bytes) });
+            self.requests.push_back(Request::SendDatagram {
+                socket,
+                to,
+                bytes: Bytes::from(bytes),
+            });
         }
     }
 

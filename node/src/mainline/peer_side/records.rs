@@ -170,7 +170,9 @@ impl Records {
                 }
             }
             Event::Scanned { id, keys, next } => {
-                let Some(Reading::WalkPage(kind)) = self.reading.remove(&(shard, *id)) else { return };
+                let Some(Reading::WalkPage(kind)) = self.reading.remove(&(shard, *id)) else {
+                    return;
+                };
                 if let Some(walk) = self.walks.get_mut(&kind) {
                     walk.on_page(keys, *next);
                     self.advance(keyspace, kind);

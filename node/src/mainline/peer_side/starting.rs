@@ -135,7 +135,8 @@ impl<I: Io> Pump<'_, I> {
         self.io.submit(Request::BindUdp { socket, address, bytes_max });
         loop {
             self.turn(None)?;
-            let is_its = |one: &Completion| matches!(one, Completion::UdpBound(of, _) if *of == socket);
+            let is_its =
+                |one: &Completion| matches!(one, Completion::UdpBound(of, _) if *of == socket);
             let Some(at) = self.happened.iter().position(is_its) else { continue };
             if let Completion::UdpBound(_, result) = self.happened.remove(at) {
                 return result.map_err(|source| StartError::Bind { address, source });

@@ -221,15 +221,17 @@ impl Walk {
         }
         match self.kind {
             WalkKind::Scan => {
-                let items = self.found.drain(..).map(|(key, record)| {
-                    Scanned { target: NodeId(key.key.0), record }
-                });
+                let items = self
+                    .found
+                    .drain(..)
+                    .map(|(key, record)| Scanned { target: NodeId(key.key.0), record });
                 WalkStep::Hand(Outcome::Scanned(items.collect(), is_last))
             }
             WalkKind::Page => {
-                let items = self.found.drain(..).map(|(key, _)| {
-                    Held { target: NodeId(key.key.0), expiry_ms: key.expiry_ms }
-                });
+                let items = self
+                    .found
+                    .drain(..)
+                    .map(|(key, _)| Held { target: NodeId(key.key.0), expiry_ms: key.expiry_ms });
                 WalkStep::Hand(Outcome::Page(items.collect(), is_last))
             }
             WalkKind::Peers => self.hand_peers(is_last),
@@ -338,8 +340,8 @@ mod tests {
 
     #[test]
     fn page_ends_with_its_prefix() {
-        let keys: Vec<_> = [0x0F, 0x10, 0x11, 0x12, 0x20, 0x21].map(|first| key(first, 0, keys::ITEM))
-            .to_vec();
+        let keys: Vec<_> =
+            [0x0F, 0x10, 0x11, 0x12, 0x20, 0x21].map(|first| key(first, 0, keys::ITEM)).to_vec();
         let page = |after, count| {
             Walk::for_page(&Page { prefix: NodeId([0x10; 20]), prefix_bits: 4, after, count })
         };

@@ -52,8 +52,10 @@ impl Door {
             Command::ConfigGet { patterns } => self.config_get(caller, patterns),
             Command::Engine(command) => return self.execute_engine(keyspace, caller, command),
             Command::Mainline(_) => {
-                return caller.error(b"ERR this node is not one of BitTorrent's DHT; start it with \
-                                      --mode mainline");
+                return caller.error(
+                    b"ERR this node is not one of BitTorrent's DHT; start it with \
+                                      --mode mainline",
+                );
             }
             Command::Select => caller.reply(None, |reply| reply.writer().ok()),
             Command::Quit => {
