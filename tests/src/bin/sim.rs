@@ -8,6 +8,7 @@
 //! sim errors --seeds 4                        each request fails in each way
 //! sim net --nodes 10000 --dead 10%            a network of nodes, a tenth killed at once
 //! sim net --scenario all --nodes 1000 --json net.json --svg plots/
+//! sim mainline --nodes 10000 --hostile 20%    Mainline nodes, and liars among them
 //! ```
 //!
 //! A seed that fails is printed with the command that repeats it, and the exit code is 1.
@@ -23,6 +24,7 @@ use std::thread;
 
 use clap::{Args, Parser, Subcommand};
 use kadring_tests::cluster_world::{self, Mutation};
+use kadring_tests::mainline_world::{report as siege_report, siege};
 use kadring_tests::net_world::network::Faults;
 use kadring_tests::net_world::report;
 use kadring_tests::net_world::scenario::{self, Outcome, Plan, Scenario};
@@ -105,10 +107,41 @@ struct Net {
     svg: Option<PathBuf>,
 }
 
+/// A network of Mainline nodes, with hostile ones among them.
+#[derive(Debug, Args)]
+struct Siege {
+    /// Nodes, hostile ones included.
+    #[arg(long, default_value_t = 1000)]
+    nodes: usize,
+    /// Share of them that is hostile, as 20% or 0.2.
+    #[arg(long, default_value = "20%", value_parser = share)]
+    hostile: f64,
+    /// Everything comes from it.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Items put, and got again.
+    #[arg(long, default_value_t = 200)]
+    items: usize,
+    /// Items whose targets Sybils gather around; by default one for 500 nodes.
+    #[arg(long)]
+    victims: Option<usize>,
+    /// Networks that the Sybils have.
+    #[arg(long, default_value_t = 20)]
+    sybil_networks: usize,
+    /// Runs of those whose name has this in it: all, ids, table, lookup, reply, none.
+    #[arg(long)]
+    only: Option<String>,
+    /// Writes the results to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// Many Kademlia nodes, and lookups compared with the truth.
     Net(Net),
+    /// Many Mainline nodes, some of them hostile: puts and gets with and without each defence.
+    Mainline(Siege),
     /// One store, with crashes: at every disk request if the trace is short, else at some.
     Store {
         #[command(flatten)]
@@ -164,6 +197,7 @@ fn main() -> ExitCode {
     }));
     match Arguments::parse().what {
         What::Net(net) => run_net(&net),
+        What::Mainline(siege) => run_siege(&siege),
         What::Store { seeds, operations, exhaustive, images, bug } => {
             let mut trial = Trial::of(operations);
             trial.bug = bug.unwrap_or(PlantedBug::Nothing);
@@ -250,6 +284,35 @@ fn write_net(net: &Net, outcomes: &[Outcome]) -> Result<(), Box<dyn std::error::
         }
     }
     Ok(())
+}
+
+fn run_siege(arguments: &Siege) -> ExitCode {
+    let Siege { nodes, hostile, seed, items, sybil_networks, .. } = *arguments;
+    let usual = siege::Plan::new(seed, nodes);
+    let victims = arguments.victims.unwrap_or(usual.victims).clamp(1, items.max(1));
+    let plan = siege::Plan { hostile, items, victims, sybil_networks, ..usual };
+    SEED.set(seed);
+    let mut guards = siege::Guards::all();
+    guards.retain(|(name, _)| arguments.only.as_ref().is_none_or(|only| name.contains(&only[..])));
+    if guards.is_empty() {
+        eprintln!("no such run");
+        return ExitCode::from(2);
+    }
+    let mut outcomes = Vec::new();
+    for (name, guards) in guards {
+        let mut progress = |what: &str| eprintln!("{name}: {what}");
+        outcomes.push(siege::run(name, guards, plan, &mut progress));
+    }
+    println!("{}", siege_report::table(&plan, &outcomes));
+    println!("peak memory: {}", peak_memory());
+    if let Some(file) = &arguments.json
+        && let Err(error) =
+            std::fs::write(file, format!("{:#}\n", siege_report::json(&plan, &outcomes)))
+    {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
 /// The most memory this process has had, as Linux says it.

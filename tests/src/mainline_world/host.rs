@@ -8,9 +8,7 @@ use bytes::Bytes;
 use kadring::io::Monotonic;
 use kadring::kademlia::NodeId;
 use kadring::mainline::MainlineNode;
-use kadring::mainline::node::event::{
-    MainlineEvent, SOCKET_V4, SOCKET_V6, Scanned, StoreWork,
-};
+use kadring::mainline::node::event::{MainlineEvent, SOCKET_V4, SOCKET_V6, Scanned, StoreWork};
 use kadring::mainline::retention::{Held, Page};
 use storage::Now;
 
@@ -115,10 +113,10 @@ impl MainlineHost {
     fn scan(&self, after: Option<NodeId>, count: usize) -> (Vec<Scanned>, bool) {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut items = self.engine.items.range((start, Bound::Unbounded));
-        let scanned = items.by_ref().take(count).map(|(target, (record, _))| Scanned {
-            target: *target,
-            record: Some(record.clone()),
-        });
+        let scanned = items
+            .by_ref()
+            .take(count)
+            .map(|(target, (record, _))| Scanned { target: *target, record: Some(record.clone()) });
         (scanned.collect(), items.next().is_none())
     }
 

@@ -149,7 +149,7 @@ impl HostileHost {
             values.value = Some(b"6:forged");
             if let Some((key, seq, signature, value)) = &seen {
                 (values.key, values.seq) = (Some(key), Some(*seq));
-                (values.signature, values.value) = (Some(signature), Some(value));
+                (values.signature, values.value) = (Some(signature), Some(&value[..]));
             }
         }
         let mut bytes = Vec::new();

@@ -1,7 +1,7 @@
 //! Networks of [`MainlineNode`](kadring::mainline::MainlineNode)s in memory, honest ones and others.
 
-pub mod hostile;
 pub mod host;
+pub mod hostile;
 pub mod report;
 pub mod siege;
 #[cfg(test)]
