@@ -22,6 +22,7 @@ mod file_tree;
 mod full_disk;
 mod golden;
 mod mainline;
+mod mainline_libtorrent;
 mod mainline_net;
 mod redis_differential;
 mod resp;
