@@ -29,5 +29,6 @@ pub mod mainline;
 pub mod node;
 pub mod offline;
 pub mod peer;
+pub mod peer_door;
 pub mod resp;
 pub mod snapshot;

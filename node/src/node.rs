@@ -11,6 +11,8 @@ use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::record::own_half;
 use wal::segment::Identity;
 
+use crate::cluster::secret::ClusterSecret;
+use crate::cluster::side;
 use crate::config::{Config, DurabilityMode, IoDriver, Mode, SHARDS_MAX};
 use crate::crew::{self, Crew, Found, Opening, Service};
 use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
@@ -23,7 +25,9 @@ use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex, Spread, ThreadIndex};
 use crate::mainline::peer_side::{self, MainlineSide, StartError};
-use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
+use crate::peer::PeerSide;
+use crate::peer_door::{self, PeerDoorError};
+use crate::resp::door::{Door, DurabilityFacts, NodeFacts, PeerCommands};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
 /// With `durability = interval`, the longest that a write stays without a sync, in milliseconds.
@@ -39,7 +43,7 @@ pub enum RunEvent {
     Ready {
         /// The client door's address.
         client: SocketAddr,
-        /// The peer door's address, if there is one.
+        /// The peer door's address, if it has one.
         peer: Option<SocketAddr>,
         /// The node's id.
         node_id: [u8; 20],
@@ -101,12 +105,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
-    /// The mode runs on one thread.
-    #[error("--threads is {asked}, and Mainline mode runs on one thread")]
-    ThreadsInMode {
-        /// Threads asked for.
-        asked: u16,
-    },
+    /// There is no peer door.
+    #[error(transparent)]
+    Peer(#[from] PeerDoorError),
     /// The data directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -175,6 +176,7 @@ impl RunError {
 /// [`RunError`].
 pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
     process::raise_open_files_limit();
+    let secret = peer_door::read_secret(&config.cluster)?;
     let directory = open_directory(&config.data_dir, true)?;
     let durability = durability_of(&config, &directory);
     if let Err(error) = at_rest::remove_unfinished(&config.data_dir.join(SNAPSHOTS_DIRECTORY)) {
@@ -188,16 +190,18 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     }
     let threads = config.pread_threads;
     match config.io {
-        IoDriver::Uring => serve(directory, &config, durability, make_uring, &mut on_event),
+        IoDriver::Uring => {
+            serve(directory, (&config, secret), durability, make_uring, &mut on_event)
+        }
         IoDriver::TokioUring => {
-            serve(directory, &config, durability, make_tokio_uring, &mut on_event)
+            serve(directory, (&config, secret), durability, make_tokio_uring, &mut on_event)
         }
         IoDriver::Pread => {
             let make = move |directory, spread: Spread| {
                 let options = PreadOptions { threads, handle_signals: spread.thread == 0 };
                 PreadIo::new(directory, options).map_err(RunError::driver)
             };
-            serve(directory, &config, durability, make, &mut on_event)
+            serve(directory, (&config, secret), durability, make, &mut on_event)
         }
     }
 }
@@ -322,7 +326,7 @@ pub(crate) fn all_shard_directories() -> Vec<FileName> {
 
 fn serve<I: Io>(
     directory: DataDirectory,
-    config: &Config,
+    (config, secret): (&Config, Option<ClusterSecret>),
     durability: DurabilityFacts,
     make: impl Fn(DataDirectory, Spread) -> Result<I, RunError> + Copy + Send + 'static,
     on_event: &mut impl FnMut(RunEvent),
@@ -358,18 +362,19 @@ fn serve<I: Io>(
     let (clock, mut keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
-    let side = mainline_side(&mut io, &mut keyspace, config, &mut happened)?;
-    let (peer, mainline_id) = side.as_ref().map(|side| (side.address(), side.id())).unzip();
-    let (node_id, driver) = (mainline_id.unwrap_or(plan.identity.node_id), io.name());
+    let own = plan.identity.node_id;
+    let part = peer_part(&mut io, &mut keyspace, (config, secret), own, &mut happened)?;
+    let (peer, node_id) = part.as_ref().map(|part| (part.address, part.node_id)).unzip();
+    let (node_id, driver) = (node_id.unwrap_or(own), io.name());
+    if let Some(part) = &part {
+        door.set_peer_commands(part.commands);
+    }
     on_event(RunEvent::Ready { client, peer, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
-    tracing::info!(%client, driver, shards, threads, "ready");
-    if side.is_some() {
-        door.set_peer_commands(MainlineSide::COMMANDS);
-    }
+    tracing::info!(%client, ?peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
-    if let Some(side) = side {
-        event_loop.set_peer(Box::new(side));
+    if let Some(part) = part {
+        event_loop.set_peer(part.side);
     }
     if terminated {
         event_loop.stop();
@@ -380,31 +385,49 @@ fn serve<I: Io>(
     Ok(())
 }
 
-/// Starts the node of BitTorrent's DHT, in Mainline mode.
-fn mainline_side<I: Io>(
+/// What a node that is something to other nodes has besides.
+struct PeerPart {
+    side: Box<dyn PeerSide>,
+    /// Of the peer door.
+    address: SocketAddr,
+    node_id: [u8; 20],
+    commands: PeerCommands,
+}
+
+/// Opens the peer door, if the node has one, and makes what stands behind it. `own` is the id of a node
+/// that has no other one.
+fn peer_part<I: Io>(
     io: &mut I,
     keyspace: &mut Keyspace,
-    config: &Config,
+    (config, secret): (&Config, Option<ClusterSecret>),
+    own: [u8; 20],
     happened: &mut Vec<Completion>,
-) -> Result<Option<MainlineSide>, RunError> {
-    if config.mode != Mode::Mainline {
-        return Ok(None);
+) -> Result<Option<PeerPart>, RunError> {
+    if config.mode == Mode::Mainline {
+        let started = peer_side::start(io, keyspace, config, happened);
+        let side = started.map_err(|error| match error {
+            StartError::Bind { address, source } => RunError::BindPeer { address, source },
+            StartError::Driver(error) => RunError::driver(error),
+        })?;
+        let (address, node_id) = (side.address(), side.id());
+        let commands = MainlineSide::COMMANDS;
+        return Ok(Some(PeerPart { side: Box::new(side), address, node_id, commands }));
     }
-    let started = peer_side::start(io, keyspace, config, happened);
-    started.map(Some).map_err(|error| match error {
-        StartError::Bind { address, source } => RunError::BindPeer { address, source },
-        StartError::Driver(error) => RunError::driver(error),
-    })
+    let Some(wanted) = config.cluster_door() else { return Ok(None) };
+    let address = peer_door::open(io, wanted, happened)?;
+    let side = peer_door::cluster_side(io.now().0, config, own, address, secret);
+    let commands: PeerCommands = side::answerer;
+    Ok(Some(PeerPart { side: Box::new(side), address, node_id: own, commands }))
 }
 
 /// How the shards are spread over threads: as asked, or one for each core, if there are as many
 /// shards.
 fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
+    // The peer side lives on one thread, and has no way to the shards of others yet.
+    let is_alone = config.cluster_door().is_none();
     let thread_count = match config.threads {
-        Some(asked @ 2..) if config.mode == Mode::Mainline => {
-            return Err(RunError::ThreadsInMode { asked });
-        }
         None if config.mode == Mode::Mainline => 1,
+        None if !is_alone => 1,
         None => process::cores().min(shard_count),
         Some(asked) if asked <= shard_count => asked,
         Some(asked) => {
@@ -659,6 +682,7 @@ fn limits_of(config: &Config, shards: u16) -> Result<StoreLimits, RunError> {
         disk_bytes_max: (given > 0).then(|| given / u64::from(shards)),
         scrub_bytes_per_second: config.scrub_bytes_per_second.div_ceil(u64::from(shards)),
         overwriter_bytes_max: StoreLimits::OVERWRITER_BYTES,
+        expired_stay_ms: peer_door::expired_stay_ms(config),
     })
 }
 

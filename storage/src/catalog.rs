@@ -49,6 +49,8 @@ pub(crate) struct Catalog {
     bases: BTreeMap<Key, Slot>,
     keys: u64,
     expiring: u64,
+    /// What has expired stays so long.
+    pub(crate) expired_stay_ms: u64,
 }
 
 impl Catalog {
@@ -269,8 +271,19 @@ impl Catalog {
         self.expiring -= u64::from(is_expiring(slot));
     }
 
+    /// When a record goes that expires then; 0 = never.
+    fn end_ms(&self, expiry_ms: u64) -> u64 {
+        if expiry_ms == 0 { 0 } else { expiry_ms.saturating_add(self.expired_stay_ms) }
+    }
+
+    /// What a slot tells of its record's expiry.
+    pub(crate) fn hint(&self, expiry_ms: u64, now_ms: u64) -> ExpiryHint {
+        ExpiryHint::new(self.end_ms(expiry_ms), now_ms)
+    }
+
     /// Notes when a record's key expires, if that is soon.
     pub(crate) fn expect(&mut self, key: &Key, place: Place, expiry_ms: u64, now_ms: u64) {
+        let expiry_ms = self.end_ms(expiry_ms);
         let near = expiry_ms != 0 && expiry_ms < now_ms.saturating_add(NEAR_MS_MAX);
         if near && self.near.len() < NEAR_COUNT_MAX {
             self.near.insert((expiry_ms, *key, place));
@@ -279,6 +292,7 @@ impl Catalog {
 
     /// Forgets it: the record has another expiry now.
     pub(crate) fn expect_no_more(&mut self, key: &Key, place: Place, expiry_ms: u64) {
+        let expiry_ms = self.end_ms(expiry_ms);
         self.near.remove(&(expiry_ms, *key, place));
     }
 

@@ -12,7 +12,7 @@ use wal::segment::{self, Identity};
 use crate::checkpoint;
 use crate::error::OpenError;
 use crate::index::{Place, Prefix};
-use crate::recovery::sources::{Shortcuts, load_listed};
+use crate::recovery::sources::{Moment, Shortcuts, load_listed};
 use crate::recovery::{DamagedFile, Loaded, MANIFEST_FILES, bounded, load};
 use crate::segments::LINE_LEN;
 use crate::store::{CheckpointLoader, hides_extents};
@@ -58,8 +58,9 @@ pub fn check(
     Procedure::new(move |port| async move {
         // Everything is read, whatever says the same in fewer bytes.
         let shortcuts = Shortcuts::default();
+        let moment = Moment { now_ms, expired_stay_ms: 0 };
         let mut loaded =
-            load(&port, &directory, identity, OpenMode::Read, now_ms, shortcuts).await?;
+            load(&port, &directory, identity, OpenMode::Read, moment, shortcuts).await?;
         verify_checkpoint(&port, &directory, &mut loaded).await;
         let values_damaged = verify_extents(&port, &directory, &mut loaded).await;
         let mendable = loaded.settlement.is_suspect() || !loaded.are_manifests_sound();

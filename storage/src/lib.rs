@@ -46,7 +46,7 @@ pub use index::probe::IndexProbe;
 pub use recovery::{DamagedFile, Opened, RecoveryReport, RecoverySources, identify, open};
 pub use store::{
     CheckpointCounters, CheckpointLoader, CheckpointOptions, CompactionCounters, Effect, Entry,
-    Event, FileContent, FileTail, Get, KeyRef, Lookup, Put, ReadId, Repair, RepairReason,
-    ScannedKey, ScrubStatus, SharedPut, SnapshotFile, Store, StoreLimits, StoreOptions,
-    StoreStatus, Value,
+    Event, FileContent, FileTail, Get, GetRecord, KeyRef, Lookup, Put, ReadId, Repair,
+    RepairReason, ScannedKey, ScrubStatus, SharedPut, SnapshotFile, Store, StoreLimits,
+    StoreOptions, StoreStatus, Value,
 };

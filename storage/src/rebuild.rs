@@ -9,7 +9,7 @@ use wal::record::{Key, Namespace, RecordKind, TouchBody, Version};
 use wal::replay::ReplayedRecord;
 
 use crate::catalog::{Catalog, Kin};
-use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind};
+use crate::index::{Place, SizeClass, Slot, SlotKind};
 use crate::knowledge::Mixing;
 use crate::store::{REWRITTEN_LEN_MAX, base_len, parts_len, tombstone};
 
@@ -130,7 +130,8 @@ impl Rebuild {
     }
 
     fn is_expired(&self, record: &ReplayedRecord) -> bool {
-        record.expiry_ms != 0 && record.expiry_ms <= self.now_ms
+        record.expiry_ms != 0
+            && record.expiry_ms <= self.now_ms.saturating_sub(self.catalog.expired_stay_ms)
     }
 
     fn slot(&self, record: &ReplayedRecord, place: Place, kind: SlotKind, len: u64) -> Slot {
@@ -141,7 +142,7 @@ impl Rebuild {
             damaged: record.damaged,
             foreign: false,
             shadowed: false,
-            expiry: ExpiryHint::new(record.expiry_ms, self.now_ms),
+            expiry: self.catalog.hint(record.expiry_ms, self.now_ms),
         }
     }
 

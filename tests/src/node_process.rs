@@ -376,7 +376,7 @@ pub struct Ready {
     pub line: String,
     /// The client door.
     pub client: SocketAddr,
-    /// The peer door, if there is one.
+    /// The peer door, if it has one.
     pub peer: Option<SocketAddr>,
     /// The node id in hexadecimal.
     pub node: String,
@@ -413,7 +413,7 @@ impl Ready {
         let client = client.parse().map_err(|_| wrong("client is no address"))?;
         let peer = match peer {
             "-" => None,
-            peer => Some(peer.parse().map_err(|_| wrong("peer is no address"))?),
+            address => Some(address.parse().map_err(|_| wrong("peer is no address"))?),
         };
         Ok(Self { line: line.to_owned(), client, peer, node: node.to_owned() })
     }

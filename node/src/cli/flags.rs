@@ -54,6 +54,11 @@ fn flags() -> impl Iterator<Item = Flag> {
     [config].into_iter().chain(settings).chain([password])
 }
 
+/// Nodes to join may be named one by one.
+fn action_of(key: &str) -> ArgAction {
+    if key == "bootstrap" { ArgAction::Append } else { ArgAction::Set }
+}
+
 impl clap::Args for RunFlags {
     fn augment_args(command: Command) -> Command {
         flags().fold(command, |command, flag| {
@@ -66,6 +71,7 @@ impl clap::Args for RunFlags {
                     .value_name(flag.value_name)
                     .value_parser(clap::value_parser!(OsString))
                     .allow_hyphen_values(false)
+                    .action(action_of(flag.key))
                     .help(help),
             )
         })
@@ -79,8 +85,9 @@ impl clap::Args for RunFlags {
 impl clap::FromArgMatches for RunFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |flag: Flag| {
-            let values: Vec<_> = matches.get_many::<OsString>(flag.key)?.cloned().collect();
-            Some((flag.key, values.join(OsStr::new(","))))
+            let given: Vec<&OsString> = matches.get_many(flag.key)?.collect();
+            // Only what may be given more than once is.
+            Some((flag.key, given.into_iter().cloned().collect::<Vec<_>>().join(OsStr::new(","))))
         };
         Ok(Self(flags().filter_map(given).collect()))
     }

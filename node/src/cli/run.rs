@@ -11,6 +11,7 @@ use super::resolve;
 use crate::config::{Config, Mode, Sources};
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
+use crate::peer_door::PeerDoorError;
 
 /// Runs a node until it is asked to stop.
 ///
@@ -56,12 +57,17 @@ fn ready_line(client: SocketAddr, peer: Option<SocketAddr>, node_id: &[u8; 20]) 
 /// The exit code of a node that did not start or failed.
 pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
-        RunError::Bind { .. } | RunError::BindPeer { .. } => ExitCode::Bind,
+        RunError::Bind { .. }
+        | RunError::BindPeer { .. }
+        | RunError::Peer(PeerDoorError::Bind { .. }) => ExitCode::Bind,
+        RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
+            ExitCode::Usage
+        }
+        RunError::Peer(PeerDoorError::Driver(_)) => ExitCode::Failure,
         RunError::Directory(error) => directory_exit_code(error),
-        RunError::ShardCount { .. }
-        | RunError::ThreadCount { .. }
-        | RunError::ThreadsInMode { .. }
-        | RunError::DiskLimit { .. } => ExitCode::Usage,
+        RunError::ShardCount { .. } | RunError::ThreadCount { .. } | RunError::DiskLimit { .. } => {
+            ExitCode::Usage
+        }
         RunError::Ring { .. } => ExitCode::RingUnavailable,
         RunError::Thread { .. } | RunError::Other(_) => ExitCode::Failure,
     }
@@ -81,7 +87,10 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
             io::ErrorKind::AddrNotAvailable => "give an address of this machine with --peer",
             _ => "give another --peer",
         },
-        RunError::ThreadsInMode { .. } => "give --threads 1, or leave it out",
+        RunError::Peer(PeerDoorError::Bind { .. }) => "give another --peer",
+        RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
+            "name a file of 16 to 4096 bytes that this user can read with --cluster-secret-file"
+        }
         RunError::Directory(error) => directory_remedy(error),
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
         RunError::ThreadCount { .. } => "lower --threads, or leave it out",
@@ -96,7 +105,9 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
             }
             _ => "run Linux 6.1 or newer, or start with --io pread",
         },
-        RunError::Thread { .. } | RunError::Other(_) => "see the log above",
+        RunError::Thread { .. } | RunError::Peer(PeerDoorError::Driver(_)) | RunError::Other(_) => {
+            "see the log above"
+        }
     }
 }
 
@@ -137,7 +148,6 @@ mod tests {
                 ExitCode::Bind,
                 "another --peer",
             ),
-            (RunError::ThreadsInMode { asked: 2 }, ExitCode::Usage, "--threads 1"),
             (
                 RunError::Directory(DirectoryError::Locked {
                     path: path(),

@@ -111,6 +111,21 @@ pub enum ConfigError {
         /// The address of the client door.
         client: SocketAddr,
     },
+    /// The peer door would be open to other machines without a secret.
+    #[error(
+        "peer door {peer} is reachable from other machines and the cluster has no secret; \
+         give --cluster-secret-file or bind 127.0.0.1"
+    )]
+    SecretMissing {
+        /// The address of the peer door.
+        peer: SocketAddr,
+    },
+    /// Others would be told to reach the node at no address.
+    #[error("peer door {peer} has every address; say with --advertise where others reach it")]
+    AdvertiseMissing {
+        /// The address of the peer door.
+        peer: SocketAddr,
+    },
     /// `requirepass` and `requirepass_file` are both given in one place.
     #[error("{first} and {second} are both set; keep one of them")]
     PasswordTwice {

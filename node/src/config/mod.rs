@@ -42,6 +42,12 @@ pub const VALUE_BYTES_LIMIT: usize = 32 << 20;
 pub const COMMAND_OVERHEAD_BYTES: usize = 1 << 20;
 /// Bytes of a password at most, as in Redis.
 pub const PASSWORD_BYTES_MAX: usize = 512;
+/// Copies of each key of a cluster at most.
+pub const REPLICAS_MAX: usize = 15;
+/// Nodes to join that may be named.
+pub const BOOTSTRAP_MAX: usize = 256;
+/// Port of the peer door, where a node is to join others and no address of its own is given.
+pub const PEER_PORT: u16 = 7400;
 
 /// Everything a node needs to know before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,14 +58,14 @@ pub struct Config {
     pub client: SocketAddr,
     /// Which network the node belongs to.
     pub mode: Mode,
-    /// Address of the peer door; `None`: the mode's own, if it has one.
-    pub peer: Option<SocketAddr>,
-    /// Nodes to start from, as host and port; `None`: the mode's own, if it has some.
+    /// Nodes to join or to start from, as host and port; `None`: the mode's own, if it has some.
     pub bootstrap: Option<Vec<String>>,
     /// How BitTorrent's DHT is served in Mainline mode.
     pub mainline: MainlineConfig,
     /// Password that clients must give with AUTH or HELLO; `None` asks for none.
     pub requirepass: Option<Password>,
+    /// What the node is to other nodes.
+    pub cluster: ClusterConfig,
     /// Shards of a new data directory, 1 to 16; `None` is one per core, at most 16. A directory
     /// that exists keeps its own number.
     pub shards: Option<u16>,
@@ -88,6 +94,51 @@ pub struct Config {
     pub limits: ClientLimits,
     /// What is logged and how.
     pub log: LogConfig,
+}
+
+/// What a node is to other nodes: nothing, without a peer door and nodes to join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Address of the peer door; port 0 picks a free one.
+    pub peer: Option<SocketAddr>,
+    /// Where others reach it, if not there.
+    pub advertise: Option<SocketAddr>,
+    /// Peer doors of nodes to join; without any, a new node founds a cluster.
+    pub bootstrap: Vec<SocketAddr>,
+    /// Nodes that hold each key, 1 to 15.
+    pub replicas: usize,
+    /// A write is refused when fewer than one more of the key's nodes are up.
+    pub replicas_to_write_min: usize,
+    /// The file that holds the cluster's secret.
+    pub secret_file: Option<PathBuf>,
+    /// Milliseconds after which a node that is down is removed.
+    pub down_after_ms: u64,
+    /// Milliseconds that deletes are remembered for.
+    pub tombstone_grace_ms: u64,
+}
+
+impl ClusterConfig {
+    /// The address of the peer door, if there is to be one.
+    #[must_use]
+    pub fn door(&self) -> Option<SocketAddr> {
+        let default = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PEER_PORT);
+        self.peer.or_else(|| (!self.bootstrap.is_empty()).then_some(default))
+    }
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            peer: None,
+            advertise: None,
+            bootstrap: Vec::new(),
+            replicas: 3,
+            replicas_to_write_min: 0,
+            secret_file: None,
+            down_after_ms: 600_000,
+            tombstone_grace_ms: 24 * 3_600_000,
+        }
+    }
 }
 
 /// Limits of the client door.
@@ -226,10 +277,10 @@ impl Default for Config {
             data_dir: PathBuf::from("./kadring-data"),
             client: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7379),
             mode: Mode::Private,
-            peer: None,
             bootstrap: None,
             mainline: MainlineConfig::default(),
             requirepass: None,
+            cluster: ClusterConfig::default(),
             shards: None,
             threads: None,
             io: IoDriver::Uring,
@@ -315,7 +366,49 @@ impl Config {
         if self.requirepass.is_none() && !self.client.ip().to_canonical().is_loopback() {
             return Err(ConfigError::PasswordMissing { client: self.client });
         }
-        Ok(())
+        self.check_cluster(&place)
+    }
+}
+
+impl Config {
+    /// The address of the peer door of a cluster, if there is to be one.
+    #[must_use]
+    pub fn cluster_door(&self) -> Option<SocketAddr> {
+        self.cluster.door().filter(|_| self.mode == Mode::Private)
+    }
+
+    /// Checks what concerns other nodes.
+    fn check_cluster(&self, place: &dyn Fn(&'static str) -> Place) -> Result<(), ConfigError> {
+        let is_mainline = self.mode == Mode::Mainline;
+        if let Some(threads @ 2..) = self.threads.filter(|_| is_mainline) {
+            return Err(ConfigError::ValueRefused {
+                place: place("threads"),
+                found: threads.to_string(),
+                expected: "1: a node with a peer door has one thread so far",
+            });
+        }
+        let Some(peer) = self.cluster_door() else { return Ok(()) };
+        if self.cluster.secret_file.is_none() && !peer.ip().to_canonical().is_loopback() {
+            return Err(ConfigError::SecretMissing { peer });
+        }
+        if self.cluster.advertise.is_none() && peer.ip().is_unspecified() {
+            return Err(ConfigError::AdvertiseMissing { peer });
+        }
+        if self.cluster.replicas_to_write_min >= self.cluster.replicas {
+            return Err(ConfigError::ValueRefused {
+                place: place("min_replicas_to_write"),
+                found: self.cluster.replicas_to_write_min.to_string(),
+                expected: "a number below replicas",
+            });
+        }
+        match self.threads {
+            Some(threads) if threads > 1 => Err(ConfigError::ValueRefused {
+                place: place("threads"),
+                found: threads.to_string(),
+                expected: "1: a node with a peer door has one thread so far",
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -16,9 +16,6 @@ pub const MAINLINE_ROUTERS: [&str; 4] = [
     "relay.pkarr.org:6881",
 ];
 
-/// Nodes to start from at most.
-pub const BOOTSTRAP_COUNT_MAX: usize = 64;
-
 /// Shortest and longest life of an item that may be configured.
 pub const ITEM_TTL_MIN_S: u64 = 60;
 /// Longest life of an item that may be configured, and longest that a mirror keeps one: 100 years.
@@ -131,7 +128,7 @@ impl Config {
     /// The addresses of the peer door in Mainline mode: of IPv4 and of IPv6.
     #[must_use]
     pub fn mainline_addresses(&self) -> [Option<SocketAddr>; 2] {
-        let peer = self.peer.unwrap_or(MAINLINE_PEER);
+        let peer = self.cluster.peer.unwrap_or(MAINLINE_PEER);
         if peer.is_ipv6() {
             return [None, Some(peer)];
         }
@@ -185,9 +182,7 @@ pub(super) fn parse_bootstrap(text: &str) -> Option<Vec<String>> {
     if text == "none" {
         return Some(Vec::new());
     }
-    let names: Option<Vec<String>> =
-        text.split(',').map(|name| host_and_port(name.trim())).collect();
-    names.filter(|names| names.len() <= BOOTSTRAP_COUNT_MAX)
+    text.split(',').map(|name| host_and_port(name.trim())).collect()
 }
 
 pub(super) fn format_bootstrap(names: &[String]) -> String {
@@ -251,13 +246,13 @@ mod tests {
         for text in ["", "a", "a:0", "a:b", ":1", "a b:1", "a:1,", "::1:1", "127.0.0.1:0"] {
             assert_eq!(parse(text), None, "{text}");
         }
-        assert_eq!(parse(&vec!["a:1"; BOOTSTRAP_COUNT_MAX + 1].join(",")), None);
     }
 
     #[test]
     fn second_address_follows_the_first() {
         let addresses = |peer: &str, peer_v6| {
-            let mut config = Config { peer: peer.parse().ok(), ..Config::default() };
+            let mut config = Config::default();
+            config.cluster.peer = peer.parse().ok();
             config.mainline.peer_v6 = peer_v6;
             config.mainline_addresses().map(|address| address.map(|one| one.to_string()))
         };
@@ -277,7 +272,9 @@ mod tests {
     #[test]
     fn public_routers_are_for_public_nodes_alone() {
         let names = |mode, peer: &str| {
-            Config { mode, peer: peer.parse().ok(), ..Config::default() }.bootstrap_names().len()
+            let mut config = Config { mode, ..Config::default() };
+            config.cluster.peer = peer.parse().ok();
+            config.bootstrap_names().len()
         };
         assert_eq!(names(Mode::Mainline, "0.0.0.0:9"), MAINLINE_ROUTERS.len());
         assert_eq!(names(Mode::Mainline, "127.0.0.1:9"), 0);

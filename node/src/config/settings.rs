@@ -2,6 +2,7 @@
 //! value is read, what is accepted, and how it is written.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,8 +10,8 @@ use super::network::{
     ITEM_TTL_MIN_S, KEEP_MAX_S, format_bootstrap, format_seconds, parse_bootstrap, parse_seconds,
 };
 use super::{
-    Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
+    BOOTSTRAP_MAX, Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, REPLICAS_MAX,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
 };
 use crate::io::device::SyncMethod;
 use crate::logging;
@@ -90,15 +91,25 @@ pub const SETTINGS: &[Setting] = &[
         key: "peer",
         flag: "peer",
         value_name: "ADDR",
-        help: "Address of the peer door, where other nodes reach this one; auto is 127.0.0.1:7400 \
-               in Mainline mode and none for a single node",
-        expected: "an IP address and port such as 0.0.0.0:7400, or auto",
-        apply: |config, raw| {
-            let is_auto = raw.text() == Some("auto");
-            set(&mut config.peer, if is_auto { Some(None) } else { raw.parse().map(Some) })
-        },
+        help: "Address of the peer door, UDP and TCP, that makes the node one of a cluster; port 0 \
+               picks a free one; in Mainline mode UDP alone, and none is 127.0.0.1:7400",
+        expected: "an IP address and port such as 127.0.0.1:7400 or [::1]:7400, or none",
+        apply: |config, raw| set(&mut config.cluster.peer, raw.optional()),
         valid: |_| true,
-        show: |config| config.peer.map_or_else(|| "auto".to_owned(), |peer| peer.to_string()),
+        show: |config| show_optional(config.cluster.peer.as_ref()),
+    },
+    Setting {
+        key: "advertise",
+        flag: "advertise",
+        value_name: "ADDR",
+        help: "Where other nodes reach the peer door, if not at its own address",
+        expected: "an IP address and port such as 192.0.2.1:7400, or none",
+        apply: |config, raw| set(&mut config.cluster.advertise, raw.optional()),
+        valid: |config| {
+            let reachable = |address: SocketAddr| !address.ip().is_unspecified();
+            config.cluster.advertise.is_none_or(reachable)
+        },
+        show: |config| show_optional(config.cluster.advertise.as_ref()),
     },
     Setting {
         key: "peer_v6",
@@ -126,21 +137,88 @@ pub const SETTINGS: &[Setting] = &[
         key: "bootstrap",
         flag: "bootstrap",
         value_name: "HOST:PORT",
-        help: "Nodes to start from, with commas between, or the flag several times; none starts \
-               from nobody; auto is well-known public nodes in Mainline mode, unless the peer door \
-               is on loopback",
-        expected: "host:port such as 10.0.0.1:7400, several with commas between, none or auto",
+        help: "Peer doors of nodes to join or to start from, as often as there are some or with \
+               commas between; none founds a cluster; auto is that or, in Mainline mode with a \
+               peer door that is not on loopback, well-known public nodes; host names in Mainline \
+               mode alone",
+        expected: "IP addresses and ports such as 127.0.0.1:7400,[::1]:7400, or none; in Mainline \
+                   mode also host names",
         apply: |config, raw| {
-            let text = raw.text()?;
-            let is_auto = text == "auto";
-            let names = if is_auto { Some(None) } else { parse_bootstrap(text).map(Some) };
-            set(&mut config.bootstrap, names)
+            let text = raw.list()?;
+            let names = if text == "auto" { None } else { Some(parse_bootstrap(&text)?) };
+            let addresses = names.iter().flatten().filter_map(|name| name.parse().ok());
+            config.cluster.bootstrap = addresses.collect();
+            set(&mut config.bootstrap, Some(names))
         },
-        valid: |_| true,
+        valid: |config| {
+            let names = config.bootstrap.as_ref().map_or(0, Vec::len);
+            let all_known = names == config.cluster.bootstrap.len();
+            names <= BOOTSTRAP_MAX && (all_known || config.mode == Mode::Mainline)
+        },
         show: |config| {
             let names = config.bootstrap.as_ref();
             names.map_or_else(|| "auto".to_owned(), |names| format_bootstrap(names))
         },
+    },
+    Setting {
+        key: "replicas",
+        flag: "replicas",
+        value_name: "N",
+        help: "Nodes that hold each key of the cluster, 1 to 15; the same on all its nodes",
+        expected: "a whole number from 1 to 15",
+        apply: |config, raw| set(&mut config.cluster.replicas, raw.number()),
+        valid: |config| (1..=REPLICAS_MAX).contains(&config.cluster.replicas),
+        show: |config| config.cluster.replicas.to_string(),
+    },
+    Setting {
+        key: "min_replicas_to_write",
+        flag: "min-replicas-to-write",
+        value_name: "N",
+        help: "A write is refused when fewer than one more of the nodes that hold its key are up; \
+               0 goes by the majority alone",
+        expected: "a whole number from 0 to 14",
+        apply: |config, raw| set(&mut config.cluster.replicas_to_write_min, raw.number()),
+        valid: |config| config.cluster.replicas_to_write_min < REPLICAS_MAX,
+        show: |config| config.cluster.replicas_to_write_min.to_string(),
+    },
+    Setting {
+        key: "cluster_secret_file",
+        flag: "cluster-secret-file",
+        value_name: "FILE",
+        help: "File with what all nodes of the cluster know and nobody else does, 16 bytes or more",
+        expected: "the path of a file, or none",
+        apply: |config, raw| {
+            let path = raw.path()?;
+            let is_none = path.as_os_str() == "none";
+            set(&mut config.cluster.secret_file, Some((!is_none).then_some(path)))
+        },
+        valid: |_| true,
+        show: |config| {
+            let path = config.cluster.secret_file.as_ref();
+            path.map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+        },
+    },
+    Setting {
+        key: "down_after_ms",
+        flag: "down-after-ms",
+        value_name: "MS",
+        help: "A node that is down for so many milliseconds is removed from the cluster, and \
+               others take over what it held",
+        expected: "a whole number of milliseconds, 1 or more",
+        apply: |config, raw| set(&mut config.cluster.down_after_ms, raw.number()),
+        valid: |config| config.cluster.down_after_ms > 0,
+        show: |config| config.cluster.down_after_ms.to_string(),
+    },
+    Setting {
+        key: "tombstone_grace_ms",
+        flag: "tombstone-grace-ms",
+        value_name: "MS",
+        help: "Deletes are remembered for so many milliseconds; a node that was away for longer \
+               gives up what it held and is filled again",
+        expected: "a whole number of milliseconds, 1000 or more",
+        apply: |config, raw| set(&mut config.cluster.tombstone_grace_ms, raw.number()),
+        valid: |config| config.cluster.tombstone_grace_ms >= 1_000,
+        show: |config| config.cluster.tombstone_grace_ms.to_string(),
     },
     Setting {
         key: "item_ttl",
@@ -439,6 +517,10 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
+fn show_optional<T: ToString>(value: Option<&T>) -> String {
+    value.map_or_else(|| "none".to_owned(), ToString::to_string)
+}
+
 fn set<T>(slot: &mut T, value: Option<T>) -> Option<()> {
     *slot = value?;
     Some(())
@@ -472,6 +554,21 @@ impl<'a> Raw<'a> {
     /// A string with a form of its own.
     fn parse<T: FromStr>(&self) -> Option<T> {
         self.text()?.parse().ok()
+    }
+
+    /// A string with a form of its own, or none.
+    fn optional<T: FromStr>(&self) -> Option<Option<T>> {
+        if self.text()? == "none" { Some(None) } else { self.parse().map(Some) }
+    }
+
+    /// Words with commas between, or an array of them in the file.
+    fn list(&self) -> Option<String> {
+        if let Self::File(toml::Value::Array(values)) = self {
+            let words: Option<Vec<&str>> = values.iter().map(toml::Value::as_str).collect();
+            let words = words?;
+            return Some(if words.is_empty() { "none".to_owned() } else { words.join(",") });
+        }
+        self.text().map(str::to_owned)
     }
 
     /// A whole number: digits, or an integer in the file.

@@ -65,19 +65,25 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 29] = [
+const SAMPLES: [(&str, &str, &str); 35] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("mode", "mainline", "\"mainline\""),
-    ("peer", "0.0.0.0:7", "\"0.0.0.0:7\""),
+    ("peer", "[::1]:9", "\"[::1]:9\""),
+    ("advertise", "192.0.2.1:9", "\"192.0.2.1:9\""),
     ("peer_v6", "[::1]:8", "\"[::1]:8\""),
-    ("bootstrap", "10.0.0.1:5,host.example:6", "\"10.0.0.1:5, host.example:6\""),
+    ("bootstrap", "127.0.0.1:9,[::1]:9", "[\"127.0.0.1:9\", \"[::1]:9\"]"),
+    ("replicas", "5", "5"),
+    ("min_replicas_to_write", "1", "1"),
+    ("cluster_secret_file", "/s", "\"/s\""),
+    ("down_after_ms", "9", "9"),
+    ("tombstone_grace_ms", "5000", "5000"),
     ("item_ttl", "90m", "5400"),
     ("mirror", "7d", "\"168h\""),
     ("loopback_exempt", "yes", "\"yes\""),
     ("reachable", "no", "\"no\""),
     ("shards", "3", "3"),
-    ("threads", "2", "2"),
+    ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
     ("durability", "os", "\"os\""),
@@ -131,10 +137,10 @@ fn every_field_has_a_setting() {
         data_dir,
         client,
         mode,
-        peer,
         bootstrap,
         mainline,
         requirepass,
+        cluster,
         shards,
         threads,
         io,
@@ -152,7 +158,6 @@ fn every_field_has_a_setting() {
     assert_ne!(data_dir, defaults.data_dir);
     assert_ne!(client, defaults.client);
     assert_ne!(mode, defaults.mode);
-    assert_ne!(peer, defaults.peer);
     assert_ne!(bootstrap, defaults.bootstrap);
     let MainlineConfig { peer_v6, item_ttl_s, mirror_s, loopback_exempt, reachable } = mainline;
     assert_ne!(peer_v6, defaults.mainline.peer_v6);
@@ -161,6 +166,7 @@ fn every_field_has_a_setting() {
     assert_ne!(loopback_exempt, defaults.mainline.loopback_exempt);
     assert_ne!(reachable, defaults.mainline.reachable);
     assert_ne!(requirepass, defaults.requirepass);
+    assert_ne!(cluster, defaults.cluster);
     assert_ne!(shards, defaults.shards);
     assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);

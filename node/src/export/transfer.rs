@@ -8,6 +8,7 @@ use storage::{Effect, Event, Get, KeyRef, ReadError, ReadId, ScannedKey, Value, 
 use wal::record::Key;
 
 use super::{FormatError, Item, Reader, Totals, Writer};
+use crate::cluster::records;
 use crate::keyspace::ShardIndex;
 use crate::offline::Offline;
 
@@ -81,7 +82,11 @@ fn list(
     loop {
         for (_, event) in offline.turn().map_err(TransferError::Disk)? {
             match event {
-                Event::Scanned { id, keys, next } if id == wanted => return Ok((keys, next)),
+                Event::Scanned { id, mut keys, next } if id == wanted => {
+                    // The node's own records are no keys.
+                    keys.retain(|found| records::is_live(found, 0));
+                    return Ok((keys, next));
+                }
                 _ => {}
             }
         }

@@ -4,6 +4,8 @@ pub mod bencode;
 pub mod bep5;
 pub mod compact;
 pub mod fields;
+pub mod gate;
 pub mod message;
 pub mod private;
+pub mod seal;
 pub mod transactions;

@@ -35,7 +35,7 @@ pub(crate) mod sources;
 pub use sources::RecoverySources;
 
 use reserve::Reserve;
-use sources::{Replay, Scanned, Shortcuts};
+use sources::{Moment, Replay, Scanned, Shortcuts};
 
 /// File ids of the two manifest copies; segments get the ones after.
 pub(crate) const MANIFEST_FILES: [FileId; 2] = [FileId(0), FileId(1)];
@@ -367,7 +367,7 @@ pub(crate) async fn load(
     directory: &FileName,
     fallback: Identity,
     mode: OpenMode,
-    now_ms: u64,
+    moment: Moment,
     shortcuts: Shortcuts,
 ) -> Result<Loaded, OpenError> {
     let files = match list(port, directory).await {
@@ -396,7 +396,7 @@ pub(crate) async fn load(
     let mut scans = Scans { port, directory, mode, damage: &mut damage };
     let (opened, next_file) = scans.open(&mut manifest, &found.segments).await?;
     let replay =
-        Replay { port, directory, manifest: &manifest, opened: &opened, now_ms, shortcuts };
+        Replay { port, directory, manifest: &manifest, opened: &opened, moment, shortcuts };
     let Scanned { scans, settlement, rebuilt: content, sources, checkpoint, log_bytes } =
         replay.run().await?;
     let in_use = if shortcuts.checkpoint.is_some() { checkpoint } else { manifest.checkpoint };
@@ -533,8 +533,9 @@ async fn recover(port: DiskPort, options: StoreOptions, now_ms: u64) -> Result<O
     port.call(sync).await.map_err(|e| disk_error("syncing", &parent, e))?;
     let shortcuts =
         Shortcuts { checkpoint: Some(options.checkpoints.loader), footers: options.footers };
+    let moment = Moment { now_ms, expired_stay_ms: options.limits.expired_stay_ms };
     let mut loaded =
-        load(&port, &directory, options.identity, OpenMode::ReadWrite, now_ms, shortcuts).await?;
+        load(&port, &directory, options.identity, OpenMode::ReadWrite, moment, shortcuts).await?;
     if loaded.created && options.must_exist {
         suspect(&mut loaded.manifest, 0, 0);
         loaded.settlement.quarantine = loaded.manifest.quarantine.clone();

@@ -98,6 +98,14 @@ enum Doubt {
     Numbers,
 }
 
+/// By which time replaying tells what has expired.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) now_ms: u64,
+    /// What has expired stays so long.
+    pub(crate) expired_stay_ms: u64,
+}
+
 /// Everything that replaying needs.
 #[derive(Clone, Copy)]
 pub(super) struct Replay<'a> {
@@ -105,7 +113,7 @@ pub(super) struct Replay<'a> {
     pub(super) directory: &'a FileName,
     pub(super) manifest: &'a Manifest,
     pub(super) opened: &'a [OpenedSegment],
-    pub(super) now_ms: u64,
+    pub(super) moment: Moment,
     pub(super) shortcuts: Shortcuts,
 }
 
@@ -257,7 +265,7 @@ impl Replay<'_> {
     async fn first_pass(&self, start: Start) -> (Pass, Settlement) {
         let ways = self.opened.iter().map(|(_, entry)| self.way(&start, entry)).collect();
         let Manifest { quarantine, durable_lsn, .. } = self.manifest;
-        let mut pass = Pass::new(start, ways, self.now_ms, quarantine);
+        let mut pass = Pass::new(start, ways, self.moment, quarantine);
         let mut footers = FooterReads::new(self, &pass.ways, 0..self.opened.len());
         for at in 0..self.opened.len() {
             let (open, entry) = &self.opened[at];
@@ -290,7 +298,7 @@ impl Replay<'_> {
         let mut order: Vec<usize> =
             (0..self.opened.len()).filter(|at| first.scans[*at].lsns().is_some()).collect();
         order.sort_by_key(|at| first.scans[*at].lsns());
-        let mut pass = Pass::new(start, first.ways, self.now_ms, &settlement.quarantine);
+        let mut pass = Pass::new(start, first.ways, self.moment, &settlement.quarantine);
         let mut footers = FooterReads::new(self, &pass.ways, order.iter().copied());
         for at in order {
             match pass.ways[at] {
@@ -408,9 +416,10 @@ impl FooterReads {
 }
 
 impl Pass {
-    fn new(start: Start, ways: Vec<Way>, now_ms: u64, quarantine: &[Quarantine]) -> Self {
-        let Start { catalog, lsn, version_max, wall_ms, summaries, slots } = start;
-        let mut rebuild = Rebuild::new(catalog, now_ms.max(wall_ms), quarantine);
+    fn new(start: Start, ways: Vec<Way>, moment: Moment, quarantine: &[Quarantine]) -> Self {
+        let Start { mut catalog, lsn, version_max, wall_ms, summaries, slots } = start;
+        catalog.expired_stay_ms = moment.expired_stay_ms;
+        let mut rebuild = Rebuild::new(catalog, moment.now_ms.max(wall_ms), quarantine);
         rebuild.version_max = version_max;
         let (scans, records) = (Vec::new(), 0);
         Self { rebuild, lsn, wall_ms, summaries, slots, ways, scans, records }

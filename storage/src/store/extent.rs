@@ -198,7 +198,7 @@ impl Store {
             return Err(WriteError::ReadOnly(error));
         }
         let memory = self.memory(&key.id);
-        let conflict = self.is_conflict(&memory, &key);
+        let conflict = self.is_conflict(&memory, &key, expiry_ms);
         let Some(index) = self.extents.find(&key, value) else {
             let staged = if conflict { Err(WriteError::KeyConflict) } else { self.stage(put) };
             return staged.map(Effect::Pending);
@@ -241,9 +241,13 @@ impl Store {
         }
     }
 
-    pub(super) fn is_conflict(&self, memory: &Memory, key: &KeyRef<'_>) -> bool {
+    /// Whether another key of the same id lives, and would have to make room for one that does.
+    pub(super) fn is_conflict(&self, memory: &Memory, key: &KeyRef<'_>, expiry_ms: u64) -> bool {
+        let now_ms = self.now.clock_ms;
+        let is_over = expiry_ms != 0 && expiry_ms <= now_ms;
         matches!(memory, Memory::Known(Known::Present(found))
-            if !found.is_expired(self.now.clock_ms)
+            if !is_over
+                && !found.is_expired(now_ms)
                 && found.user_key_crc != checksum::plain(key.user_key))
     }
 

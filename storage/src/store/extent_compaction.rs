@@ -76,7 +76,9 @@ impl Store {
             // No record names it, and yet it has a slot.
             Newer::None => Decision::Unfit,
             Newer::Same(slot) => match self.touch_at(key, &slot) {
-                Some(found) if found.base == *location && !found.is_expired(self.now.clock_ms) => {
+                Some(found)
+                    if found.base == *location && !found.is_expired(self.expiry_clock_ms()) =>
+                {
                     // What was overwritten need not be sound.
                     match own.is_some_and(|slot| slot.damaged) {
                         true => Decision::Unfit,

@@ -23,6 +23,7 @@ use crate::overwriters::Overwriters;
 use crate::segments::{Segment, SegmentState};
 use crate::value_chunks::ValueChunks;
 
+mod by_id;
 mod checkpointing;
 mod compaction;
 mod compaction_counters;
@@ -126,6 +127,9 @@ pub struct StoreLimits {
     /// Bytes of keys of overwriting records that are remembered, so that compaction need not read
     /// them; 0: none.
     pub overwriter_bytes_max: usize,
+    /// What has expired stays so long, and can be read, walked over and told apart by its expiry:
+    /// it is evidence for other holders of the key.
+    pub expired_stay_ms: u64,
 }
 
 impl StoreLimits {
@@ -207,6 +211,17 @@ pub enum Get {
     Missing,
     /// The value was in memory.
     Found(Value),
+    /// [`Event::Read`] will tell.
+    Pending(ReadId),
+}
+
+/// The answer to a get by id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GetRecord {
+    /// There is no such key.
+    Missing,
+    /// The value was in memory: the user key, and the value.
+    Found(Bytes, Value),
     /// [`Event::Read`] will tell.
     Pending(ReadId),
 }
@@ -407,6 +422,7 @@ impl Store {
             options.limits.disk_bytes_max,
             basis,
         );
+        catalog.expired_stay_ms = options.limits.expired_stay_ms;
         Self {
             directory: options.directory,
             identity,
@@ -498,6 +514,11 @@ impl Store {
     #[must_use]
     pub fn has_segment(&self, id: u64) -> bool {
         self.catalog.segments.by_id(id).is_some()
+    }
+
+    /// The time by which records are gone: what has expired stays for a while.
+    fn expiry_clock_ms(&self) -> u64 {
+        self.now.clock_ms.saturating_sub(self.catalog.expired_stay_ms)
     }
 
     /// Sets the time that commands go by, and collects keys that have expired by then.

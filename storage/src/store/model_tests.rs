@@ -116,6 +116,11 @@ fn run<T>(disk: &mut Disk, mut procedure: Procedure<T>) -> T {
 
 impl World {
     fn new(seed: u64) -> Self {
+        Self::keeping(seed, 0)
+    }
+
+    /// A store in which what has expired stays so long.
+    fn keeping(seed: u64, expired_stay_ms: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let options = StoreOptions {
             directory: FileName::new("shard-00"),
@@ -123,7 +128,7 @@ impl World {
             must_exist: false,
             segment_bytes: 64 << 10,
             cache_bytes: [0, 4 << 10, 1 << 20][rng.usize(..3)],
-            limits: StoreLimits::default(),
+            limits: StoreLimits { expired_stay_ms, ..StoreLimits::default() },
             log: GroupCommitLimits {
                 frame_bytes_max: 16 << 10,
                 extent_bytes_min: [8 << 10, 256 << 10][rng.usize(..2)],
@@ -171,7 +176,8 @@ impl World {
         self.now_ms += ms;
         self.monotonic_ns += ms * 1_000_000;
         self.store.set_now(Now { monotonic_ns: self.monotonic_ns, clock_ms: self.now_ms });
-        self.model.retain(|_, (_, _, expiry_ms)| *expiry_ms == 0 || *expiry_ms > self.now_ms);
+        let gone_ms = self.now_ms - self.options.limits.expired_stay_ms;
+        self.model.retain(|_, (_, _, expiry_ms)| *expiry_ms == 0 || *expiry_ms > gone_ms);
     }
 
     fn next_version(&mut self) -> Version {
@@ -183,6 +189,8 @@ impl World {
         match self.rng.u8(..6) {
             0 => self.now_ms + self.rng.u64(1..3_000),
             1 => self.now_ms + self.rng.u64(100_000..400_000),
+            // Over already: it says that the key is gone.
+            2 if self.options.limits.expired_stay_ms > 0 => self.now_ms - self.rng.u64(..1_000),
             _ => 0,
         }
     }
@@ -349,6 +357,10 @@ impl World {
             expiry_ms: *expiry_ms,
         });
         assert_eq!(found, wanted, "{id:?}");
+        if self.options.limits.expired_stay_ms > 0 {
+            let lookup = self.store.lookup_id(&id);
+            assert_eq!(lookup, Ok(wanted.map_or(Lookup::Missing, Lookup::Found)), "{id:?}");
+        }
     }
 
     fn check_scan(&mut self) {
@@ -459,8 +471,11 @@ impl Drop for Running {
 
 /// Tries a seed; returns how many segments were compacted, and what restarts went by.
 fn try_seed(seed: u64) -> (u64, Used) {
+    try_world(seed, World::new(seed))
+}
+
+fn try_world(seed: u64, mut world: World) -> (u64, Used) {
     let _running = Running(seed);
-    let mut world = World::new(seed);
     for step in 0..1_500 {
         world.step();
         if step % 300 == 299 {
@@ -484,6 +499,17 @@ fn store_agrees_with_a_map_over_restarts_and_compaction() {
     }
     assert!(freed > 100, "only {freed} segments were compacted");
     assert!(used.checkpoints > 100 && used.covered > 100 && used.footers > 100, "{used:?}");
+}
+
+#[test]
+fn what_has_expired_stays_as_long_as_it_is_to() {
+    let (mut freed, mut used) = (0, Used::default());
+    for seed in 0..60 {
+        let (freed_here, here) = try_world(seed, World::keeping(seed, 100_000));
+        freed += freed_here;
+        used.checkpoints += here.checkpoints;
+    }
+    assert!(freed > 30 && used.checkpoints > 30, "{freed}, {used:?}");
 }
 
 #[test]

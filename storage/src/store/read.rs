@@ -14,7 +14,7 @@ use wal::record::{Key, Namespace, RecordKind};
 
 use super::disk_read::{Head, Target, Waiter};
 use super::write::REWRITTEN_LEN_MAX;
-use super::{Entry, Event, Get, KeyRef, Lookup, ReadId, Store, Value};
+use super::{Entry, Event, Get, GetRecord, KeyRef, Lookup, ReadId, Store, Value};
 use crate::cache::CachedRecord;
 use crate::catalog::Kin;
 use crate::error::ReadError;
@@ -29,8 +29,8 @@ pub(super) enum Purpose {
     Lookup,
     /// As [`Purpose::Lookup`], with the value if it is to be rewritten.
     Rewrite,
-    /// The value, of this user key.
-    Value(Bytes),
+    /// The value, of this user key if one is named.
+    Value(Option<Bytes>),
 }
 
 #[derive(Debug)]
@@ -103,14 +103,23 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub fn lookup(&mut self, key: &KeyRef<'_>) -> Result<Lookup, ReadError> {
+        self.lookup_record(&key.id, Some(key.user_key))
+    }
+
+    /// Looks a key up, of any user key if none is named.
+    pub(super) fn lookup_record(
+        &mut self,
+        id: &Key,
+        user_key: Option<&[u8]>,
+    ) -> Result<Lookup, ReadError> {
         self.compaction.note_call();
-        match self.memory(&key.id) {
+        match self.memory(id) {
             Memory::Damaged => Err(ReadError::Damaged),
             Memory::Known(Known::Failed(error)) => {
-                self.resolved.remove(&key.id);
+                self.resolved.remove(id);
                 Err(ReadError::Disk(error))
             }
-            Memory::Known(known) => match self.present(known, key) {
+            Memory::Known(known) => match self.present(known, user_key) {
                 None if self.suspect => Err(ReadError::Suspect),
                 None => Ok(Lookup::Missing),
                 Some(found) => Ok(Lookup::Found(Entry {
@@ -119,7 +128,7 @@ impl Store {
                     version: found.version,
                 })),
             },
-            Memory::Unknown => Ok(Lookup::Pending(self.start_job(key.id, Purpose::Lookup))),
+            Memory::Unknown => Ok(Lookup::Pending(self.start_job(*id, Purpose::Lookup))),
         }
     }
 
@@ -129,36 +138,49 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub fn get(&mut self, key: &KeyRef<'_>) -> Result<Get, ReadError> {
+        Ok(match self.get_record(&key.id, Some(key.user_key))? {
+            GetRecord::Missing => Get::Missing,
+            GetRecord::Found(user_key, _) if user_key != key.user_key => Get::Missing,
+            GetRecord::Found(_, value) => Get::Found(value),
+            GetRecord::Pending(id) => Get::Pending(id),
+        })
+    }
+
+    /// Reads a key's value, of any user key if none is named.
+    pub(super) fn get_record(
+        &mut self,
+        id: &Key,
+        user_key: Option<&[u8]>,
+    ) -> Result<GetRecord, ReadError> {
         self.compaction.note_call();
-        let known = match self.memory(&key.id) {
+        let known = match self.memory(id) {
             Memory::Damaged => return Err(ReadError::Damaged),
             Memory::Unknown | Memory::Known(Known::Failed(_)) => None,
-            Memory::Known(known) => match self.present(known, key) {
+            Memory::Known(known) => match self.present(known, user_key) {
                 None if self.suspect => return Err(ReadError::Suspect),
-                None => return Ok(Get::Missing),
+                None => return Ok(GetRecord::Missing),
                 Some(found) => Some(found),
             },
         };
         if let Some(found) = known
-            && let Some(record) = self.record_in_memory(&key.id, &found)
+            && let Some(record) = self.record_in_memory(id, &found)
         {
-            let same = record.user_key == key.user_key;
             let Found { expiry_ms, version, .. } = found;
             let value = Value { value: record.value, expiry_ms, version };
-            return Ok(if same { Get::Found(value) } else { Get::Missing });
+            return Ok(GetRecord::Found(record.user_key, value));
         }
-        let purpose = Purpose::Value(Bytes::copy_from_slice(key.user_key));
-        Ok(Get::Pending(match known {
-            Some(found) => self.start_value_job(key.id, purpose, found),
-            None => self.start_job(key.id, purpose),
+        let purpose = Purpose::Value(user_key.map(Bytes::copy_from_slice));
+        Ok(GetRecord::Pending(match known {
+            Some(found) => self.start_value_job(*id, purpose, found),
+            None => self.start_job(*id, purpose),
         }))
     }
 
-    /// The live record of this very user key.
-    pub(super) fn present(&self, known: Known, key: &KeyRef<'_>) -> Option<Found> {
+    /// The live record, of this very user key if one is named.
+    pub(super) fn present(&self, known: Known, user_key: Option<&[u8]>) -> Option<Found> {
         let Known::Present(found) = known else { return None };
-        let same = found.user_key_crc == checksum::plain(key.user_key);
-        (same && !found.is_expired(self.now.clock_ms)).then_some(found)
+        let same = user_key.is_none_or(|key| found.user_key_crc == checksum::plain(key));
+        (same && !found.is_expired(self.expiry_clock_ms())).then_some(found)
     }
 
     /// What memory knows of a key, expired or not.
@@ -243,7 +265,7 @@ impl Store {
 
     fn add_job(&mut self, key: Key, purpose: Purpose, todo: VecDeque<(Slot, Spot)>) -> ReadId {
         let id = self.jobs.take_id();
-        let now_ms = self.now.clock_ms;
+        let now_ms = self.expiry_clock_ms();
         let job = Job { key, purpose, now_ms, stale: false, todo, current: None, touch: None };
         self.jobs.jobs.insert(id, job);
         self.jobs.by_key.entry(key).or_default().push(id);
@@ -362,7 +384,7 @@ impl Store {
         }
         let event = match job.purpose {
             Purpose::Value(user_key) => {
-                let result = self.answer(&user_key, job.now_ms, outcome);
+                let result = self.answer(user_key.as_ref(), job.now_ms, outcome);
                 Event::Read { id, result }
             }
             Purpose::Lookup | Purpose::Rewrite => Event::Resolved { id },
@@ -372,13 +394,14 @@ impl Store {
 
     fn answer(
         &self,
-        user_key: &Bytes,
+        user_key: Option<&Bytes>,
         now_ms: u64,
         outcome: Result<(Known, Option<CachedRecord>), ReadError>,
     ) -> Result<Option<(Bytes, Value)>, ReadError> {
         match outcome? {
             (Known::Present(found), Some(record))
-                if record.user_key == *user_key && !found.is_expired(now_ms) =>
+                if user_key.is_none_or(|key| record.user_key == *key)
+                    && !found.is_expired(now_ms) =>
             {
                 let Found { expiry_ms, version, .. } = found;
                 Ok(Some((record.user_key, Value { value: record.value, expiry_ms, version })))

@@ -85,7 +85,7 @@ impl Store {
             }
             items.push((prefix, Item::Slot(slot, key)));
         }
-        let now_ms = self.now.clock_ms;
+        let now_ms = self.expiry_clock_ms();
         // What memory knows is looked at now: it may be forgotten or changed later.
         for (_, item) in &mut items {
             if let Item::Slot(slot, key) = item {

@@ -41,7 +41,7 @@ impl Store {
             Some(_) => Memory::Known(Known::Absent),
             None => self.memory(&id),
         };
-        if self.is_conflict(&memory, &put.key) {
+        if self.is_conflict(&memory, &put.key, put.expiry_ms) {
             return Err(WriteError::KeyConflict);
         }
         let appended = self.append(&Record {
@@ -74,30 +74,40 @@ impl Store {
     /// # Errors
     /// [`WriteError`].
     pub fn remove(&mut self, key: KeyRef<'_>, version: Version) -> Result<Effect, WriteError> {
+        self.remove_record(&key.id, Some(key.user_key), version)
+    }
+
+    /// Deletes a key, of any user key if none is named.
+    pub(super) fn remove_record(
+        &mut self,
+        id: &Key,
+        user_key: Option<&[u8]>,
+        version: Version,
+    ) -> Result<Effect, WriteError> {
         if let Some(error) = self.log.failure() {
             return Err(WriteError::ReadOnly(error));
         }
-        let memory = self.memory(&key.id);
+        let memory = self.memory(id);
         match memory {
             Memory::Unknown => {
-                return Ok(Effect::Pending(self.start_job(key.id, Purpose::Lookup)));
+                return Ok(Effect::Pending(self.start_job(*id, Purpose::Lookup)));
             }
             Memory::Known(Known::Failed(error)) => {
-                self.resolved.remove(&key.id);
+                self.resolved.remove(id);
                 return Err(WriteError::Unreadable(ReadError::Disk(error)));
             }
-            Memory::Known(known) if self.present(known, &key).is_none() => {
+            Memory::Known(known) if self.present(known, user_key).is_none() => {
                 return Ok(Effect::Done(None));
             }
             Memory::Known(_) | Memory::Damaged => {}
         }
-        let appended = self.append(&bare(RecordKind::Tombstone, key.id, version, 0, &[]))?;
+        let appended = self.append(&bare(RecordKind::Tombstone, *id, version, 0, &[]))?;
         let place = self.place_of(&appended.location);
         self.catalog.note_tombstone(place);
         let slot = tombstone(place);
-        self.change_slots(&key.id, memory, |catalog, kin| catalog.erase(&key.id, slot, kin));
-        self.note_overwriter(&key.id, &appended.location);
-        self.note_recent(key.id, &appended, Known::Absent, None);
+        self.change_slots(id, memory, |catalog, kin| catalog.erase(id, slot, kin));
+        self.note_overwriter(id, &appended.location);
+        self.note_recent(*id, &appended, Known::Absent, None);
         Ok(Effect::Done(Some(appended.lsn)))
     }
 
@@ -125,7 +135,7 @@ impl Store {
                 self.resolved.remove(&key.id);
                 return Err(WriteError::Unreadable(ReadError::Disk(error)));
             }
-            Memory::Known(known) => match self.present(known, &key) {
+            Memory::Known(known) => match self.present(known, Some(key.user_key)) {
                 None => return Ok(Effect::Done(None)),
                 Some(found) => found,
             },
@@ -303,7 +313,7 @@ impl Store {
             damaged: false,
             foreign: false,
             shadowed: false,
-            expiry: ExpiryHint::new(expiry_ms, self.now.clock_ms),
+            expiry: self.catalog.hint(expiry_ms, self.now.clock_ms),
         }
     }
 

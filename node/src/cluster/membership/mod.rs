@@ -276,6 +276,12 @@ impl Membership {
         self.take(entry);
     }
 
+    /// What is known of a member.
+    #[must_use]
+    pub fn entry(&self, node: &NodeId) -> Option<&MemberEntry> {
+        self.members.get(node).map(|member| &member.entry)
+    }
+
     fn entry_of(&self, node: &NodeId) -> Option<MemberEntry> {
         self.members.get(node).map(|member| member.entry.clone())
     }

@@ -8,10 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 use wal::record::Namespace;
 
+use super::control::ControlFrame;
 use super::fields::{FieldReader, FieldWriter};
-use super::frame::{self, FrameError, FrameReader};
+use super::frame::{
+    self, BULK_BYTES_MAX, FrameError, Front, HANDSHAKE_BULK_BYTES_MAX, Head, read_head,
+    unexpected_end,
+};
 use super::{
-    Content, ENTRIES_MAX, Found, Header, Hello, MEMBERS_MAX, PARTS_MAX, PREFIXES_MAX, PeerMessage,
+    Content, ENTRIES_MAX, Found, Header, MEMBERS_MAX, PARTS_MAX, PREFIXES_MAX, PeerMessage,
     PutOutcome, PutReason, Record, RequestId,
 };
 
@@ -19,6 +23,8 @@ use super::{
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Values of a link that are on their way at the same time.
 pub const PARTIAL_COUNT_MAX: usize = 64;
+/// Memory for an unfinished head that is kept for the next one.
+const HEAD_BYTES_KEPT_MAX: usize = 4 * 1024;
 
 /// Why a message is refused; the link ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +58,6 @@ pub enum MessageError {
 pub fn encode(message: &PeerMessage) -> VecDeque<Vec<Bytes>> {
     let body = FieldWriter::default();
     let (verb, body, payload): (&[u8], FieldWriter, Option<Bytes>) = match message {
-        PeerMessage::Hello(hello) => (b"KADP.HELLO", write_hello(body, hello), None),
         PeerMessage::Members { wants_answer, entries } => {
             let body = body.u8(u8::from(*wants_answer));
             (b"KADP.MEMBERS", body.list(MEMBERS_MAX, entries, FieldWriter::member), None)
@@ -165,11 +170,6 @@ fn widen(len: usize) -> u64 {
     u64::try_from(len).unwrap_or(u64::MAX)
 }
 
-fn write_hello(body: FieldWriter, hello: &Hello) -> FieldWriter {
-    let body = body.bytes(&hello.version.to_be_bytes()).bytes(&hello.cluster.0);
-    body.bytes(&hello.node.0).u64(hello.features).address(&hello.address)
-}
-
 fn write_header(body: FieldWriter, header: &Header) -> FieldWriter {
     body.bytes(&header.version.0).u64(header.expiry_ms).u8(u8::from(header.is_tombstone))
 }
@@ -185,15 +185,33 @@ fn write_record(body: FieldWriter, record: &Record) -> (FieldWriter, Option<Byte
     }
 }
 
-/// Messages out of the bytes of one link. Its memory is bounded by one frame, and by one value of
-/// the allowed size, the largest, or many that are together no larger than twice that.
+/// What comes over a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// A message, with its value.
+    Message(PeerMessage),
+    /// Something about the link itself.
+    Control(ControlFrame),
+}
+
+/// Messages out of the bytes of one link. Bytes are read where they lie: values are copied once,
+/// from there to where they stay; an unfinished head is kept here until the rest of it comes.
+///
+/// Until [`MessageReader::open`] there is nothing but the handshake, in short frames. Its memory is
+/// bounded by one head, one piece, and unfinished values, whose lengths are together at most twice
+/// that of the longest one allowed.
 #[derive(Debug)]
 pub struct MessageReader {
-    frames: FrameReader,
-    partial: BTreeMap<(RequestId, bool), Partial>,
+    is_open: bool,
+    head: Vec<u8>,
+    payload: Option<Payload>,
+    partial: BTreeMap<Name, Partial>,
     partial_bytes: usize,
     value_bytes_max: usize,
 }
+
+/// The value of a PUT (false) or GOT (true).
+type Name = (RequestId, bool);
 
 #[derive(Debug)]
 struct Partial {
@@ -202,77 +220,176 @@ struct Partial {
     len: usize,
 }
 
+/// A payload on its way.
+#[derive(Debug)]
+struct Payload {
+    missing: usize,
+    /// Bytes of the line end that have come.
+    ended: usize,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    Whole(PeerMessage, BytesMut),
+    Piece(Name),
+}
+
+const LINE_END: &[u8] = b"\r\n";
+
 impl MessageReader {
     /// Reads a link whose values are at most so long.
     #[must_use]
     pub fn new(value_bytes_max: usize) -> Self {
-        let frames = FrameReader::default();
-        Self { frames, partial: BTreeMap::new(), partial_bytes: 0, value_bytes_max }
+        Self {
+            is_open: false,
+            head: Vec::new(),
+            payload: None,
+            partial: BTreeMap::new(),
+            partial_bytes: 0,
+            value_bytes_max,
+        }
     }
 
-    /// Takes bytes in. Drain [`MessageReader::poll_message`] before the next ones.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.frames.feed(bytes);
+    /// The handshake is over: messages may come.
+    pub fn open(&mut self) {
+        self.is_open = true;
     }
 
-    /// Bytes held.
+    /// Bytes held, or to be held: of an unfinished value all count from its first piece on.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.frames.held_bytes().saturating_add(self.partial_bytes)
+        let payload = match &self.payload {
+            Some(Payload { target: Target::Whole(_, value), .. }) => value.len(),
+            _ => 0,
+        };
+        self.head.len().saturating_add(payload).saturating_add(self.partial_bytes)
     }
 
-    /// The next whole message.
+    /// Takes bytes off the front, up to the end of the next message. None: all are taken.
     ///
     /// # Errors
     /// [`MessageError`]; nothing follows it.
-    pub fn poll_message(&mut self) -> Result<Option<PeerMessage>, MessageError> {
-        while let Some(frame) = self.frames.poll_frame()? {
-            if let Some(message) = self.take(&frame)? {
-                return Ok(Some(message));
+    pub fn read(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, MessageError> {
+        while !input.is_empty() {
+            let found = if self.payload.is_some() {
+                self.take_payload(input)?.map(Incoming::Message)
+            } else if self.head.is_empty() {
+                self.take_head_in_place(input)?
+            } else {
+                self.take_head(input)?
+            };
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
     }
 
-    fn take(&mut self, frame: &[Bytes]) -> Result<Option<PeerMessage>, MessageError> {
-        let (verb, body, payload) = match frame {
-            [verb, body] => (verb, body, None),
-            [verb, body, payload] => (verb, body, Some(payload)),
-            _ => return Err(MessageError::Body),
-        };
+    fn bulk_bytes_max(&self) -> usize {
+        if self.is_open { BULK_BYTES_MAX } else { HANDSHAKE_BULK_BYTES_MAX }
+    }
+
+    fn take_head_in_place(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, MessageError> {
+        let bytes = *input;
+        match read_head(bytes, self.bulk_bytes_max())? {
+            Front::Head(head, len) => {
+                *input = bytes.get(len..).unwrap_or_default();
+                self.on_head(head)
+            }
+            Front::Missing(_) => {
+                self.head.extend_from_slice(bytes);
+                *input = &[];
+                Ok(None)
+            }
+        }
+    }
+
+    /// A head of which the beginning came earlier: no more is taken than belongs to it.
+    fn take_head(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, MessageError> {
+        let mut bytes = std::mem::take(&mut self.head);
+        loop {
+            match read_head(&bytes, self.bulk_bytes_max())? {
+                Front::Head(head, _) => {
+                    let found = self.on_head(head)?;
+                    if bytes.capacity() <= HEAD_BYTES_KEPT_MAX {
+                        bytes.clear();
+                        self.head = bytes;
+                    }
+                    return Ok(found);
+                }
+                Front::Missing(count) => {
+                    let (more, rest) = input.split_at(count.min(input.len()));
+                    if more.is_empty() {
+                        self.head = bytes;
+                        return Ok(None);
+                    }
+                    bytes.extend_from_slice(more);
+                    *input = rest;
+                }
+            }
+        }
+    }
+
+    fn on_head(&mut self, head: Head<'_>) -> Result<Option<Incoming>, MessageError> {
+        let Head { verb, body, payload_len } = head;
+        let control = ControlFrame::decode(verb, body)?;
+        let is_allowed = control.as_ref().map_or(self.is_open, |control| {
+            // A refusal may come late: the other side saw the last proof after we saw its own.
+            self.is_open != control.is_handshake()
+                || matches!(control, ControlFrame::Refused { .. })
+        });
+        if !is_allowed {
+            return Err(MessageError::Verb);
+        }
+        if let Some(control) = control {
+            let is_whole = payload_len.is_none();
+            return if is_whole {
+                Ok(Some(Incoming::Control(control)))
+            } else {
+                Err(MessageError::Body)
+            };
+        }
         let mut fields = FieldReader::new(body);
-        if verb.as_ref() == b"KADP.MORE" {
-            let payload = payload.ok_or(MessageError::Body)?;
-            return self.take_more(&mut fields, payload);
+        if verb == b"KADP.MORE" {
+            let payload_len = payload_len.ok_or(MessageError::Body)?;
+            let target = self.begin_piece(&mut fields, payload_len)?;
+            self.payload = Some(Payload { missing: payload_len, ended: 0, target });
+            return Ok(None);
         }
         let (message, value_len) = read(verb, &mut fields)?;
         fields.finish()?;
-        match (value_len, payload) {
-            (None, None) => Ok(Some(message)),
-            (Some(len), Some(payload)) => self.take_value(message, len, payload),
+        match (value_len, payload_len) {
+            (None, None) => Ok(Some(Incoming::Message(message))),
+            (Some(len), Some(payload_len)) => {
+                let target = self.begin_value(message, len, payload_len)?;
+                self.payload = Some(Payload { missing: payload_len, ended: 0, target });
+                Ok(None)
+            }
             _ => Err(MessageError::Body),
         }
     }
 
-    fn take_value(
+    /// The first piece of a value, or all of it.
+    fn begin_value(
         &mut self,
         message: PeerMessage,
         len: u64,
-        payload: &Bytes,
-    ) -> Result<Option<PeerMessage>, MessageError> {
+        payload_len: usize,
+    ) -> Result<Target, MessageError> {
         let len = usize::try_from(len).map_err(|_| MessageError::TooLarge)?;
         if len > self.value_bytes_max {
             return Err(MessageError::TooLarge);
         }
-        if payload.len() != len.min(CHUNK_BYTES_MAX) {
+        if payload_len != len.min(CHUNK_BYTES_MAX) {
             return Err(MessageError::Body);
         }
-        if payload.len() == len {
-            return Ok(Some(with_value(message, payload.clone())));
+        if payload_len == len {
+            return Ok(Target::Whole(message, BytesMut::new()));
         }
-        let bytes = self.partial_bytes.saturating_add(payload.len());
-        if self.partial.len() >= PARTIAL_COUNT_MAX || bytes > self.value_bytes_max.saturating_mul(2)
-        {
+        let partial_bytes = self.partial_bytes.saturating_add(len);
+        let is_much = partial_bytes > self.value_bytes_max.saturating_mul(2);
+        if is_much || self.partial.len() >= PARTIAL_COUNT_MAX {
             return Err(MessageError::TooLarge);
         }
         let name = match &message {
@@ -280,38 +397,71 @@ impl MessageReader {
             PeerMessage::Got { request, .. } => (*request, true),
             _ => return Err(MessageError::Body),
         };
-        let value = BytesMut::from(payload.as_ref());
-        if self.partial.insert(name, Partial { message, value, len }).is_some() {
+        if self.partial.insert(name, Partial { message, value: BytesMut::new(), len }).is_some() {
             return Err(MessageError::Piece);
         }
-        self.partial_bytes = bytes;
-        Ok(None)
+        self.partial_bytes = partial_bytes;
+        Ok(Target::Piece(name))
     }
 
-    fn take_more(
+    fn begin_piece(
         &mut self,
         fields: &mut FieldReader<'_>,
-        payload: &Bytes,
-    ) -> Result<Option<PeerMessage>, MessageError> {
+        payload_len: usize,
+    ) -> Result<Target, MessageError> {
         let (name, offset) = ((fields.request()?, fields.flag()?), fields.u64()?);
         fields.finish()?;
         let partial = self.partial.get_mut(&name).ok_or(MessageError::Piece)?;
         let rest = partial.len.saturating_sub(partial.value.len());
         let is_next = widen(partial.value.len()) == offset;
-        if !is_next || payload.len() != rest.min(CHUNK_BYTES_MAX) {
+        if !is_next || payload_len != rest.min(CHUNK_BYTES_MAX) {
             return Err(MessageError::Piece);
         }
-        self.partial_bytes = self.partial_bytes.saturating_add(payload.len());
-        if self.partial_bytes > self.value_bytes_max.saturating_mul(2) {
-            return Err(MessageError::TooLarge);
+        // Who has sent one piece is believed that there are more.
+        partial.value.reserve(rest);
+        Ok(Target::Piece(name))
+    }
+
+    fn take_payload(&mut self, input: &mut &[u8]) -> Result<Option<PeerMessage>, MessageError> {
+        let Some(mut payload) = self.payload.take() else { return Ok(None) };
+        let (bytes, rest) = input.split_at(payload.missing.min(input.len()));
+        match &mut payload.target {
+            Target::Whole(_, value) => {
+                value.reserve(payload.missing);
+                value.extend_from_slice(bytes);
+            }
+            Target::Piece(name) => {
+                let partial = self.partial.get_mut(name).ok_or(MessageError::Piece)?;
+                partial.value.reserve(payload.missing);
+                partial.value.extend_from_slice(bytes);
+            }
         }
-        partial.value.extend_from_slice(payload);
-        if payload.len() < rest {
+        payload.missing = payload.missing.saturating_sub(bytes.len());
+        let line_end = LINE_END.get(payload.ended..).unwrap_or_default();
+        let (end, rest) = rest.split_at(line_end.len().min(rest.len()));
+        if !line_end.starts_with(end) {
+            return Err(unexpected_end(end).into());
+        }
+        payload.ended = payload.ended.saturating_add(end.len());
+        *input = rest;
+        if payload.ended < LINE_END.len() {
+            self.payload = Some(payload);
             return Ok(None);
         }
-        let Some(whole) = self.partial.remove(&name) else { return Ok(None) };
+        match payload.target {
+            Target::Whole(message, value) => Ok(Some(with_value(message, value.freeze()))),
+            Target::Piece(name) => Ok(self.finish_piece(name)),
+        }
+    }
+
+    fn finish_piece(&mut self, name: Name) -> Option<PeerMessage> {
+        let partial = self.partial.get(&name)?;
+        if partial.value.len() < partial.len {
+            return None;
+        }
+        let whole = self.partial.remove(&name)?;
         self.partial_bytes = self.partial_bytes.saturating_sub(whole.len);
-        Ok(Some(with_value(whole.message, whole.value.freeze())))
+        Some(with_value(whole.message, whole.value.freeze()))
     }
 }
 
@@ -330,13 +480,6 @@ fn read(
     fields: &mut FieldReader<'_>,
 ) -> Result<(PeerMessage, Option<u64>), MessageError> {
     let message = match verb {
-        b"KADP.HELLO" => PeerMessage::Hello(Hello {
-            version: fields.u32()?,
-            cluster: fields.node()?,
-            node: fields.node()?,
-            features: fields.u64()?,
-            address: fields.address()?,
-        }),
         b"KADP.MEMBERS" => PeerMessage::Members {
             wants_answer: fields.flag()?,
             entries: fields.list(MEMBERS_MAX, FieldReader::member)?,

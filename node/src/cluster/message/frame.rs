@@ -1,15 +1,19 @@
-//! Frames of a link: RESP arrays of bulk strings, cut out of the stream.
+//! Frames of a link: RESP arrays of two or three bulk strings. What comes before the payload, the
+//! head, is cut out of the stream here; the payload is the reader's.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Bulk strings of one frame: a verb, its body, and a payload.
 pub const BULKS_MAX: usize = 3;
 /// Longest bulk string of a frame.
 pub const BULK_BYTES_MAX: usize = 512 * 1024;
+/// Longest bulk string before the handshake is over.
+pub const HANDSHAKE_BULK_BYTES_MAX: usize = 256;
 /// Longest line that tells a number, its end included.
 const LINE_LEN_MAX: usize = 16;
+const LINE_END: &[u8] = b"\r\n";
 
 /// Why the bytes of a link cannot be followed; it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,59 +29,60 @@ pub enum FrameError {
     Length,
 }
 
-/// Cuts frames out of a stream; holds at most one unfinished frame and what was fed.
-#[derive(Debug, Default)]
-pub struct FrameReader {
-    buffer: BytesMut,
-    bulks: Vec<Bytes>,
-    wanted: usize,
+/// A frame up to its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head<'a> {
+    pub(super) verb: &'a [u8],
+    pub(super) body: &'a [u8],
+    /// How long the payload is that follows, if one does; its line end comes after it.
+    pub(super) payload_len: Option<usize>,
 }
 
-impl FrameReader {
-    /// Takes bytes in. Drain [`FrameReader::poll_frame`] before the next ones.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-    }
+/// What is at the front of some bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Front<'a> {
+    /// A whole head, and its length.
+    Head(Head<'a>, usize),
+    /// The beginning of one; so many bytes belong to it at least that are not there yet.
+    Missing(usize),
+}
 
-    /// Bytes held.
-    #[must_use]
-    pub fn held_bytes(&self) -> usize {
-        self.bulks.iter().fold(self.buffer.len(), |sum, bulk| sum.saturating_add(bulk.len()))
+/// Reads the head at the front. It takes no time to speak of to read it again from the start when
+/// more has come: bulk strings are passed over by their lengths.
+pub(super) fn read_head(bytes: &[u8], bulk_bytes_max: usize) -> Result<Front<'_>, FrameError> {
+    let mut rest = Rest { bytes, at: 0 };
+    let Some(count) = rest.line(b'*', BULKS_MAX)? else { return Ok(Front::Missing(1)) };
+    if count < 2 {
+        return Err(FrameError::Length);
     }
-
-    /// The next whole frame.
-    ///
-    /// # Errors
-    /// [`FrameError`]; nothing follows it.
-    pub fn poll_frame(&mut self) -> Result<Option<Vec<Bytes>>, FrameError> {
-        if self.wanted == 0 {
-            let Some((count, len)) = self.line(b'*', BULKS_MAX)? else { return Ok(None) };
-            if count == 0 {
-                return Err(FrameError::Length);
-            }
-            self.buffer.advance(len);
-            self.wanted = count;
+    let verb = match rest.bulk(bulk_bytes_max)? {
+        Ok(verb) => verb,
+        Err(missing) => return Ok(Front::Missing(missing)),
+    };
+    let body = match rest.bulk(bulk_bytes_max)? {
+        Ok(body) => body,
+        Err(missing) => return Ok(Front::Missing(missing)),
+    };
+    let mut payload_len = None;
+    if count == BULKS_MAX {
+        payload_len = rest.line(b'$', bulk_bytes_max)?;
+        if payload_len.is_none() {
+            return Ok(Front::Missing(1));
         }
-        while self.bulks.len() < self.wanted {
-            let Some((bulk_len, line_len)) = self.line(b'$', BULK_BYTES_MAX)? else {
-                return Ok(None);
-            };
-            let end = line_len.saturating_add(bulk_len);
-            let Some(tail) = self.buffer.get(end..end.saturating_add(2)) else { return Ok(None) };
-            if tail != b"\r\n" {
-                return Err(FrameError::Unexpected { found: tail.first().copied().unwrap_or(0) });
-            }
-            self.buffer.advance(line_len);
-            self.bulks.push(self.buffer.split_to(bulk_len).freeze());
-            self.buffer.advance(2);
-        }
-        self.wanted = 0;
-        Ok(Some(std::mem::take(&mut self.bulks)))
     }
+    Ok(Front::Head(Head { verb, body, payload_len }, rest.at))
+}
 
-    /// The number of the line that begins here, and the line's length.
-    fn line(&self, kind: u8, max: usize) -> Result<Option<(usize, usize)>, FrameError> {
-        let Some((first, rest)) = self.buffer.split_first() else { return Ok(None) };
+struct Rest<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Rest<'a> {
+    /// The number of the line that begins here; none, if it is not whole.
+    fn line(&mut self, kind: u8, max: usize) -> Result<Option<usize>, FrameError> {
+        let line = self.bytes.get(self.at..).unwrap_or_default();
+        let Some((first, rest)) = line.split_first() else { return Ok(None) };
         if *first != kind {
             return Err(FrameError::Unexpected { found: *first });
         }
@@ -93,8 +98,32 @@ impl FrameReader {
         });
         let number = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
         let number: usize = number.filter(|number| *number <= max).ok_or(FrameError::Length)?;
-        Ok(Some((number, len.saturating_add(2))))
+        self.at = self.at.saturating_add(len).saturating_add(2);
+        Ok(Some(number))
     }
+
+    /// The bulk string that begins here, or how many bytes are missing of it at least.
+    fn bulk(&mut self, max: usize) -> Result<Result<&'a [u8], usize>, FrameError> {
+        let Some(len) = self.line(b'$', max)? else { return Ok(Err(1)) };
+        let end = self.at.saturating_add(len);
+        let tail = end.saturating_add(LINE_END.len());
+        let (Some(bulk), Some(line_end)) =
+            (self.bytes.get(self.at..end), self.bytes.get(end..tail))
+        else {
+            return Ok(Err(tail.saturating_sub(self.bytes.len())));
+        };
+        if line_end != LINE_END {
+            return Err(unexpected_end(line_end));
+        }
+        self.at = tail;
+        Ok(Ok(bulk))
+    }
+}
+
+/// What is wrong with the bytes after a payload, which are not its line end.
+pub(super) fn unexpected_end(found: &[u8]) -> FrameError {
+    let wrong = found.iter().zip(LINE_END).find(|(found, wanted)| found != wanted);
+    FrameError::Unexpected { found: wrong.map_or(0, |(found, _)| *found) }
 }
 
 /// Writes a frame. The payload is not copied: it and the line end stand for themselves.
@@ -104,9 +133,9 @@ pub fn encode(verb: &[u8], body: &[u8], payload: Option<Bytes>) -> Vec<Bytes> {
     for bulk in [verb, body] {
         head.extend_from_slice(format!("${}\r\n", bulk.len()).as_bytes());
         head.extend_from_slice(bulk);
-        head.extend_from_slice(b"\r\n");
+        head.extend_from_slice(LINE_END);
     }
     let Some(payload) = payload else { return vec![head.into()] };
     head.extend_from_slice(format!("${}\r\n", payload.len()).as_bytes());
-    vec![head.into(), payload, Bytes::from_static(b"\r\n")]
+    vec![head.into(), payload, Bytes::from_static(LINE_END)]
 }

@@ -1,8 +1,9 @@
 //! What nodes say to each other over links: [`PeerMessage`], and the records it carries.
 //!
-//! [`codec`] makes frames of messages and messages of frames; docs/WIRE-links.md draws them.
+//! [`codec`] makes frames of messages and messages of frames; docs/WIRE.md draws them.
 
 pub mod codec;
+pub mod control;
 pub(super) mod fields;
 pub mod frame;
 #[cfg(test)]
@@ -188,62 +189,9 @@ pub enum PutReason {
     Repair,
 }
 
-/// The first message of a link, in both directions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// [`PROTOCOL_VERSION`] of the sender.
-    pub version: u32,
-    /// Its cluster.
-    pub cluster: NodeId,
-    /// Itself.
-    pub node: NodeId,
-    /// Bits of what it can do; none are defined.
-    pub features: u64,
-    /// Where it can be reached.
-    pub address: Bytes,
-}
-
-/// Why a link is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HelloError {
-    /// Another protocol.
-    #[error("protocol version {found}, not {PROTOCOL_VERSION}")]
-    Version {
-        /// Theirs.
-        found: u32,
-    },
-    /// Another cluster.
-    #[error("cluster {found}, not ours")]
-    Cluster {
-        /// Theirs.
-        found: NodeId,
-    },
-    /// Our own id.
-    #[error("it has our own id")]
-    Own,
-}
-
-impl Hello {
-    /// Checks it against our own.
-    ///
-    /// # Errors
-    /// [`HelloError`].
-    pub fn check(&self, own: &Self) -> Result<(), HelloError> {
-        if self.version != own.version {
-            return Err(HelloError::Version { found: self.version });
-        }
-        if self.cluster != own.cluster {
-            return Err(HelloError::Cluster { found: self.cluster });
-        }
-        if self.node == own.node { Err(HelloError::Own) } else { Ok(()) }
-    }
-}
-
-/// Everything that goes over a link. Each query has an answer with the same id.
+/// What nodes say to each other over a link that is up. Each query has an answer with the same id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerMessage {
-    /// `KADP.HELLO`.
-    Hello(Hello),
     /// `KADP.MEMBERS`: all members that the sender knows; answered in kind if it asks for that.
     Members {
         /// Whether the sender wants to hear the receiver's.

@@ -2,7 +2,8 @@
 
 use fastrand::Rng;
 
-use super::codec::{CHUNK_BYTES_MAX, MessageError, MessageReader, encode};
+use super::codec::{CHUNK_BYTES_MAX, Incoming, MessageError, MessageReader, encode};
+use super::control::{ByeReason, ControlFrame, Hello, Refusal, feature};
 use super::frame::FrameError;
 use super::*;
 
@@ -39,11 +40,9 @@ fn messages(rng: &mut Rng) -> Vec<PeerMessage> {
         phase: Phase::Leaving,
         standing: Standing::Suspected,
     };
-    let hello = Hello { version: 1, cluster: node, node, features: 3, address: bytes(rng, 9) };
     let put = |record| PeerMessage::Put { request, reason: PutReason::Repair, record };
     let got = |found| PeerMessage::Got { request, is_ready: true, found };
     let mut all = vec![
-        PeerMessage::Hello(hello),
         PeerMessage::Members { wants_answer: true, entries: vec![member.clone(); 3] },
         PeerMessage::Ping { request, target: None, entries: vec![] },
         PeerMessage::Ping { request, target: Some(node), entries: vec![member.clone()] },
@@ -84,11 +83,22 @@ fn flat(message: &PeerMessage) -> Vec<u8> {
     encode(message).into_iter().flatten().flatten().collect()
 }
 
-fn read_all(reader: &mut MessageReader) -> Result<Vec<PeerMessage>, MessageError> {
+fn open(value_bytes_max: usize) -> MessageReader {
+    let mut reader = MessageReader::new(value_bytes_max);
+    reader.open();
+    reader
+}
+
+fn read_all(
+    reader: &mut MessageReader,
+    mut input: &[u8],
+) -> Result<Vec<PeerMessage>, MessageError> {
     let mut found = Vec::new();
-    while let Some(message) = reader.poll_message()? {
+    while let Some(incoming) = reader.read(&mut input)? {
+        let Incoming::Message(message) = incoming else { panic!("{incoming:?}") };
         found.push(message);
     }
+    assert!(input.is_empty(), "all is taken");
     Ok(found)
 }
 
@@ -98,14 +108,13 @@ fn messages_are_read_as_they_are_written_however_they_are_cut() {
         let mut rng = Rng::with_seed(seed);
         let all = messages(&mut rng);
         let stream: Vec<u8> = all.iter().flat_map(flat).collect();
-        let mut reader = MessageReader::new(VALUE_LEN_MAX);
+        let mut reader = open(VALUE_LEN_MAX);
         let (mut found, mut rest) = (Vec::new(), &stream[..]);
         while !rest.is_empty() {
             let len = if rng.bool() { rng.usize(1..40) } else { rng.usize(1..100_000) };
             let (piece, after) = rest.split_at(len.min(rest.len()));
             rest = after;
-            reader.feed(piece);
-            found.extend(read_all(&mut reader).unwrap());
+            found.extend(read_all(&mut reader, piece).unwrap());
         }
         assert_eq!(found, all);
         assert_eq!(reader.held_bytes(), 0);
@@ -121,13 +130,15 @@ fn a_large_value_lets_others_pass() {
         record: record(&mut rng, Some(3 * CHUNK_BYTES_MAX)),
     };
     let small = PeerMessage::Release { prefix: Prefix::ALL };
-    let mut reader = MessageReader::new(VALUE_LEN_MAX);
+    let mut reader = open(VALUE_LEN_MAX);
     let mut found = Vec::new();
     for piece in encode(&large) {
-        piece.iter().for_each(|bytes| reader.feed(bytes));
-        reader.feed(&flat(&small));
-        found.extend(read_all(&mut reader).unwrap());
+        for bytes in piece {
+            found.extend(read_all(&mut reader, &bytes).unwrap());
+        }
+        found.extend(read_all(&mut reader, &flat(&small)).unwrap());
     }
+    // The last piece of the value comes before the last of the small ones.
     assert_eq!(found, [small.clone(), small.clone(), large, small]);
 }
 
@@ -142,18 +153,20 @@ fn garbage_is_refused_and_bounded() {
             let at = rng.usize(..stream.len());
             stream[at] = rng.u8(..);
         }
-        let mut reader = MessageReader::new(100);
-        reader.feed(&stream);
-        let _ = read_all(&mut reader);
+        let mut reader = open(100);
+        let mut input = &stream[..];
+        while let Ok(Some(_)) = reader.read(&mut input) {}
         assert!(reader.held_bytes() <= stream.len());
     }
 }
 
 #[track_caller]
 fn check_refused(stream: &[u8], error: MessageError) {
-    let mut reader = MessageReader::new(1000);
-    reader.feed(stream);
-    assert_eq!(read_all(&mut reader), Err(error));
+    assert_eq!(read_all(&mut open(1000), stream), Err(error));
+    // Nor does it matter how the bytes are cut.
+    let mut reader = open(1000);
+    let found = stream.iter().find_map(|byte| read_all(&mut reader, &[*byte]).err());
+    assert_eq!(found, Some(error));
 }
 
 #[test]
@@ -179,19 +192,67 @@ fn what_exceeds_a_limit_is_refused_by_name() {
     check_refused(more, MessageError::Piece);
 }
 
+fn hello(node: u8, cluster: u8, features: u64) -> Hello {
+    Hello {
+        cluster: NodeId([cluster; 20]),
+        node: NodeId([node; 20]),
+        boot: 7,
+        features,
+        nonce: [9; 32],
+        address: Bytes::from_static(b"10.0.0.1:7400"),
+    }
+}
+
+#[test]
+fn frames_about_the_link_are_read_as_they_are_written() {
+    let refused = |refusal| ControlFrame::Refused { refusal, version: PROTOCOL_VERSION };
+    let handshake = [
+        ControlFrame::Hello(hello(1, 2, feature::SECRET)),
+        ControlFrame::OtherHello { version: 2 },
+        ControlFrame::Auth { proof: [3; 32] },
+        refused(Refusal::Version),
+        refused(Refusal::Cluster),
+        refused(Refusal::Own),
+        refused(Refusal::Secret),
+        refused(Refusal::Proof),
+        refused(Refusal::Busy),
+    ];
+    let others = [
+        ControlFrame::Beat { number: 5, is_answer: true },
+        ControlFrame::Bye { reason: ByeReason::Stopping },
+        ControlFrame::Bye { reason: ByeReason::Unneeded },
+    ];
+    let mut reader = MessageReader::new(100);
+    for frame in handshake.iter().chain(&others) {
+        if !frame.is_handshake() {
+            reader.open();
+        }
+        let bytes: Vec<u8> = frame.encode().into_iter().flatten().collect();
+        let (mut first, mut second) = bytes.split_at(bytes.len() / 2);
+        assert_eq!(reader.read(&mut first), Ok(None));
+        assert_eq!(reader.read(&mut second), Ok(Some(Incoming::Control(frame.clone()))));
+        assert_eq!(reader.held_bytes(), 0);
+    }
+}
+
+#[test]
+fn before_the_handshake_is_over_there_is_nothing_else() {
+    let ping = PeerMessage::Ping { request: RequestId(1), target: None, entries: vec![] };
+    let mut reader = MessageReader::new(100);
+    assert_eq!(read_all(&mut reader, &flat(&ping)), Err(MessageError::Verb));
+    let mut reader = MessageReader::new(100);
+    let long = b"*2\r\n$10\r\nKADP.HELLO\r\n$257\r\n";
+    assert_eq!(read_all(&mut reader, long), Err(FrameError::Length.into()));
+    // And a handshake is not repeated.
+    let auth = ControlFrame::Auth { proof: [3; 32] }.encode().concat();
+    assert_eq!(read_all(&mut open(100), &auth), Err(MessageError::Verb));
+}
+
 #[test]
 fn a_hello_of_others_is_refused_by_name() {
-    let [own, other] = [1, 2].map(|byte| NodeId([byte; 20]));
-    let hello = |node, cluster, version| Hello {
-        version,
-        cluster,
-        node,
-        features: 0,
-        address: Bytes::new(),
-    };
-    let mine = hello(own, other, 1);
-    assert_eq!(hello(other, other, 1).check(&mine), Ok(()));
-    assert_eq!(hello(other, other, 2).check(&mine), Err(HelloError::Version { found: 2 }));
-    assert_eq!(hello(other, own, 1).check(&mine), Err(HelloError::Cluster { found: own }));
-    assert_eq!(hello(own, other, 1).check(&mine), Err(HelloError::Own));
+    let mine = hello(1, 2, feature::SECRET);
+    assert_eq!(hello(3, 2, feature::SECRET | 4).check(&mine), Ok(()));
+    assert_eq!(hello(3, 3, feature::SECRET).check(&mine), Err(Refusal::Cluster));
+    assert_eq!(hello(1, 2, feature::SECRET).check(&mine), Err(Refusal::Own));
+    assert_eq!(hello(3, 2, 4).check(&mine), Err(Refusal::Secret));
 }

@@ -43,7 +43,6 @@ impl ClusterNode {
     /// Takes a message, of others or of its own.
     pub(super) fn dispatch(&mut self, now: Now, from: NodeId, message: PeerMessage) {
         match message {
-            PeerMessage::Hello(hello) => self.members.add(hello.node, hello.address, &mut self.out),
             PeerMessage::Members { .. } | PeerMessage::Ping { .. } | PeerMessage::Pong { .. } => {
                 self.members.handle_message(now, from, message, &mut self.out);
             }

@@ -55,6 +55,10 @@ pub enum CommandError<'a> {
     ExpireGtWithLt,
     /// A snapshot cannot be called so.
     SnapshotId,
+    /// A node's id is 40 hexadecimal digits.
+    NodeId,
+    /// A time to wait is negative.
+    Timeout,
     /// SETRANGE before the beginning.
     Offset,
     /// The cursor of SCAN is not a number.
@@ -179,6 +183,8 @@ impl CommandError<'_> {
             Self::Salt => "ERR a salt has at most 64 bytes",
             Self::ItemValue => "ERR a value is one bencoded value of at most 1000 bytes",
             Self::Address => "ERR a node is named by its IP address and port",
+            Self::NodeId => "ERR an id is 40 hexadecimal digits",
+            Self::Timeout => "ERR timeout is negative",
             _ => "",
         }
     }

@@ -5,6 +5,7 @@
 //! [`CommandSpec::find`], then [`Command::parse_as`]; [`Command::parse`] does both. Nothing is
 //! copied: keys and values borrow from the arguments.
 
+mod cluster;
 mod connection;
 mod engine;
 mod error;
@@ -15,6 +16,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use cluster::ClusterCommand;
 pub use connection::{Client, ClientFilter, Credentials, Hello, client_id};
 pub use engine::EngineCommand;
 pub use error::{CommandError, KEY_BYTES_MAX, check_key};
@@ -168,6 +170,8 @@ pub enum Command<'a> {
     Engine(EngineCommand<'a>),
     /// KAD.BEP44.* and KAD.MAINLINE.*.
     Mainline(MainlineCommand<'a>),
+    /// WAIT, KAD.LOCATE, KAD.ROUTES, KAD.LOOKUP, KAD.NODES, KAD.LEAVE and KAD.FORGET.
+    Cluster(ClusterCommand<'a>),
 }
 
 impl<'a> Command<'a> {
@@ -301,11 +305,13 @@ impl<'a> Command<'a> {
             CommandId::Shutdown => Self::Shutdown(Shutdown::parse(arguments)?),
             id => {
                 if let Some(command) = EngineCommand::parse(id, arguments) {
-                    return Ok(Self::Engine(command?));
-                }
-                match MainlineCommand::parse(id, arguments) {
-                    Some(command) => Self::Mainline(command?),
-                    None => Self::Client(Client::parse(id, arguments)?),
+                    Self::Engine(command?)
+                } else if let Some(command) = MainlineCommand::parse(id, arguments) {
+                    Self::Mainline(command?)
+                } else if let Some(command) = ClusterCommand::parse(id, arguments) {
+                    Self::Cluster(command?)
+                } else {
+                    Self::Client(Client::parse(id, arguments)?)
                 }
             }
         })

@@ -18,6 +18,7 @@ pub enum CommandId {
     ExpireTime, PExpireTime, BgSave, Save, LastSave, KadSnapshot, KadCompact,
     Bep44Get, Bep44Put, Bep44PutMutable,
     MainlineGetPeers, MainlineAnnounce, MainlineSample, MainlinePing,
+    Wait, KadLocate, KadRoutes, KadLookup, KadNodes, KadLeave, KadForget,
     ClientSetName, ClientGetName, ClientSetInfo, ClientId, ClientList, CommandCount, CommandDocs,
     ConfigGet, SnapshotCreate, SnapshotList, SnapshotDelete,
 }
@@ -247,4 +248,7 @@ id_by_name! {
     b"expireat" => ExpireAt, b"pexpireat" => PExpireAt, b"expiretime" => ExpireTime,
     b"pexpiretime" => PExpireTime, b"bgsave" => BgSave, b"save" => Save, b"lastsave" => LastSave,
     b"kad.snapshot" => KadSnapshot, b"kad.compact" => KadCompact,
+    b"wait" => Wait, b"kad.locate" => KadLocate, b"kad.routes" => KadRoutes,
+    b"kad.lookup" => KadLookup, b"kad.nodes" => KadNodes, b"kad.leave" => KadLeave,
+    b"kad.forget" => KadForget,
 }

@@ -4,8 +4,8 @@ use super::Door;
 use super::execute::{Caller, Outcome};
 use crate::keyspace::Keyspace;
 use crate::resp::command::{
-    COMMANDS, Client, ClientFilter, Command, CommandSpec, Credentials, Hello, Shutdown, Tail,
-    client_id,
+    COMMANDS, Client, ClientFilter, ClusterCommand, Command, CommandSpec, Credentials, Hello,
+    Shutdown, Tail, client_id,
 };
 use crate::resp::glob;
 use crate::resp::reply::Protocol;
@@ -15,6 +15,15 @@ const NO_PASSWORD_SET: &[u8] = b"ERR AUTH <password> called without any password
     the default user. Are you sure your configuration is correct?";
 /// The Redis release whose behaviour this door follows; clients choose their dialect by it.
 pub(super) const REDIS_VERSION: &str = "7.0.15";
+
+/// A node without peers has no copies elsewhere.
+fn without_peers(caller: &mut Caller<'_>, command: ClusterCommand<'_>) -> Outcome {
+    if matches!(command, ClusterCommand::Wait { .. }) {
+        caller.reply(None, |reply| reply.writer().integer(0));
+        return Outcome::Done;
+    }
+    caller.error(b"ERR this node knows no others; it was started without --peer")
+}
 
 impl Door {
     pub(super) fn execute_on_node(
@@ -50,6 +59,7 @@ impl Door {
             Command::CommandDocs { names } => command_docs(caller, names),
             Command::Info { sections } => return self.info(keyspace, caller, sections),
             Command::ConfigGet { patterns } => self.config_get(caller, patterns),
+            Command::Cluster(command) => return without_peers(caller, command),
             Command::Engine(command) => return self.execute_engine(keyspace, caller, command),
             Command::Mainline(_) => {
                 return caller.error(

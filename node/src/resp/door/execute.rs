@@ -440,7 +440,7 @@ impl Door {
 }
 
 /// The lifetime that a SET asks for, or `None` if it cannot be.
-fn lifetime(expiry: SetExpiry, now_ms: u64) -> Option<Lifetime> {
+pub(crate) fn lifetime(expiry: SetExpiry, now_ms: u64) -> Option<Lifetime> {
     let expiry_ms = match expiry {
         SetExpiry::Keep => return Some(Lifetime::Keep),
         SetExpiry::None => Some(0),
@@ -455,7 +455,8 @@ fn add_ms(now_ms: u64, ms: i64) -> Option<u64> {
     u64::try_from(at_ms).ok()
 }
 
-fn expire_applies(condition: ExpireCondition, entry: &Entry, at_ms: u64) -> bool {
+/// Whether EXPIRE may change an expiry.
+pub(crate) fn expire_applies(condition: ExpireCondition, entry: &Entry, at_ms: u64) -> bool {
     let present = entry.expiry_ms != 0;
     match condition {
         ExpireCondition::Always => true,

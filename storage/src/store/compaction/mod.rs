@@ -531,7 +531,7 @@ impl Store {
                     Newer::None => self.decide_expired(original, Decision::Copy(None)),
                     Newer::Same(slot) => match self.touch_at(key, &slot) {
                         Some(found) if found.base != *location => Decision::Drop,
-                        Some(found) if found.is_expired(self.now.clock_ms) => Decision::Drop,
+                        Some(found) if found.is_expired(self.expiry_clock_ms()) => Decision::Drop,
                         Some(found) => Decision::Copy(Some(found)),
                         None => Decision::Drop,
                     },
@@ -558,7 +558,7 @@ impl Store {
     /// An expired record is its own tombstone.
     fn decide_expired(&self, original: &Original<'_>, otherwise: Decision) -> Decision {
         let expiry_ms = original.header.expiry_ms;
-        if expiry_ms != 0 && expiry_ms <= self.now.clock_ms {
+        if expiry_ms != 0 && expiry_ms <= self.expiry_clock_ms() {
             self.decide_hiding(original)
         } else {
             otherwise

@@ -4,6 +4,7 @@
 
 use super::spec::{CommandId, CommandSpec, KeyPositions};
 
+mod cluster;
 mod engine;
 mod mainline;
 mod subcommands;
@@ -16,7 +17,7 @@ const ALL_KEYS: KeyPositions = KeyPositions { first: 1, last: -1, step: 1 };
 const KEYS_AND_VALUES: KeyPositions = KeyPositions { first: 1, last: -1, step: 2 };
 
 /// All commands, in the order of [`CommandId`].
-pub static COMMANDS: [CommandSpec; 62] = [
+pub static COMMANDS: [CommandSpec; 69] = [
     CommandSpec {
         id: CommandId::Get,
         name: "get",
@@ -729,4 +730,11 @@ pub static COMMANDS: [CommandSpec; 62] = [
     mainline::ANNOUNCE,
     mainline::SAMPLE,
     mainline::PING,
+    cluster::WAIT,
+    cluster::KAD_LOCATE,
+    cluster::KAD_ROUTES,
+    cluster::KAD_LOOKUP,
+    cluster::KAD_NODES,
+    cluster::KAD_LEAVE,
+    cluster::KAD_FORGET,
 ];

@@ -10,7 +10,7 @@ use crate::resp::frame::integer;
 
 /// The lifetime that a new value gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::resp::door) enum Lifetime {
+pub(crate) enum Lifetime {
     /// That of the old value.
     Keep,
     /// Up to this time in milliseconds since 1970, 0 = for ever.

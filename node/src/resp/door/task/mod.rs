@@ -26,7 +26,8 @@ use change::Written;
 use listing::{Next, Walk};
 use many::{Many, Waiting};
 
-pub(super) use change::{Change, Lifetime, PutAnswer};
+pub(crate) use change::Lifetime;
+pub(super) use change::{Change, PutAnswer};
 pub(super) use listing::{Listing, cursor_of};
 pub(super) use many::{Job, KEYS_PER_STEP_MAX, Step, Tally};
 
@@ -445,7 +446,7 @@ impl Tasks {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Kind::Walk(walk) = &mut task.kind else { return };
         task.reply.wait(keyspace.observed_shard(shard));
-        walk.take_page(keys, next);
+        walk.take_page(keys, next, keyspace.now().clock_ms);
         if task.reads > 0 {
             return;
         }
@@ -521,7 +522,7 @@ pub(super) fn write_value(reply: &mut Reply, value: Option<Bytes>, range: Option
 }
 
 /// The bytes that GETRANGE's numbers stand for.
-fn part_of(len: usize, (first, last): ByteRange) -> std::ops::Range<usize> {
+pub(crate) fn part_of(len: usize, (first, last): ByteRange) -> std::ops::Range<usize> {
     let len = i64::try_from(len).unwrap_or(i64::MAX);
     if first < 0 && last < 0 && first > last {
         return 0..0;

@@ -1,0 +1,1 @@
+//! Links over a network in memory.

@@ -1,0 +1,502 @@
+//! [`HeldRecords`]: carries out what the cluster core asks of the store, on the node's shards.
+//!
+//! A tombstone is a record without user key and value whose expiry is over already; the store keeps
+//! what has expired for `expired_stay_ms`, so both kinds of evidence stay and go alike. The state
+//! of the core is a record under an id that no user key has.
+//!
+//! Requests of one key take effect in the order asked: while one waits for the disk or for room in
+//! the log, those behind it wait, too. An answer comes once all that it has looked at is durable.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use storage::{
+    Effect, Entry as StoredEntry, Event, GetRecord, KeyRef, Lookup, ReadError, ReadId, ScannedKey,
+    SharedPut, Value, WriteError,
+};
+use wal::Lsn;
+use wal::record::{Key, Namespace};
+
+use super::message::{Content, Entry, Found, Header, Record};
+use super::prefix::Prefix;
+use super::replica::{self, Applied};
+use super::store::{StoreAnswer, StoreRequest, Ticket};
+use crate::keyspace::{Keyspace, ShardIndex, Wait};
+
+/// The id of the record that holds the core's state. It is the hash of no key that anybody knows.
+pub const STATE_KEY: Key = Key(*b"\x7fkadring state core1");
+/// That record's user key.
+const STATE_NAME: &[u8] = b"\0kadring cluster state";
+/// Keys that a walk asks of a shard at a time, at least.
+const PAGE_KEYS_MIN: usize = 16;
+
+/// Whether a key found in the store is a client's key that lives.
+#[must_use]
+pub fn is_live(found: &ScannedKey, now_ms: u64) -> bool {
+    let is_over = found.expiry_ms != 0 && found.expiry_ms <= now_ms;
+    !is_over && found.key != STATE_KEY
+}
+
+/// A walk over all shards.
+#[derive(Debug)]
+struct Walk {
+    prefix: Prefix,
+    from: Key,
+    count: usize,
+    found: Vec<Entry>,
+    /// Shards that have not answered.
+    missing: usize,
+    /// Where a shard's page ended first.
+    limit: Option<Key>,
+}
+
+/// What became of an attempt.
+enum Attempt {
+    /// It has taken effect.
+    Done,
+    /// Try again when the shard has found something out.
+    Resolving(ShardIndex, ReadId),
+    /// Try again when the shard can take more.
+    Stalled(ShardIndex),
+}
+
+/// Requests under way.
+#[derive(Debug, Default)]
+pub struct HeldRecords {
+    /// Those of a key in order; the first one waits for something.
+    queues: BTreeMap<Key, VecDeque<(Ticket, StoreRequest)>>,
+    resolving: BTreeMap<(ShardIndex, ReadId), Key>,
+    stalled: BTreeSet<(ShardIndex, Key)>,
+    /// Values being read, with what else the answer rests on.
+    reading: BTreeMap<(ShardIndex, ReadId), (Ticket, Key, Option<Wait>)>,
+    walks: BTreeMap<Ticket, Walk>,
+    pages: BTreeMap<(ShardIndex, ReadId), Ticket>,
+    /// Answers that wait for a shard's log, and then for other shards'.
+    settling: BTreeMap<(ShardIndex, Lsn, Ticket), (StoreAnswer, Vec<Wait>)>,
+    /// All copies are to go, as soon as nothing else is under way.
+    clearing: Option<Ticket>,
+    /// What was asked after that.
+    behind: VecDeque<(Ticket, StoreRequest)>,
+    /// What was saved last.
+    state: Option<Bytes>,
+    answers: VecDeque<(Ticket, StoreAnswer)>,
+}
+
+impl HeldRecords {
+    /// Does what is asked; [`HeldRecords::poll_answer`] tells when it is done and durable.
+    pub fn ask(&mut self, keyspace: &mut Keyspace, ticket: Ticket, request: StoreRequest) {
+        if self.clearing.is_some() {
+            self.behind.push_back((ticket, request));
+            return;
+        }
+        let key = match &request {
+            StoreRequest::Read { key, .. } | StoreRequest::Discard { key, .. } => *key,
+            StoreRequest::Apply { record } => record.key,
+            StoreRequest::Save { state } => {
+                self.state = Some(state.clone());
+                STATE_KEY
+            }
+            StoreRequest::Walk { prefix, from, count } => {
+                let from = (*from).max(prefix.first_key());
+                let found = Vec::with_capacity((*count).min(64));
+                let walk =
+                    Walk { prefix: *prefix, from, count: *count, found, missing: 0, limit: None };
+                self.walk(keyspace, ticket, walk);
+                return;
+            }
+            StoreRequest::DiscardAll => {
+                self.clearing = Some(ticket);
+                self.clear(keyspace);
+                return;
+            }
+        };
+        self.queues.entry(key).or_default().push_back((ticket, request));
+        if self.queues[&key].len() == 1 {
+            self.drive(keyspace, key);
+        }
+    }
+
+    /// Takes the next answer.
+    pub fn poll_answer(&mut self) -> Option<(Ticket, StoreAnswer)> {
+        self.answers.pop_front()
+    }
+
+    /// Number of requests that are not answered.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        let queued: usize = self.queues.values().map(VecDeque::len).sum();
+        let clearing = usize::from(self.clearing.is_some()) + self.behind.len();
+        queued + self.reading.len() + self.walks.len() + self.settling.len() + clearing
+    }
+
+    /// Takes an event of a shard.
+    pub fn handle_event(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, event: &Event) {
+        match event {
+            Event::Durable(lsn) => self.settle(keyspace, shard, *lsn),
+            Event::Failed(_) => {
+                let durable = keyspace.store(shard).acknowledged_lsn();
+                self.settle(keyspace, shard, durable);
+                let lost = (shard, durable.next(), Ticket(0))..=(shard, Lsn(u64::MAX), LAST);
+                for ((_, _, ticket), _) in self.settling.extract_if(lost, |_, _| true) {
+                    self.answers.push_back((ticket, StoreAnswer::Failed));
+                }
+                self.retry(keyspace, shard);
+            }
+            Event::Writable => self.retry(keyspace, shard),
+            Event::Resolved { id } => {
+                if let Some(key) = self.resolving.remove(&(shard, *id)) {
+                    self.drive(keyspace, key);
+                }
+            }
+            Event::Read { id, result } => {
+                if let Some((ticket, key, wait)) = self.reading.remove(&(shard, *id)) {
+                    let found = found_of(key, result, keyspace.now().clock_ms);
+                    self.answer(keyspace, ticket, StoreAnswer::Read(found), wait);
+                }
+            }
+            Event::Scanned { id, keys, next } => {
+                if let Some(ticket) = self.pages.remove(&(shard, *id)) {
+                    self.take_page(keyspace, ticket, keys, *next);
+                }
+            }
+            _ => {}
+        }
+        self.clear(keyspace);
+    }
+
+    /// Tries the first request of a key, and those behind it once it has taken effect.
+    fn drive(&mut self, keyspace: &mut Keyspace, key: Key) {
+        while let Some((ticket, request)) = self.queues.get_mut(&key).and_then(VecDeque::pop_front)
+        {
+            match self.attempt(keyspace, ticket, &request) {
+                Attempt::Done => continue,
+                Attempt::Resolving(shard, read) => {
+                    self.resolving.insert((shard, read), key);
+                }
+                Attempt::Stalled(shard) => {
+                    self.stalled.insert((shard, key));
+                }
+            }
+            if let Some(queue) = self.queues.get_mut(&key) {
+                queue.push_front((ticket, request));
+            }
+            return;
+        }
+        self.queues.remove(&key);
+    }
+
+    fn retry(&mut self, keyspace: &mut Keyspace, shard: ShardIndex) {
+        let all = (shard, Key([0; 20]))..=(shard, Key([u8::MAX; 20]));
+        let keys: Vec<Key> = self.stalled.range(all).map(|(_, key)| *key).collect();
+        for key in keys {
+            self.stalled.remove(&(shard, key));
+            self.drive(keyspace, key);
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        keyspace: &mut Keyspace,
+        ticket: Ticket,
+        request: &StoreRequest,
+    ) -> Attempt {
+        match request {
+            StoreRequest::Read { key, wants_value: true } => {
+                return self.read_value(keyspace, ticket, *key);
+            }
+            StoreRequest::Read { key, wants_value: false } => {
+                let shard = keyspace.shard_of(*key);
+                let found = match keyspace.store_mut(shard).lookup_id(key) {
+                    Ok(Lookup::Pending(read)) => return Attempt::Resolving(shard, read),
+                    Ok(Lookup::Missing) => Found::Nothing,
+                    Ok(Lookup::Found(entry)) => {
+                        Found::Header(header_of(&entry).at(keyspace.now().clock_ms))
+                    }
+                    Err(_) => Found::Failed,
+                };
+                let wait = observed(keyspace, key);
+                self.answer(keyspace, ticket, StoreAnswer::Read(found), wait);
+            }
+            StoreRequest::Apply { record } => return self.apply(keyspace, ticket, record),
+            StoreRequest::Discard { key, version } => {
+                let shard = keyspace.shard_of(*key);
+                let stored = match keyspace.store_mut(shard).lookup_id(key) {
+                    Ok(Lookup::Pending(read)) => return Attempt::Resolving(shard, read),
+                    Ok(Lookup::Found(entry)) => Some(entry.version),
+                    Ok(Lookup::Missing) | Err(_) => None,
+                };
+                if stored != Some(*version) {
+                    let wait = observed(keyspace, key);
+                    self.answer(keyspace, ticket, StoreAnswer::Done, wait);
+                    return Attempt::Done;
+                }
+                let effect = keyspace.store_mut(shard).remove_id(key, *version);
+                return self.written(keyspace, ticket, shard, (effect, StoreAnswer::Done));
+            }
+            StoreRequest::Save { state } => {
+                let (key, version) = (STATE_KEY, keyspace.next_version());
+                let shard = keyspace.shard_of(key);
+                let key = KeyRef::given(key, STATE_NAME);
+                let put = SharedPut { key, version, expiry_ms: 0, value: state };
+                let effect = keyspace.store_mut(shard).put_shared(&put);
+                return self.written(keyspace, ticket, shard, (effect, StoreAnswer::Done));
+            }
+            StoreRequest::Walk { .. } | StoreRequest::DiscardAll => {
+                unreachable!("it is not of one key")
+            }
+        }
+        Attempt::Done
+    }
+
+    fn read_value(&mut self, keyspace: &mut Keyspace, ticket: Ticket, key: Key) -> Attempt {
+        let (shard, wait) = (keyspace.shard_of(key), observed(keyspace, &key));
+        let result = match keyspace.store_mut(shard).get_id(&key) {
+            Ok(GetRecord::Pending(read)) => {
+                self.reading.insert((shard, read), (ticket, key, wait));
+                return Attempt::Done;
+            }
+            Ok(GetRecord::Missing) => Ok(None),
+            Ok(GetRecord::Found(user_key, value)) => Ok(Some((user_key, value))),
+            Err(error) => Err(error),
+        };
+        let found = found_of(key, &result, keyspace.now().clock_ms);
+        self.answer(keyspace, ticket, StoreAnswer::Read(found), wait);
+        Attempt::Done
+    }
+
+    /// Compares, and stores the record if it is newer.
+    fn apply(&mut self, keyspace: &mut Keyspace, ticket: Ticket, record: &Record) -> Attempt {
+        let now_ms = keyspace.now().clock_ms;
+        let record = record.clone().at(now_ms);
+        let (key, shard) = (record.key, keyspace.shard_of(record.key));
+        let stored = match keyspace.store_mut(shard).lookup_id(&key) {
+            Ok(Lookup::Pending(read)) => return Attempt::Resolving(shard, read),
+            Ok(Lookup::Found(entry)) => Some(entry),
+            // What was there is lost: any record is a repair.
+            Ok(Lookup::Missing) | Err(ReadError::Damaged | ReadError::Suspect) => None,
+            Err(ReadError::Disk(_)) => {
+                self.answers.push_back((ticket, StoreAnswer::Failed));
+                return Attempt::Done;
+            }
+        };
+        let old = stored.map(|entry| entry.version).filter(|version| *version >= record.version);
+        if let Some(version) = old {
+            let is_same = version == record.version;
+            let applied = if is_same { Applied::Same } else { Applied::NotNewer(version) };
+            let wait = observed(keyspace, &key);
+            self.answer(keyspace, ticket, StoreAnswer::Applied(applied), wait);
+            return Attempt::Done;
+        }
+        let version = record.version;
+        let effect = match &record.content {
+            Content::Tombstone => {
+                let expiry_ms = replica::time_ms(&version).clamp(1, now_ms.max(1));
+                let key = KeyRef::given(key, b"");
+                let put = SharedPut { key, version, expiry_ms, value: &Bytes::new() };
+                keyspace.store_mut(shard).put_shared(&put)
+            }
+            Content::Value(_) if Key::of(&record.user_key) != key => Err(WriteError::KeyConflict),
+            Content::Value(value) => {
+                let key = KeyRef::hashed(key, &record.user_key);
+                let put = SharedPut { key, version, expiry_ms: record.expiry_ms, value };
+                keyspace.store_mut(shard).put_shared(&put)
+            }
+        };
+        if effect == Err(WriteError::KeyConflict) {
+            let answer = StoreAnswer::Applied(Applied::KeyConflict);
+            let wait = observed(keyspace, &key);
+            self.answer(keyspace, ticket, answer, wait);
+            return Attempt::Done;
+        }
+        let answer = StoreAnswer::Applied(Applied::Newer);
+        self.written(keyspace, ticket, shard, (effect, answer))
+    }
+
+    /// Goes by what the shard has made of a write.
+    fn written(
+        &mut self,
+        keyspace: &Keyspace,
+        ticket: Ticket,
+        shard: ShardIndex,
+        (effect, answer): (Result<Effect, WriteError>, StoreAnswer),
+    ) -> Attempt {
+        match effect {
+            Ok(Effect::Pending(read)) => return Attempt::Resolving(shard, read),
+            Err(WriteError::Busy) => return Attempt::Stalled(shard),
+            Ok(Effect::Done(lsn)) => {
+                let wait = lsn.map(|lsn| Wait { shard, lsn });
+                self.answer(keyspace, ticket, answer, wait);
+            }
+            Err(_) => self.answers.push_back((ticket, StoreAnswer::Failed)),
+        }
+        Attempt::Done
+    }
+
+    /// Answers when what the answer rests on is durable.
+    fn answer(
+        &mut self,
+        keyspace: &Keyspace,
+        ticket: Ticket,
+        answer: StoreAnswer,
+        waits: impl IntoIterator<Item = Wait>,
+    ) {
+        let mut waits: Vec<Wait> = waits.into_iter().collect();
+        waits.retain(|wait| keyspace.store(wait.shard).acknowledged_lsn() < wait.lsn);
+        let Some(Wait { shard, lsn }) = waits.pop() else {
+            self.answers.push_back((ticket, answer));
+            return;
+        };
+        if keyspace.store(shard).failure().is_some() {
+            self.answers.push_back((ticket, StoreAnswer::Failed));
+        } else {
+            self.settling.insert((shard, lsn, ticket), (answer, waits));
+        }
+    }
+
+    fn settle(&mut self, keyspace: &Keyspace, shard: ShardIndex, durable: Lsn) {
+        let settled = (shard, Lsn(0), Ticket(0))..=(shard, durable, LAST);
+        let settled: Vec<_> = self.settling.extract_if(settled, |_, _| true).collect();
+        for ((_, _, ticket), (answer, waits)) in settled {
+            self.answer(keyspace, ticket, answer, waits);
+        }
+    }
+
+    fn walk(&mut self, keyspace: &mut Keyspace, ticket: Ticket, mut walk: Walk) {
+        if !walk.prefix.contains(&walk.from) {
+            self.end_walk(keyspace, ticket, walk.found, None);
+            return;
+        }
+        let shards = keyspace.shards();
+        let wanted = walk.count.saturating_sub(walk.found.len());
+        let page = (wanted / shards.len()).max(PAGE_KEYS_MIN);
+        (walk.missing, walk.limit) = (shards.len(), None);
+        for shard in shards {
+            let read = keyspace.store_mut(shard).scan(walk.from, page);
+            self.pages.insert((shard, read), ticket);
+        }
+        self.walks.insert(ticket, walk);
+    }
+
+    fn take_page(
+        &mut self,
+        keyspace: &mut Keyspace,
+        ticket: Ticket,
+        keys: &[ScannedKey],
+        next: Option<Key>,
+    ) {
+        let now_ms = keyspace.now().clock_ms;
+        let Some(walk) = self.walks.get_mut(&ticket) else { return };
+        walk.missing -= 1;
+        walk.limit = match (walk.limit, next) {
+            (Some(limit), Some(next)) => Some(limit.min(next)),
+            (limit, next) => limit.or(next),
+        };
+        let wanted =
+            keys.iter().filter(|found| walk.prefix.contains(&found.key) && found.key != STATE_KEY);
+        walk.found.extend(wanted.map(|found| {
+            let ScannedKey { key, version, expiry_ms, .. } = *found;
+            let is_tombstone = expiry_ms != 0 && expiry_ms <= now_ms;
+            Entry { namespace: Namespace::PLAIN, key, version, is_tombstone }
+        }));
+        if walk.missing > 0 {
+            return;
+        }
+        let Some(mut walk) = self.walks.remove(&ticket) else { return };
+        // Behind the first page's end, others may have more than they have told.
+        if let Some(limit) = walk.limit {
+            walk.found.retain(|entry| entry.key < limit);
+        }
+        walk.found.sort_by_key(|entry| entry.key);
+        if walk.found.len() > walk.count {
+            let next = walk.found[walk.count].key;
+            walk.found.truncate(walk.count);
+            return self.end_walk(keyspace, ticket, walk.found, Some(next));
+        }
+        match walk.limit.filter(|limit| walk.prefix.contains(limit)) {
+            None => self.end_walk(keyspace, ticket, walk.found, None),
+            Some(limit) => {
+                walk.from = limit;
+                self.walk(keyspace, ticket, walk);
+            }
+        }
+    }
+
+    fn end_walk(
+        &mut self,
+        keyspace: &Keyspace,
+        ticket: Ticket,
+        found: Vec<Entry>,
+        next: Option<Key>,
+    ) {
+        let waits: Vec<Wait> = keyspace.observed_all().collect();
+        self.answer(keyspace, ticket, StoreAnswer::Walked(found, next), waits);
+    }
+
+    /// Gives all copies up once nothing else is under way, and goes on with what was asked since.
+    fn clear(&mut self, keyspace: &mut Keyspace) {
+        if !self.queues.is_empty() {
+            return;
+        }
+        let Some(ticket) = self.clearing else { return };
+        let mut waits = Vec::new();
+        for shard in keyspace.shards() {
+            let version = keyspace.next_version();
+            match keyspace.store_mut(shard).clear(version) {
+                Ok(lsn) => waits.push(Wait { shard, lsn }),
+                // A shard that is cleared twice is as empty.
+                Err(WriteError::Busy) => return,
+                Err(_) => {
+                    self.clearing = None;
+                    self.answers.push_back((ticket, StoreAnswer::Failed));
+                    return self.go_on_behind(keyspace);
+                }
+            }
+        }
+        self.clearing = None;
+        self.answer(keyspace, ticket, StoreAnswer::Done, waits);
+        // What was saved is gone with them.
+        if let Some(state) = self.state.clone() {
+            self.ask(keyspace, UNASKED, StoreRequest::Save { state });
+        }
+        self.go_on_behind(keyspace);
+    }
+
+    fn go_on_behind(&mut self, keyspace: &mut Keyspace) {
+        for (ticket, request) in std::mem::take(&mut self.behind) {
+            self.ask(keyspace, ticket, request);
+        }
+    }
+}
+
+/// Higher than any ticket.
+const LAST: Ticket = Ticket(u64::MAX);
+/// Nobody waits for its answer.
+const UNASKED: Ticket = Ticket(u64::MAX - 1);
+
+fn observed(keyspace: &Keyspace, key: &Key) -> Option<Wait> {
+    let shard = keyspace.shard_of(*key);
+    let lsn = keyspace.store(shard).observed(&KeyRef::given(*key, b""));
+    Some(Wait { shard, lsn })
+}
+
+fn header_of(entry: &StoredEntry) -> Header {
+    Header { version: entry.version, expiry_ms: entry.expiry_ms, is_tombstone: false }
+}
+
+fn found_of(key: Key, result: &Result<Option<(Bytes, Value)>, ReadError>, now_ms: u64) -> Found {
+    match result {
+        Err(_) => Found::Failed,
+        Ok(None) => Found::Nothing,
+        Ok(Some((user_key, value))) => {
+            let record = Record {
+                namespace: Namespace::PLAIN,
+                key,
+                user_key: user_key.clone(),
+                version: value.version,
+                expiry_ms: value.expiry_ms,
+                content: Content::Value(value.value.clone()),
+            };
+            Found::Record(record.at(now_ms))
+        }
+    }
+}

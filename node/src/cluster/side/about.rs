@@ -1,0 +1,202 @@
+//! What the peer side tells of itself: KAD.LOCATE, KAD.NODES, KAD.ROUTES, KAD.LOOKUP, and figures.
+
+use storage::Now;
+use wal::record::Key;
+
+use super::{Answer, ClusterCommand, ClusterNode, ClusterSide, Figure};
+use crate::cluster::membership::Health;
+use crate::cluster::message::{MemberEntry, Phase, Standing};
+use crate::cluster::placement::replica_set;
+use crate::io::ConnectionId;
+use crate::kademlia::NodeId;
+use crate::resp::door::PeerToken;
+use crate::resp::reply::ReplyWriter;
+
+impl ClusterSide {
+    /// Answers a command about other nodes, now or later.
+    pub(super) fn about(
+        &mut self,
+        now: Now,
+        (token, connection): (PeerToken, ConnectionId),
+        command: ClusterCommand<'_>,
+    ) {
+        let Some(core) = &mut self.core else { return };
+        let answer = match command {
+            ClusterCommand::Wait { replicas, timeout_ms } => {
+                let until_ns =
+                    now.monotonic_ns.saturating_add(timeout_ms.saturating_mul(1_000_000));
+                let deadline_ns = (timeout_ms > 0).then_some(until_ns);
+                self.commands.begin_wait((token, connection), replicas, deadline_ns);
+                return;
+            }
+            ClusterCommand::Lookup { id } => {
+                match self.datagrams.look_up(self.now, token, NodeId(id)) {
+                    Ok(()) => return,
+                    Err(busy) => Answer::Error(format!("ERR {busy}").into_bytes()),
+                }
+            }
+            ClusterCommand::Leave => {
+                self.leaving.push(token);
+                core.leave(now);
+                return;
+            }
+            ClusterCommand::Forget { node } => {
+                let node = NodeId(node);
+                if core.members().entry(&node).is_none() || node == core.id() {
+                    Answer::Error(b"ERR no other member has this id".to_vec())
+                } else {
+                    core.forget(now, node);
+                    self.links.forget(self.now, &node);
+                    Answer::Ok
+                }
+            }
+            ClusterCommand::Locate { key } => {
+                let placed = core.members().placed();
+                let set = replica_set(&Key::of(key), &placed, self.options.settings.replicas);
+                let entries = set.iter().filter_map(|node| core.members().entry(node));
+                Answer::Table(entries.map(|entry| located(core, entry)).collect())
+            }
+            ClusterCommand::Nodes => {
+                let entries = core.members().entries();
+                Answer::Table(entries.map(|entry| described(core, entry)).collect())
+            }
+            ClusterCommand::Routes => Answer::Table(self.datagrams.routes(self.now)),
+        };
+        self.commands.answer(token, answer);
+    }
+
+    pub(super) fn all_figures(&self) -> Vec<Figure> {
+        let mut figures = self.datagrams.figures();
+        let links = self.links.counters();
+        let up = self.links.links().count() as u64;
+        figures.extend([
+            Figure::gauge("kadring_links", "Links to other nodes that are up.", up),
+            Figure::counter("kadring_links_broken_total", "Links that broke.", links.broken),
+            Figure::counter(
+                "kadring_links_refused_total",
+                "Links refused for a wrong secret, cluster, version or form.",
+                links.refused_proof
+                    + links.refused_secret
+                    + links.refused_cluster
+                    + links.refused_version
+                    + links.refused_garbage,
+            ),
+            Figure::counter(
+                "kadring_link_messages_sent_total",
+                "Messages sent over links.",
+                links.messages_sent,
+            ),
+            Figure::counter(
+                "kadring_link_messages_received_total",
+                "Messages received over links.",
+                links.messages_received,
+            ),
+            Figure::counter(
+                "kadring_link_bytes_sent_total",
+                "Bytes sent over links.",
+                links.bytes_sent,
+            ),
+            Figure::counter(
+                "kadring_link_bytes_received_total",
+                "Bytes received over links.",
+                links.bytes_received,
+            ),
+        ]);
+        for link in self.links.links() {
+            let name = "kadring_link_rtt_microseconds";
+            let help = "Latest round-trip time of a link.";
+            let rtt_us = link.rtt_ns.unwrap_or(0) / 1_000;
+            figures.push(Figure::gauge(name, help, rtt_us).with("node", link.node.to_string()));
+        }
+        let Some(core) = &self.core else { return figures };
+        let counters = core.counters();
+        let members = core.members();
+        let up = members.known().filter(|entry| members.is_up(&entry.node)).count() as u64;
+        figures.extend([
+            Figure::gauge(
+                "kadring_members",
+                "Members of the cluster.",
+                members.known().count() as u64,
+            ),
+            Figure::gauge("kadring_members_up", "Members that are up.", up),
+            Figure::gauge(
+                "kadring_ranges_pending",
+                "Ranges of keys that the node is to hold and does not hold completely yet.",
+                core.pending().len() as u64,
+            ),
+            Figure::gauge(
+                "kadring_peer_commands",
+                "Clients' commands that the cluster is working on.",
+                self.commands.len() as u64,
+            ),
+            Figure::gauge(
+                "kadring_store_requests",
+                "Requests of the cluster that the store is working on.",
+                self.records.under_way() as u64,
+            ),
+            Figure::counter(
+                "kadring_repair_records_total",
+                "Records sent by repair and hand-off, or forwarded.",
+                counters.records_sent,
+            ),
+            Figure::counter(
+                "kadring_copies_discarded_total",
+                "Copies given up after all holders had confirmed theirs.",
+                counters.copies_discarded,
+            ),
+            Figure::counter(
+                "kadring_ranges_filled_total",
+                "Ranges that have become complete.",
+                counters.ranges_filled,
+            ),
+            Figure::counter(
+                "kadring_versions_refused_total",
+                "Records whose version was too far ahead of the clock.",
+                counters.too_far_ahead,
+            ),
+        ]);
+        figures
+    }
+}
+
+fn health(core: &ClusterNode, node: &NodeId) -> &'static str {
+    match core.members().health(node) {
+        _ if *node == core.id() => "self",
+        Some(Health::Up) => "up",
+        Some(Health::Suspected { .. }) => "suspected",
+        Some(Health::Down { .. }) | None => "down",
+    }
+}
+
+fn located(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
+    let address = String::from_utf8_lossy(&entry.address).into_owned();
+    vec![entry.node.to_string(), address, health(core, &entry.node).to_owned()]
+}
+
+fn described(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
+    let phase = match entry.phase {
+        Phase::Joining => "joining",
+        Phase::Full => "full",
+        Phase::Leaving => "leaving",
+    };
+    let standing = match entry.standing {
+        Standing::Alive => "alive",
+        Standing::Suspected => "suspected",
+        Standing::Removed => "removed",
+    };
+    let mut row = located(core, entry);
+    row.splice(2..2, [phase.to_owned(), standing.to_owned()]);
+    row
+}
+
+/// Writes words as an array.
+pub(super) fn write_row(reply: &mut ReplyWriter<'_>, row: &[String]) {
+    reply.array_header(row.len());
+    row.iter().for_each(|word| reply.bulk(word.as_bytes()));
+}
+
+/// Writes rows of words.
+pub(super) fn write_table(reply: &mut ReplyWriter<'_>, rows: &[Vec<String>]) {
+    reply.array_header(rows.len());
+    rows.iter().for_each(|row| write_row(reply, row));
+}
