@@ -11,6 +11,7 @@ use kadring::mainline::item::SigningKey;
 use kadring::mainline::text;
 use kadring_tests::conformance::case::{Condition, Step};
 use kadring_tests::conformance::{all, run};
+use kadring_tests::node_process::EXIT_DEADLINE;
 use kadring_tests::resp_client::Reply;
 use mainline::errors::{ConcurrencyError, PutMutableError};
 use mainline::{Dht, Id, MutableItem, Testnet};
@@ -319,5 +320,9 @@ fn keys_of_redis_clients_are_refused_and_the_rest_is_not() {
     let plain = TestNode::start(kadring_tests::node_process::Driver::Uring);
     let refused = ask(&mut plain.client(), &["KAD.BEP44.PUT", "1:a"]);
     assert!(refused.is_error("ERR this node is not one of BitTorrent's DHT"), "{refused:?}");
-    ask(&mut client, &["SHUTDOWN"]);
+    // It says nothing, and is gone.
+    assert!(client.call(&[b"SHUTDOWN"]).is_err());
+    let mut node = node;
+    let status = node.node.wait_exit(EXIT_DEADLINE).unwrap();
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
 }
