@@ -371,7 +371,8 @@ fn serve<I: Io>(
     }
     on_event(RunEvent::Ready { client, peer, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
-    tracing::info!(%client, ?peer, driver, shards, threads, "ready");
+    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
+    tracing::info!(%client, %peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
     if let Some(part) = part {
         event_loop.set_peer(part.side);

@@ -3,7 +3,7 @@
 use storage::Now;
 use wal::record::Key;
 
-use super::{Answer, ClusterCommand, ClusterNode, ClusterSide, Figure};
+use super::{Answer, ClusterCommand, ClusterNode, ClusterSide, Figure, PeerLinks};
 use crate::cluster::membership::Health;
 use crate::cluster::message::{MemberEntry, Phase, Standing};
 use crate::cluster::placement::replica_set;
@@ -67,63 +67,8 @@ impl ClusterSide {
 
     pub(super) fn all_figures(&self) -> Vec<Figure> {
         let mut figures = self.datagrams.figures();
-        let links = self.links.counters();
-        let up = self.links.links().count() as u64;
+        figures.extend(link_figures(&self.links));
         figures.extend([
-            Figure::gauge("kadring_links", "Links to other nodes that are up.", up),
-            Figure::counter("kadring_links_broken_total", "Links that broke.", links.broken),
-            Figure::counter(
-                "kadring_links_refused_total",
-                "Links refused for a wrong secret, cluster, version or form.",
-                links.refused_proof
-                    + links.refused_secret
-                    + links.refused_cluster
-                    + links.refused_version
-                    + links.refused_garbage,
-            ),
-            Figure::counter(
-                "kadring_link_messages_sent_total",
-                "Messages sent over links.",
-                links.messages_sent,
-            ),
-            Figure::counter(
-                "kadring_link_messages_received_total",
-                "Messages received over links.",
-                links.messages_received,
-            ),
-            Figure::counter(
-                "kadring_link_bytes_sent_total",
-                "Bytes sent over links.",
-                links.bytes_sent,
-            ),
-            Figure::counter(
-                "kadring_link_bytes_received_total",
-                "Bytes received over links.",
-                links.bytes_received,
-            ),
-        ]);
-        for link in self.links.links() {
-            let name = "kadring_link_rtt_microseconds";
-            let help = "Latest round-trip time of a link.";
-            let rtt_us = link.rtt_ns.unwrap_or(0) / 1_000;
-            figures.push(Figure::gauge(name, help, rtt_us).with("node", link.node.to_string()));
-        }
-        let Some(core) = &self.core else { return figures };
-        let counters = core.counters();
-        let members = core.members();
-        let up = members.known().filter(|entry| members.is_up(&entry.node)).count() as u64;
-        figures.extend([
-            Figure::gauge(
-                "kadring_members",
-                "Members of the cluster.",
-                members.known().count() as u64,
-            ),
-            Figure::gauge("kadring_members_up", "Members that are up.", up),
-            Figure::gauge(
-                "kadring_ranges_pending",
-                "Ranges of keys that the node is to hold and does not hold completely yet.",
-                core.pending().len() as u64,
-            ),
             Figure::gauge(
                 "kadring_peer_commands",
                 "Clients' commands that the cluster is working on.",
@@ -134,29 +79,83 @@ impl ClusterSide {
                 "Requests of the cluster that the store is working on.",
                 self.records.under_way() as u64,
             ),
-            Figure::counter(
-                "kadring_repair_records_total",
-                "Records sent by repair and hand-off, or forwarded.",
-                counters.records_sent,
-            ),
-            Figure::counter(
-                "kadring_copies_discarded_total",
-                "Copies given up after all holders had confirmed theirs.",
-                counters.copies_discarded,
-            ),
-            Figure::counter(
-                "kadring_ranges_filled_total",
-                "Ranges that have become complete.",
-                counters.ranges_filled,
-            ),
-            Figure::counter(
-                "kadring_versions_refused_total",
-                "Records whose version was too far ahead of the clock.",
-                counters.too_far_ahead,
-            ),
         ]);
+        figures.extend(self.core.iter().flat_map(core_figures));
         figures
     }
+}
+
+fn link_figures(links: &PeerLinks) -> Vec<Figure> {
+    let counters = links.counters();
+    let refused = counters.refused_proof
+        + counters.refused_secret
+        + counters.refused_cluster
+        + counters.refused_version
+        + counters.refused_garbage;
+    let up = links.links().count() as u64;
+    let mut figures = vec![Figure::gauge("kadring_links", "Links to other nodes that are up.", up)];
+    let counted = [
+        ("kadring_links_broken_total", "Links that broke.", counters.broken),
+        (
+            "kadring_links_refused_total",
+            "Links refused for a wrong secret, cluster, version or form.",
+            refused,
+        ),
+        ("kadring_link_messages_sent_total", "Messages sent over links.", counters.messages_sent),
+        (
+            "kadring_link_messages_received_total",
+            "Messages received over links.",
+            counters.messages_received,
+        ),
+        ("kadring_link_bytes_sent_total", "Bytes sent over links.", counters.bytes_sent),
+        (
+            "kadring_link_bytes_received_total",
+            "Bytes received over links.",
+            counters.bytes_received,
+        ),
+    ];
+    figures.extend(counted.map(|(name, help, value)| Figure::counter(name, help, value)));
+    figures.extend(links.links().map(|link| {
+        let (name, help) = ("kadring_link_rtt_microseconds", "Latest round-trip time of a link.");
+        let rtt_us = link.rtt_ns.unwrap_or(0) / 1_000;
+        Figure::gauge(name, help, rtt_us).with("node", link.node.to_string())
+    }));
+    figures
+}
+
+fn core_figures(core: &ClusterNode) -> Vec<Figure> {
+    let (counters, members) = (core.counters(), core.members());
+    let known = members.known().count() as u64;
+    let up = members.known().filter(|entry| members.is_up(&entry.node)).count() as u64;
+    vec![
+        Figure::gauge("kadring_members", "Members of the cluster.", known),
+        Figure::gauge("kadring_members_up", "Members that are up.", up),
+        Figure::gauge(
+            "kadring_ranges_pending",
+            "Ranges of keys that the node is to hold and does not hold completely yet.",
+            core.pending().len() as u64,
+        ),
+        Figure::counter(
+            "kadring_repair_records_total",
+            "Records sent by repair and hand-off, or forwarded.",
+            counters.records_sent,
+        ),
+        Figure::counter(
+            "kadring_copies_discarded_total",
+            "Copies given up after all holders had confirmed theirs.",
+            counters.copies_discarded,
+        ),
+        Figure::counter(
+            "kadring_ranges_filled_total",
+            "Ranges that have become complete.",
+            counters.ranges_filled,
+        ),
+        Figure::counter(
+            "kadring_versions_refused_total",
+            "Records whose version was too far ahead of the clock.",
+            counters.too_far_ahead,
+        ),
+    ]
 }
 
 fn health(core: &ClusterNode, node: &NodeId) -> &'static str {

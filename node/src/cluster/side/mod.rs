@@ -23,7 +23,6 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use storage::{Event, Now};
-use wal::record::Version;
 
 use self::answer::{Answer, LOADING};
 use self::commands::Commands;
@@ -188,7 +187,7 @@ impl ClusterSide {
             }
         };
         let versions = keyspace.stores().map(|(_, store)| store.version_max());
-        let version_max = versions.max().unwrap_or(Version::default());
+        let version_max = versions.max().unwrap_or_default();
         let seed = u64::from_be_bytes(*self.options.seed.first_chunk().expect("32 bytes"));
         self.find_others(state.as_ref());
         let core = ClusterNode::new(

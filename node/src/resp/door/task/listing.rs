@@ -9,7 +9,6 @@ use storage::ScannedKey;
 use wal::record::Key;
 
 use super::super::reply_queue::Reply;
-use crate::cluster::records;
 use crate::keyspace::Keyspace;
 use crate::resp::glob;
 
@@ -94,9 +93,7 @@ impl Walk {
     }
 
     /// Takes a shard's part of the round.
-    pub(super) fn take_page(&mut self, mut keys: Vec<ScannedKey>, next: Option<Key>, now_ms: u64) {
-        // A store may keep what has expired, and records of the node's own.
-        keys.retain(|found| records::is_live(found, now_ms));
+    pub(super) fn take_page(&mut self, keys: Vec<ScannedKey>, next: Option<Key>) {
         self.pages.push(Page { keys, next });
     }
 

@@ -13,6 +13,7 @@ use wal::record::Key;
 
 use super::execute::{read_error, write_error};
 use super::reply_queue::Reply;
+use crate::cluster::records;
 use crate::io::ConnectionId;
 use crate::keyspace::{Address, Keyspace, ShardIndex, Wait};
 use crate::resp::command::Tail;
@@ -441,12 +442,14 @@ impl Tasks {
         keyspace: &mut Keyspace,
         id: TaskId,
         shard: ShardIndex,
-        (keys, next): (Vec<ScannedKey>, Option<Key>),
+        (mut keys, next): (Vec<ScannedKey>, Option<Key>),
     ) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Kind::Walk(walk) = &mut task.kind else { return };
         task.reply.wait(keyspace.observed_shard(shard));
-        walk.take_page(keys, next, keyspace.now().clock_ms);
+        // A store may keep what has expired, and records of the node's own.
+        keys.retain(|found| records::is_live(found, keyspace.now().clock_ms));
+        walk.take_page(keys, next);
         if task.reads > 0 {
             return;
         }
