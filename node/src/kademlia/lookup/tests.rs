@@ -248,3 +248,71 @@ fn a_slow_node_among_the_closest_is_waited_for_until_it_fails() {
     lookup.on_failure(&contact(1));
     assert!(lookup.is_done());
 }
+
+/// Nodes of few networks close to the target, honest ones farther away: who counts.
+#[test]
+fn one_network_counts_once_and_its_next_node_when_the_first_fails() {
+    let limits = LookupLimits { per_subnet: Some(1), ..LookupLimits::new(3) };
+    let node = |last: u8, ip: [u8; 4]| Contact {
+        id: NodeId([&[0; 19][..], &[last]].concat().try_into().unwrap()),
+        address: SocketAddr::from((Ipv4Addr::from(ip), 1)),
+    };
+    let crowd: Vec<Contact> = (1..=9).map(|last| node(last, [9, 9, 9, last])).collect();
+    let others = [node(20, [1, 1, 1, 1]), node(21, [2, 2, 2, 2]), node(22, [3, 3, 3, 3])];
+    let known = [&crowd[..], &others[..]].concat();
+    let mut lookup = Lookup::new(NodeId([255; 20]), NodeId([0; 20]), limits, &known);
+    let asked: Vec<Contact> = std::iter::from_fn(|| lookup.next_query()).collect();
+    assert_eq!(asked, [crowd[0], others[0], others[1]]);
+    lookup.on_failure(&crowd[0]);
+    assert_eq!(lookup.next_query(), Some(crowd[1]), "one kept in its stead");
+    for contact in [crowd[1], others[0], others[1]] {
+        lookup.on_response(&contact, &[]);
+    }
+    assert!(lookup.is_done());
+    assert_eq!(lookup.closest().collect::<Vec<_>>(), [crowd[1], others[0], others[1]]);
+}
+
+#[test]
+fn nodes_that_are_not_preferred_are_asked_only_where_others_are_missing() {
+    let is_preferred: fn(&Contact) -> bool = |contact| contact.address.port() == 1;
+    let rules = ContactRules { is_preferred, ..ContactRules::NONE };
+    let node = |last: u8, port: u16| Contact {
+        id: NodeId([&[0; 19][..], &[last]].concat().try_into().unwrap()),
+        address: SocketAddr::from((Ipv4Addr::from([9, 9, last, 1]), port)),
+    };
+    let (limits, own, target) = (LookupLimits::new(2), NodeId([255; 20]), NodeId([0; 20]));
+    let known = [node(1, 2), node(2, 2), node(9, 1)];
+    let mut lookup = Lookup::with_rules(own, target, limits, rules, &known);
+    assert_eq!(lookup.next_query(), Some(known[2]));
+    assert_eq!(lookup.next_query(), Some(known[0]), "there is only one other");
+    assert_eq!(lookup.next_query(), None);
+    // Once there are enough, it is no longer waited for.
+    lookup.on_response(&known[2], &[node(8, 1)]);
+    assert_eq!(lookup.next_query(), Some(node(8, 1)));
+    lookup.on_response(&node(8, 1), &[]);
+    assert!(lookup.is_done());
+    assert_eq!(lookup.closest().collect::<Vec<_>>(), [node(8, 1), known[2]]);
+}
+
+/// Each names a closer one, for ever, and none is preferred.
+#[test]
+fn who_names_ever_closer_nodes_is_not_followed_for_ever() {
+    let rules = ContactRules { is_preferred: |_| false, ..ContactRules::NONE };
+    let node = |number: u32| {
+        let mut id = [0; 20];
+        id[..4].copy_from_slice(&(u32::MAX - number).to_be_bytes());
+        Contact { id: NodeId(id), address: SocketAddr::from((Ipv4Addr::from(number), 1)) }
+    };
+    let (own, target) = (NodeId([255; 20]), NodeId([0; 20]));
+    let limits = LookupLimits::new(4);
+    let mut lookup = Lookup::with_rules(own, target, limits, rules, &[node(1)]);
+    let mut next = 2;
+    while let Some(contact) = lookup.next_query() {
+        lookup.on_response(&contact, &[node(next), node(next + 1)]);
+        next += 2;
+        assert!(next < 1_000);
+    }
+    assert!(lookup.is_done());
+    assert_eq!(lookup.counters().queries, 8);
+    assert_eq!(lookup.closest().count(), 4);
+}

@@ -183,8 +183,14 @@ impl RoutingTable {
         &self.buckets[shared_bits as usize]
     }
 
-    /// Takes note of an answer to a query of ours: what admits a node.
+    /// Takes note of an answer to a query of ours: what admits a node. Where one node is allowed for
+    /// each address, it takes the place of an id that the address had before.
     pub fn on_answer(&mut self, now: Monotonic, contact: Contact, rtt_us: u32) -> Admission {
+        if self.limits.crowd.is_some() && self.find(&contact.id).is_none() {
+            let same = |entry: &&Entry| entry.contact.address == contact.address;
+            let before = self.entries().find(same).map(|entry| entry.contact.id);
+            before.and_then(|id| self.remove(&id));
+        }
         self.admit(now, Entry::answered(now, contact, rtt_us))
     }
 

@@ -128,6 +128,71 @@ fn one_subnet_cannot_fill_a_bucket() {
     assert_eq!(admitted(0x0101), Admission::Present);
 }
 
+/// A node that draws another id, as BEP 42 has it, must not be shut out by its old one.
+#[test]
+fn new_id_of_an_address_takes_the_place_of_the_old_one() {
+    let mut rng = Rng::with_seed(17);
+    let mut table = filled(&mut rng, TableLimits::MAINLINE, 0);
+    let [old, new] = [3, 0].map(|bits| contact(table.own().random_sharing(bits, &mut rng), 5));
+    assert_eq!(table.on_answer(at(0), old, 1), Admission::Present);
+    assert_eq!(table.on_answer(at(1), new, 1), Admission::Present);
+    assert!(table.find(&old.id).is_none() && table.len() == 1);
+    check_invariants(&table);
+}
+
+#[test]
+fn another_own_id_keeps_the_nodes() {
+    let mut rng = Rng::with_seed(18);
+    let mut table = filled(&mut rng, TableLimits::PRIVATE, 60);
+    let known: Vec<Contact> = table.entries().map(|entry| entry.contact).collect();
+    let failing = known[3];
+    table.on_failure(at(1), &failing);
+    table.set_own(at(2), NodeId::random(&mut rng));
+    check_invariants(&table);
+    assert!(table.len() * 10 >= known.len() * 9, "{} of {}", table.len(), known.len());
+    assert!(table.entries().all(|entry| known.contains(&entry.contact)));
+    let failed = table.find(&failing.id).map(|entry| entry.failures);
+    assert!(failed.is_none_or(|failures| failures == 1));
+    let shares = |entry: &Entry| entry.last_seen == Some(at(0));
+    assert!(table.entries().all(shares), "what is known of them stays");
+}
+
+#[test]
+fn nodes_that_are_not_preferred_make_room_in_the_table() {
+    let is_preferred: fn(&Contact) -> bool = |contact| contact.id.0[19] == 0;
+    let rules = ContactRules { is_preferred, ..ContactRules::NONE };
+    let mut rng = Rng::with_seed(19);
+    let limits = TableLimits { k: 2, ..TableLimits::PRIVATE };
+    let mut table = RoutingTable::new(NodeId::random(&mut rng), limits, at(0)).with_rules(rules);
+    let mut node = |last: u8, number: u32| {
+        let mut id = table.own().random_sharing(4, &mut rng);
+        id.0[19] = last;
+        contact(id, number)
+    };
+    let nodes = [node(1, 1), node(1, 2), node(1, 3), node(0, 4), node(0, 5), node(0, 6)];
+    let admissions = nodes.map(|node| table.on_answer(at(0), node, 1));
+    use Admission::{Present, Waiting};
+    assert_eq!(admissions, [Present, Present, Waiting(None), Present, Present, Waiting(None)]);
+    let stranger = Contact { address: contact(nodes[0].id, 7).address, ..nodes[0] };
+    assert_eq!(table.on_query(at(1), stranger), Admission::Refused(Refusal::Full));
+}
+
+#[test]
+fn loopback_may_be_exempt_from_the_caps() {
+    let mut rng = Rng::with_seed(20);
+    let mut admitted = |loopback_exempt| {
+        let crowd = Some(CrowdLimits { loopback_exempt, ..CrowdLimits::MAINLINE });
+        let limits = TableLimits { crowd, ..TableLimits::MAINLINE };
+        let mut table = RoutingTable::new(NodeId::random(&mut rng), limits, at(0));
+        for port in 1..=20 {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            table.on_answer(at(0), Contact { id: NodeId::random(&mut rng), address }, 1);
+        }
+        table.len()
+    };
+    assert_eq!((admitted(false), admitted(true)), (1, 20));
+}
+
 #[test]
 fn waiting_nodes_obey_the_same_limits() {
     let mut rng = Rng::with_seed(8);

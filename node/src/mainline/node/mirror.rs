@@ -6,8 +6,8 @@
 //!    └────────────────── page done, the last one ────────┘
 //! ```
 //!
-//! A round walks over all items in the order of their keys. Who has put an item at us lately has put it
-//! at others, too: such items are passed over. The others are begun at even intervals, so that a
+//! A round walks over all items in the order of their keys. Who has put an item at us within half the
+//! interval has put it at others, too: such items are passed over. The others are begun at even intervals, so that a
 //! round takes most of its time, and never faster than the budget allows. The place in the round is
 //! kept over restarts.
 
@@ -187,7 +187,8 @@ impl Mirror {
                 self.progress.damaged += 1;
                 continue;
             };
-            if now_ms < read.put_ms.saturating_add(self.options.interval_ms) {
+            // The next round must come before others let it expire: 2 hours after the put.
+            if now_ms < read.put_ms.saturating_add(self.options.interval_ms / 2) {
                 self.progress.recent += 1;
                 continue;
             }
