@@ -14,12 +14,15 @@ use storage::{Event, LogClock, SnapshotFile};
 use wal::disk::DiskError;
 use wal::procedure::Procedure;
 
+use crate::admin::metrics::Family;
+use crate::admin::{AdminDoor, NodeReport};
 use crate::io::mailbox::{Inbox, Outbox, WakeSocket};
 use crate::io::{Completion, ConnectionId, DiskOwner, Io, ListenerId, Monotonic, Request};
 use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
-use crate::peer::PeerSide;
+use crate::peer::{ADMIN_DOOR, PeerSide};
 use crate::resp::door::{Door, Message, Order, OrderEnd};
 use crate::snapshot::take::{SNAPSHOT_OWNER, SnapshotTaker, begin_shards};
+use crate::write_times::WriteTimes;
 
 /// The listener behind the client door.
 pub const CLIENT_DOOR: ListenerId = ListenerId(0);
@@ -148,6 +151,10 @@ pub struct EventLoop<I: Io> {
     peer: Option<Box<dyn PeerSide>>,
     /// When the door is told the peer side's figures again.
     figures_due: Monotonic,
+    /// The admin door, if it is open; on the first thread.
+    admin: Option<AdminDoor>,
+    admin_listening: bool,
+    writes: WriteTimes,
     clock: LogClock,
     post: Post,
     phase: Phase,
@@ -177,6 +184,9 @@ impl<I: Io> EventLoop<I> {
             snapshots: SnapshotTaker::default(),
             peer: None,
             figures_due: Monotonic(0),
+            admin: None,
+            admin_listening: false,
+            writes: WriteTimes::default(),
             clock,
             post,
             phase: Phase::Serving,
@@ -193,6 +203,12 @@ impl<I: Io> EventLoop<I> {
     /// Gives the node its peer side, before it runs.
     pub(crate) fn set_peer(&mut self, peer: Box<dyn PeerSide>) {
         self.peer = Some(peer);
+    }
+
+    /// Opens the admin door, whose listener there is, before the loop runs.
+    pub(crate) fn open_admin_door(&mut self) {
+        self.admin = Some(AdminDoor::default());
+        self.admin_listening = true;
     }
 
     fn thread(&self) -> ThreadIndex {
@@ -326,15 +342,90 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
+    /// The time at which the turn began.
+    fn turn_begun(&self) -> Monotonic {
+        Monotonic(self.keyspace.now().monotonic_ns)
+    }
+
+    /// Hands a completion to the admin door, if it is its.
+    fn handle_admin(&mut self, completion: Completion) -> Option<Completion> {
+        let now = self.turn_begun();
+        let Some(admin) = &mut self.admin else { return Some(completion) };
+        match completion {
+            Completion::Accepted { listener: ADMIN_DOOR, connection, .. } => {
+                admin.handle_accepted(now, connection);
+            }
+            Completion::Listening(ADMIN_DOOR, Err(error)) => {
+                tracing::error!(%error, "the admin door has closed");
+            }
+            Completion::ListenerClosed(ADMIN_DOOR) => self.admin_listening = false,
+            Completion::Received { connection, result } if admin.owns(connection) => {
+                if let Some(buffer) = admin.handle_received(now, connection, result) {
+                    self.io.release(buffer);
+                }
+            }
+            Completion::Sent { connection, result } if admin.owns(connection) => {
+                admin.handle_sent(now, connection, &result);
+            }
+            Completion::Closed(connection) if admin.owns(connection) => {
+                admin.handle_closed(connection);
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Gets the admin door what it asks for.
+    fn serve_admin(&mut self) {
+        let now = self.turn_begun();
+        let Some(admin) = &mut self.admin else { return };
+        admin.handle_time(now);
+        while let Some(connection) = admin.poll_question() {
+            self.door.ask_report(&self.keyspace, connection.0);
+        }
+        while let Some((token, mut report)) = self.door.poll_report() {
+            self.complete(&mut report);
+            if let Some(admin) = &mut self.admin {
+                admin.answer(now, ConnectionId(token), &report);
+            }
+        }
+    }
+
+    /// Adds what the loop knows to what the doors of all threads know.
+    fn complete(&self, report: &mut NodeReport) {
+        let NodeReport { families, ills, waits_for } = report;
+        if self.phase != Phase::Serving {
+            waits_for.push("the node is stopping".to_owned());
+        }
+        if let Some(peer) = &self.peer {
+            families.extend(Family::of_figures(peer.figures()));
+            if !peer.is_ready() {
+                waits_for.push("the node is not yet one of its cluster".to_owned());
+            }
+        }
+        families.extend(self.io.datagram_statistics().families());
+        families.extend(self.admin.iter().flat_map(|admin| admin.counters().families()));
+        let (healthy, ready) = (ills.is_empty(), ills.is_empty() && waits_for.is_empty());
+        families.push(Family::gauge("kadring_healthy", "What /healthz says", u64::from(healthy)));
+        families.push(Family::gauge("kadring_ready", "What /readyz says", u64::from(ready)));
+    }
+
     fn handle(&mut self, completion: Completion) {
+        let Some(completion) = self.handle_admin(completion) else { return };
         let Some(completion) = self.handle_peer(completion) else { return };
         if matches!(completion, Completion::Received { .. }) {
             self.tell_figures();
         }
+        let now = self.turn_begun();
         let Self { keyspace, door, snapshots, .. } = self;
         match completion {
             Completion::Disk(SNAPSHOT_OWNER, completion) => snapshots.handle_disk(completion),
-            Completion::Disk(owner, completion) => keyspace.handle_disk(owner.0, completion),
+            Completion::Disk(owner, completion) => {
+                if let Some(ns) = self.writes.take(owner, completion.id, now) {
+                    keyspace.note_durable_write(ns);
+                }
+                keyspace.handle_disk(owner.0, completion);
+            }
             Completion::Accepted { connection, peer, listener: _ } => {
                 if !self.deal(connection) {
                     self.door.handle_accepted(&self.keyspace, connection, peer);
@@ -419,6 +510,7 @@ impl<I: Io> EventLoop<I> {
             if let Some(peer) = &mut self.peer {
                 peer.turn(&mut self.keyspace, &mut self.door);
             }
+            self.serve_admin();
             self.door.end_turn(&mut self.keyspace);
             self.keyspace.end_turn();
             if !self.submit() {
@@ -462,6 +554,7 @@ impl<I: Io> EventLoop<I> {
     /// Returns whether something came up that the cores have not seen yet.
     fn submit(&mut self) -> bool {
         while let Some((shard, request)) = self.keyspace.poll_request() {
+            self.writes.note_begun(DiskOwner(shard), &request, || self.io.now().0);
             self.io.submit(Request::Disk(DiskOwner(shard), request));
         }
         while let Some(request) = self.snapshots.poll_request() {
@@ -471,6 +564,9 @@ impl<I: Io> EventLoop<I> {
             self.io.submit(request);
         }
         while let Some(request) = self.peer.as_mut().and_then(|peer| peer.poll_request()) {
+            self.io.submit(request);
+        }
+        while let Some(request) = self.admin.as_mut().and_then(AdminDoor::poll_request) {
             self.io.submit(request);
         }
         let for_peer = self.peer.is_some() && self.door.has_peer_commands();
@@ -537,11 +633,18 @@ impl<I: Io> EventLoop<I> {
     fn begin_sealing(&mut self) {
         self.phase = Phase::Sealing;
         self.keyspace.seal();
+        if let Some(admin) = &mut self.admin {
+            admin.close();
+            self.io.submit(Request::StopListening(ADMIN_DOOR));
+        }
     }
 
     fn has_stopped(&self) -> bool {
         let failed = self.keyspace.stores().any(|(_, store)| store.failure().is_some());
-        self.phase == Phase::Sealing && !self.listening && (self.keyspace.is_quiet() || failed)
+        let open = self.listening
+            || self.admin_listening
+            || self.admin.as_ref().is_some_and(|admin| !admin.is_empty());
+        self.phase == Phase::Sealing && !open && (self.keyspace.is_quiet() || failed)
     }
 
     fn deadline(&self) -> Option<Monotonic> {
@@ -551,7 +654,9 @@ impl<I: Io> EventLoop<I> {
         };
         let peer = self.peer.as_ref().and_then(|peer| peer.deadline());
         let peer = peer.map(|deadline| deadline.0);
-        let deadlines = [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining, peer];
+        let admin = self.admin.as_ref().and_then(AdminDoor::deadline).map(|deadline| deadline.0);
+        let deadlines =
+            [self.keyspace.deadline_ns(), self.door.deadline_ns(), draining, peer, admin];
         deadlines.into_iter().flatten().min().map(Monotonic)
     }
 }

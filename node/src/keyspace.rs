@@ -8,6 +8,7 @@ use wal::disk::{DiskCompletion, DiskRequest};
 use wal::record::{Key, Version};
 
 use crate::cluster::clock::HybridLogicalClock;
+use crate::histogram::Histogram;
 
 /// A shard's index.
 pub type ShardIndex = u16;
@@ -82,6 +83,7 @@ pub struct Keyspace {
     versions: HybridLogicalClock,
     now: Now,
     random: fastrand::Rng,
+    durable_writes: Histogram,
 }
 
 impl Keyspace {
@@ -96,7 +98,8 @@ impl Keyspace {
         let mut versions = HybridLogicalClock::new(&first.identity().node_id, Version::default());
         stores.iter().for_each(|store| versions.witness(store.version_max()));
         let random = fastrand::Rng::with_seed(seed);
-        let mut keyspace = Self { spread, stores, versions, now, random };
+        let mut keyspace =
+            Self { spread, stores, versions, now, random, durable_writes: Histogram::default() };
         keyspace.set_now(now);
         keyspace
     }
@@ -272,6 +275,17 @@ impl Keyspace {
     /// Starts compaction of all shards by hand.
     pub fn compact(&mut self) {
         self.stores.iter_mut().for_each(Store::compact);
+    }
+
+    /// Counts how long a write to stable storage has taken.
+    pub fn note_durable_write(&mut self, ns: u64) {
+        self.durable_writes.record(ns);
+    }
+
+    /// How long this thread's writes to stable storage have taken.
+    #[must_use]
+    pub fn durable_writes(&self) -> &Histogram {
+        &self.durable_writes
     }
 
     /// Draws a point of the key space.

@@ -12,6 +12,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod cluster;
@@ -19,6 +20,7 @@ pub mod config;
 mod crew;
 pub mod event_loop;
 pub mod export;
+pub mod histogram;
 #[expect(unsafe_code, reason = "the ring hands addresses of our memory to the kernel")]
 pub mod io;
 pub mod kademlia;
@@ -32,3 +34,4 @@ pub mod peer;
 pub mod peer_door;
 pub mod resp;
 pub mod snapshot;
+mod write_times;

@@ -22,10 +22,10 @@ use crate::io::mailbox::mailbox;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
-use crate::io::{Completion, DiskOwner, Io, Request, process};
+use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex, Spread, ThreadIndex};
 use crate::mainline::peer_side::{self, MainlineSide, StartError};
-use crate::peer::PeerSide;
+use crate::peer::{ADMIN_DOOR, PeerSide};
 use crate::peer_door::{self, PeerDoorError};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts, PeerCommands};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
@@ -45,6 +45,8 @@ pub enum RunEvent {
         client: SocketAddr,
         /// The peer door's address, if it has one.
         peer: Option<SocketAddr>,
+        /// The admin door's address, if it has one.
+        admin: Option<SocketAddr>,
         /// The node's id.
         node_id: [u8; 20],
     },
@@ -89,17 +91,11 @@ pub enum DirectoryError {
 /// Why a node did not start, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The client door's address cannot be had.
+    /// A door's address cannot be had.
     #[error("cannot listen on {address}: {source}")]
     Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The peer door's address cannot be had.
-    #[error("cannot bind UDP {address}: {source}")]
-    BindPeer {
+        /// The setting that gives it.
+        door: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -343,7 +339,12 @@ fn serve<I: Io>(
     let opened = shards.open(&plan, spread, &mut crew)?;
     let Opened { stores, log_ms, reports } = opened;
     let terminated = shards.terminated;
-    let (client, mut happened) = listen(&mut io, config.client)?;
+    let mut happened = Vec::new();
+    let client = listen(&mut io, (CLIENT_DOOR, "client"), config.client, &mut happened)?;
+    let admin = match config.admin {
+        Some(admin) => Some(listen(&mut io, (ADMIN_DOOR, "admin"), admin, &mut happened)?),
+        None => None,
+    };
     let facts = NodeFacts {
         node_id: plan.identity.node_id,
         driver: io.name(),
@@ -369,13 +370,16 @@ fn serve<I: Io>(
     if let Some(part) = &part {
         door.set_peer_commands(part.commands);
     }
-    on_event(RunEvent::Ready { client, peer, node_id });
+    on_event(RunEvent::Ready { client, peer, admin, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
     let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
     tracing::info!(%client, %peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
     if let Some(part) = part {
         event_loop.set_peer(part.side);
+    }
+    if admin.is_some() {
+        event_loop.open_admin_door();
     }
     if terminated {
         event_loop.stop();
@@ -407,7 +411,9 @@ fn peer_part<I: Io>(
     if config.mode == Mode::Mainline {
         let started = peer_side::start(io, keyspace, config, happened);
         let side = started.map_err(|error| match error {
-            StartError::Bind { address, source } => RunError::BindPeer { address, source },
+            StartError::Bind { address, source } => {
+                RunError::Bind { door: "peer", address, source }
+            }
             StartError::Driver(error) => RunError::driver(error),
         })?;
         let (address, node_id) = (side.address(), side.id());
@@ -486,20 +492,22 @@ fn known_snapshots(config: &Config) -> Vec<SnapshotFacts> {
     known.collect()
 }
 
-/// Opens the client door. Also returns what else happened meanwhile, for the loop: clients may
-/// already have connected.
+/// Opens a door. Clients may already connect meanwhile: what else happens goes to `happened`, for
+/// the loop.
 fn listen<I: Io>(
     io: &mut I,
+    (listener, door): (ListenerId, &'static str),
     address: SocketAddr,
-) -> Result<(SocketAddr, Vec<Completion>), RunError> {
-    io.submit(Request::Listen(CLIENT_DOOR, address));
-    let mut done = Vec::new();
+    happened: &mut Vec<Completion>,
+) -> Result<SocketAddr, RunError> {
+    io.submit(Request::Listen(listener, address));
     loop {
-        io.wait(None, &mut done).map_err(RunError::driver)?;
-        let found = done.iter().position(|one| matches!(one, Completion::Listening(..)));
-        if let Some(Completion::Listening(_, result)) = found.map(|index| done.remove(index)) {
-            let bound = result.map_err(|source| RunError::Bind { address, source })?;
-            return Ok((bound, done));
+        io.wait(None, happened).map_err(RunError::driver)?;
+        let found = happened
+            .iter()
+            .position(|one| matches!(one, Completion::Listening(bound, _) if *bound == listener));
+        if let Some(Completion::Listening(_, result)) = found.map(|index| happened.remove(index)) {
+            return result.map_err(|source| RunError::Bind { door, address, source });
         }
     }
 }

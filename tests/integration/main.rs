@@ -11,11 +11,13 @@
     reason = "tests look at a real process from outside, and may unwrap"
 )]
 
+mod admin;
 mod bad_input;
 mod bench;
 mod byte_flips;
 mod clients;
 mod cluster;
+mod cluster_command;
 mod crash_loop;
 mod export;
 mod extent_damage;

@@ -175,7 +175,7 @@ fn build() -> PathBuf {
 }
 
 /// Prepares a command that runs the binary with these arguments and a clean environment.
-fn command(
+pub(crate) fn command(
     wrapper: &[OsString],
     arguments: &[OsString],
     environment: &[(String, String)],
@@ -289,14 +289,14 @@ impl Captured {
 
 /// A child process with its output attended to.
 #[derive(Debug)]
-struct Running {
+pub(crate) struct Running {
     child: Child,
     stderr: Arc<Captured>,
-    lines: Receiver<String>,
+    pub(crate) lines: Receiver<String>,
 }
 
 impl Running {
-    fn start(command: Command) -> io::Result<Self> {
+    pub(crate) fn start(command: Command) -> io::Result<Self> {
         let mut child = spawn(command)?;
         let stderr = Arc::new(Captured::default());
         if let Some(source) = child.stderr.take() {
@@ -310,18 +310,18 @@ impl Running {
         Ok(Self { child, stderr, lines })
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         // An error means that it has exited already.
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
-    fn kill9(&mut self) -> io::Result<ExitStatus> {
+    pub(crate) fn kill9(&mut self) -> io::Result<ExitStatus> {
         // An error means that it has exited already.
         drop(self.child.kill());
         self.child.wait()
     }
 
-    fn wait_exit(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+    pub(crate) fn wait_exit(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(Some(status));
         }
@@ -338,7 +338,14 @@ impl Running {
         }
     }
 
-    fn rest_of_stdout(&self) -> String {
+    pub(crate) fn wait_for_log(&self, needles: &[&str], timeout: Duration) -> bool {
+        self.stderr.wait_until(timeout, |bytes, _| {
+            let text = String::from_utf8_lossy(bytes);
+            needles.iter().any(|needle| text.contains(needle))
+        })
+    }
+
+    pub(crate) fn rest_of_stdout(&self) -> String {
         let mut text = String::new();
         while let Ok(line) = self.lines.recv_timeout(EXIT_DEADLINE) {
             text.push_str(&line);
@@ -346,7 +353,7 @@ impl Running {
         text
     }
 
-    fn stderr_at_end(&self) -> String {
+    pub(crate) fn stderr_at_end(&self) -> String {
         self.stderr.wait_until(EXIT_DEADLINE, |_, ended| ended);
         self.stderr.text()
     }
@@ -544,10 +551,7 @@ impl NodeProcess {
     /// Waits until the log contains one of `needles`, at most `timeout`.
     #[must_use]
     pub fn wait_for_log(&self, needles: &[&str], timeout: Duration) -> bool {
-        self.running.stderr.wait_until(timeout, |bytes, _| {
-            let text = String::from_utf8_lossy(bytes);
-            needles.iter().any(|needle| text.contains(needle))
-        })
+        self.running.wait_for_log(needles, timeout)
     }
 
     /// Waits until the node ends by itself, at most `timeout`.

@@ -5,6 +5,7 @@ use std::io;
 use super::bench::BenchError;
 use super::check::DamageFound;
 use super::client::ClientError;
+use super::cluster::ClusterCliError;
 use super::exit_code::ExitCode;
 use super::mainline::MainlineCliError;
 use super::run;
@@ -51,6 +52,9 @@ pub enum CliError {
     /// A measurement did not come to its end.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// A local cluster did not start or end as it should.
+    #[error(transparent)]
+    Cluster(#[from] ClusterCliError),
     /// The result cannot be written to stdout.
     #[error("cannot write to stdout: {0}; free space where it leads, or send it elsewhere")]
     Output(#[source] io::Error),
@@ -72,6 +76,7 @@ impl CliError {
             Self::Snapshot(error) => error.exit_code(),
             Self::Mainline(error) => error.exit_code(),
             Self::Bench(error) => error.exit_code(),
+            Self::Cluster(error) => error.exit_code(),
         }
     }
 }

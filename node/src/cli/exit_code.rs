@@ -37,8 +37,8 @@ Exit codes:
   5  the data directory cannot be used
   6  io_uring is not available
   7  check found damage
-  8  no node reached (get, set, del, info, mainline, bench)
-  9  the node answered an error (get, set, del, info, mainline, bench)
+  8  no node reached (get, set, del, info, locate, routes, lookup, nodes, mainline, bench)
+  9  the node answered an error (the same)
 
 Every option is also a variable (KADRING_SHARDS) and a key of the --config file (shards = 4).
 The option wins over the variable, the variable over the file.";

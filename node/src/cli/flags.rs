@@ -6,10 +6,7 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{SETTINGS, variable_name};
-
-/// The setting whose flag may be given several times: a list with commas between.
-const REPEATED: &str = "bootstrap";
+use crate::config::{SETTINGS, YES_OR_NO, variable_name};
 
 /// The flags given, by key of their setting.
 #[derive(Clone, Debug, Default)]
@@ -63,17 +60,19 @@ impl clap::Args for RunFlags {
     fn augment_args(command: Command) -> Command {
         flags().fold(command, |command, flag| {
             let help = format!("{} [env: {}]", flag.help, variable_name(flag.key));
-            let repeats = flag.key == REPEATED;
-            command.arg(
-                Arg::new(flag.key)
-                    .action(if repeats { ArgAction::Append } else { ArgAction::Set })
-                    .long(flag.long)
-                    .value_name(flag.value_name)
-                    .value_parser(clap::value_parser!(OsString))
-                    .allow_hyphen_values(false)
-                    .action(action_of(flag.key))
-                    .help(help),
-            )
+            let arg = Arg::new(flag.key)
+                .long(flag.long)
+                .value_name(flag.value_name)
+                .value_parser(clap::value_parser!(OsString))
+                .allow_hyphen_values(false)
+                .action(action_of(flag.key))
+                .help(help);
+            let is_switch = flag.value_name == YES_OR_NO;
+            command.arg(if is_switch {
+                arg.num_args(0..=1).require_equals(true).default_missing_value("yes")
+            } else {
+                arg
+            })
         })
     }
 

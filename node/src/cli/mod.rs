@@ -11,21 +11,25 @@ use clap::{Parser, Subcommand};
 pub mod bench;
 mod check;
 mod client;
+mod cluster;
 mod error;
 mod exit_code;
 mod files;
 mod flags;
 mod mainline;
+mod network;
 mod progress;
 mod resolve;
 mod run;
 mod snapshot;
+mod table;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
 pub use check::{DamageFound, Finding, Report};
 pub use client::ClientError;
+pub use cluster::ClusterCliError;
 pub use error::CliError;
 pub use exit_code::ExitCode;
 pub use mainline::{KeyFileError, MainlineCliError};
@@ -36,8 +40,10 @@ use crate::config::Sources;
 use bench::BenchFlags;
 use check::CheckFlags;
 use client::{DelFlags, GetFlags, InfoFlags, SetFlags};
+use cluster::ClusterFlags;
 use flags::RunFlags;
 use mainline::MainlineCommand;
+use network::{ListFlags, LocateFlags, LookupFlags};
 use snapshot::SnapshotCommand;
 use transfer::{ExportFlags, ImportFlags};
 
@@ -71,6 +77,16 @@ enum Command {
     Del(DelFlags),
     /// Print what the node says about itself
     Info(InfoFlags),
+    /// Print which nodes hold a key
+    Locate(LocateFlags),
+    /// Print the routing table of a node
+    Routes(ListFlags),
+    /// Have a node look for the nodes closest to an id, and print them
+    Lookup(LookupFlags),
+    /// Print the members of the cluster
+    Nodes(ListFlags),
+    /// Run a cluster on this machine until Ctrl-C, to try things on
+    Cluster(ClusterFlags),
     /// Check a data directory that no node is using
     Check(CheckFlags),
     /// Take, list, verify, copy, restore and delete snapshots
@@ -110,6 +126,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
         Command::Info(flags) => {
             client::info(&flags, &sources(&|key| flags.node.get(key)), &mut out)
         }
+        Command::Locate(flags) => {
+            network::locate(&flags, &sources(&|key| flags.list.get(key)), &mut out)
+        }
+        Command::Routes(flags) => {
+            network::routes(&flags, &sources(&|key| flags.get(key)), &mut out)
+        }
+        Command::Lookup(flags) => {
+            network::lookup(&flags, &sources(&|key| flags.list.get(key)), &mut out)
+        }
+        Command::Nodes(flags) => network::nodes(&flags, &sources(&|key| flags.get(key)), &mut out),
+        Command::Cluster(flags) => cluster::run(&flags, &mut out),
         Command::Check(flags) => check::run(&flags, &sources(&|key| flags.get(key)), &mut out),
         Command::Snapshot(command) => {
             snapshot::run(&command, &sources(&|key| command.get(key)), &mut out)

@@ -9,6 +9,7 @@ use super::error::{CliError, directory_exit_code, directory_remedy};
 use super::exit_code::ExitCode;
 use super::resolve;
 use crate::config::{Config, Mode, Sources};
+use crate::io::process;
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
 use crate::peer_door::PeerDoorError;
@@ -18,6 +19,10 @@ use crate::peer_door::PeerDoorError;
 /// # Errors
 /// A refused configuration, or what kept the node from starting or ended it.
 pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
+    if let Some(parent) = (sources.variable)(process::PARENT_VARIABLE) {
+        let gone = |error| RunError::Other(Box::new(error));
+        process::end_with_parent(&parent.to_string_lossy()).map_err(gone)?;
+    }
     let mut config = Config::load(sources)?;
     logging::init(&config.log)?;
     if config.mode == Mode::Mainline {
@@ -30,8 +35,8 @@ pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
 /// Tells whoever started the node: one line on stdout, and the service manager if there is one.
 fn announce(event: RunEvent) {
     let state = match event {
-        RunEvent::Ready { client, peer, node_id } => {
-            let line = ready_line(client, peer, &node_id);
+        RunEvent::Ready { client, peer, admin, node_id } => {
+            let line = ready_line([Some(client), peer, admin], &node_id);
             let mut stdout = io::stdout().lock();
             // Nobody has to listen: a closed stdout does not stop the node.
             if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
@@ -48,18 +53,18 @@ fn announce(event: RunEvent) {
 }
 
 /// The readiness line; `-` stands for a door that this node does not have.
-fn ready_line(client: SocketAddr, peer: Option<SocketAddr>, node_id: &[u8; 20]) -> String {
+fn ready_line(doors: [Option<SocketAddr>; 3], node_id: &[u8; 20]) -> String {
+    let word =
+        |door: Option<SocketAddr>| door.map_or_else(|| "-".to_owned(), |door| door.to_string());
+    let [client, peer, admin] = doors.map(word);
     let node: String = node_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
-    format!("ready client={client} peer={peer} admin=- node={node}\n")
+    format!("ready client={client} peer={peer} admin={admin} node={node}\n")
 }
 
 /// The exit code of a node that did not start or failed.
 pub(super) fn exit_code(error: &RunError) -> ExitCode {
     match error {
-        RunError::Bind { .. }
-        | RunError::BindPeer { .. }
-        | RunError::Peer(PeerDoorError::Bind { .. }) => ExitCode::Bind,
+        RunError::Bind { .. } | RunError::Peer(PeerDoorError::Bind { .. }) => ExitCode::Bind,
         RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
             ExitCode::Usage
         }
@@ -74,19 +79,17 @@ pub(super) fn exit_code(error: &RunError) -> ExitCode {
 }
 
 /// How to mend what kept a node from starting or ended it.
-pub(super) fn remedy(error: &RunError) -> &'static str {
-    match error {
-        RunError::Bind { source, .. } => match source.kind() {
-            io::ErrorKind::AddrInUse => "stop the process that uses it or give another --client",
-            io::ErrorKind::AddrNotAvailable => "give an address of this machine with --client",
-            io::ErrorKind::PermissionDenied => "give a port above 1023 with --client",
-            _ => "give another --client",
-        },
-        RunError::BindPeer { source, .. } => match source.kind() {
-            io::ErrorKind::AddrInUse => "stop the process that uses it or give another --peer",
-            io::ErrorKind::AddrNotAvailable => "give an address of this machine with --peer",
-            _ => "give another --peer",
-        },
+pub(super) fn remedy(error: &RunError) -> String {
+    let text = match error {
+        RunError::Bind { door, source, .. } => {
+            let what = match source.kind() {
+                io::ErrorKind::AddrInUse => "stop the process that uses it or give another",
+                io::ErrorKind::AddrNotAvailable => "give an address of this machine with",
+                io::ErrorKind::PermissionDenied => "give a port above 1023 with",
+                _ => "give another",
+            };
+            return format!("{what} --{door}");
+        }
         RunError::Peer(PeerDoorError::Bind { .. }) => "give another --peer",
         RunError::Peer(PeerDoorError::Secret { .. } | PeerDoorError::SecretUnreadable { .. }) => {
             "name a file of 16 to 4096 bytes that this user can read with --cluster-secret-file"
@@ -108,7 +111,8 @@ pub(super) fn remedy(error: &RunError) -> &'static str {
         RunError::Thread { .. } | RunError::Peer(PeerDoorError::Driver(_)) | RunError::Other(_) => {
             "see the log above"
         }
-    }
+    };
+    text.to_owned()
 }
 
 #[cfg(test)]
@@ -122,14 +126,15 @@ mod tests {
     fn ready_line_has_one_word_per_door_and_the_node_id_in_hex() {
         let mut node_id = [0xab; 20];
         node_id[0] = 1;
-        let (client, peer) = (([127, 0, 0, 1], 7379).into(), ([127, 0, 0, 1], 7400).into());
+        let door = |port| Some(([127, 0, 0, 1], port).into());
         assert_eq!(
-            ready_line(client, None, &node_id),
+            ready_line([door(7379), None, None], &node_id),
             "ready client=127.0.0.1:7379 peer=- admin=- \
              node=01ababababababababababababababababababab\n"
         );
-        let line = ready_line(client, Some(peer), &node_id);
-        assert!(line.contains(" peer=127.0.0.1:7400 admin=- "), "{line}");
+        let all = ready_line([door(1), door(2), door(3)], &node_id);
+        let doors = "ready client=127.0.0.1:1 peer=127.0.0.1:2 admin=127.0.0.1:3 node=01ab";
+        assert!(all.starts_with(doors), "{all}");
     }
 
     #[test]
@@ -137,17 +142,10 @@ mod tests {
         let path = || "/data".into();
         let system = |kind: io::ErrorKind| io::Error::from(kind);
         let address = ([127, 0, 0, 1], 1).into();
+        let bind = |door, kind| RunError::Bind { door, address, source: system(kind) };
         let cases = [
-            (
-                RunError::Bind { address, source: system(io::ErrorKind::AddrInUse) },
-                ExitCode::Bind,
-                "another --client",
-            ),
-            (
-                RunError::BindPeer { address, source: system(io::ErrorKind::AddrInUse) },
-                ExitCode::Bind,
-                "another --peer",
-            ),
+            (bind("client", io::ErrorKind::AddrInUse), ExitCode::Bind, "another --client"),
+            (bind("admin", io::ErrorKind::AddrNotAvailable), ExitCode::Bind, "with --admin"),
             (
                 RunError::Directory(DirectoryError::Locked {
                     path: path(),

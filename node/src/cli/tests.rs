@@ -25,7 +25,8 @@ fn help_shows_every_option_with_variable_and_default() {
     for mut command in
         [CommandLine::command(), CommandLine::command().find_subcommand("run").unwrap().clone()]
     {
-        let help = command.render_long_help().to_string();
+        // A switch shows its value as one that may be left out.
+        let help = command.render_long_help().to_string().replace("[=<", " <").replace(">]", ">");
         let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
         for setting in SETTINGS {
             for part in [
@@ -45,7 +46,10 @@ fn help_shows_every_option_with_variable_and_default() {
 
 #[test]
 fn every_subcommand_has_help() {
-    for name in ["run", "get", "set", "del", "info", "check", "bench"] {
+    for name in [
+        "run", "get", "set", "del", "info", "check", "bench", "locate", "routes", "lookup",
+        "nodes", "cluster",
+    ] {
         let error = run_words(&[name, "--help"]);
         assert_eq!(error.exit_code(), ExitCode::Clean, "{name}");
     }
@@ -78,6 +82,15 @@ fn wrong_arguments_are_usage_errors() {
         &["--config", "/nonexistent/kadring.toml"],
         &["get"],
         &["del"],
+        &["locate"],
+        &["lookup"],
+        &["nodes", "extra"],
+        &["cluster"],
+        &["cluster", "0"],
+        &["cluster", "2", "--replicas", "3"],
+        &["--admin", "localhost"],
+        &["--admin", "0.0.0.0:0"],
+        &["--admin-public=maybe"],
         &["set", "k"],
         &["set", "k", "v", "--expire-ms", "0"],
         &["get", "--client", "nowhere", "k"],

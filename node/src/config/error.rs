@@ -126,6 +126,15 @@ pub enum ConfigError {
         /// The address of the peer door.
         peer: SocketAddr,
     },
+    /// The admin door would be open to other machines, and nobody has said that it may.
+    #[error(
+        "admin door {admin} is reachable from other machines and asks for no password; \
+         give --admin-public if that is meant, or bind 127.0.0.1"
+    )]
+    AdminPublic {
+        /// The address of the admin door.
+        admin: SocketAddr,
+    },
     /// `requirepass` and `requirepass_file` are both given in one place.
     #[error("{first} and {second} are both set; keep one of them")]
     PasswordTwice {

@@ -23,7 +23,7 @@ mod tests;
 
 pub use error::{ConfigError, Origin, Place};
 pub use network::{Choice, MainlineConfig, Mode, PeerV6};
-pub use settings::{SETTINGS, Setting, flag_name, variable_name};
+pub use settings::{SETTINGS, Setting, YES_OR_NO, flag_name, variable_name};
 
 use settings::Raw;
 use storage::CheckpointOptions;
@@ -62,6 +62,10 @@ pub struct Config {
     pub bootstrap: Option<Vec<String>>,
     /// How BitTorrent's DHT is served in Mainline mode.
     pub mainline: MainlineConfig,
+    /// Address of the admin door (HTTP); `None` opens none, port 0 picks a free one.
+    pub admin: Option<SocketAddr>,
+    /// Whether the admin door may be bound where other machines reach it.
+    pub admin_public: bool,
     /// Password that clients must give with AUTH or HELLO; `None` asks for none.
     pub requirepass: Option<Password>,
     /// What the node is to other nodes.
@@ -279,6 +283,8 @@ impl Default for Config {
             mode: Mode::Private,
             bootstrap: None,
             mainline: MainlineConfig::default(),
+            admin: None,
+            admin_public: false,
             requirepass: None,
             cluster: ClusterConfig::default(),
             shards: None,
@@ -365,6 +371,11 @@ impl Config {
         )?;
         if self.requirepass.is_none() && !self.client.ip().to_canonical().is_loopback() {
             return Err(ConfigError::PasswordMissing { client: self.client });
+        }
+        if let Some(admin) = self.admin.filter(|admin| !admin.ip().to_canonical().is_loopback())
+            && !self.admin_public
+        {
+            return Err(ConfigError::AdminPublic { admin });
         }
         self.check_cluster(&place)
     }

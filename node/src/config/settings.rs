@@ -54,6 +54,9 @@ pub fn variable_name(key: &str) -> String {
     format!("KADRING_{}", key.to_ascii_uppercase())
 }
 
+/// What stands for the value of a setting that a bare flag turns on.
+pub const YES_OR_NO: &str = "yes|no";
+
 /// All settings but the password, in the order in which help shows them.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -219,6 +222,28 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.cluster.tombstone_grace_ms, raw.number()),
         valid: |config| config.cluster.tombstone_grace_ms >= 1_000,
         show: |config| config.cluster.tombstone_grace_ms.to_string(),
+    },
+    Setting {
+        key: "admin",
+        flag: "admin",
+        value_name: "ADDR",
+        help: "Address of the admin door, which tells /metrics, /healthz and /readyz over HTTP; \
+               none opens none; port 0 picks a free one",
+        expected: "an IP address and port such as 127.0.0.1:7480, or none",
+        apply: |config, raw| set(&mut config.admin, raw.optional()),
+        valid: |_| true,
+        show: |config| show_optional(config.admin.as_ref()),
+    },
+    Setting {
+        key: "admin_public",
+        flag: "admin-public",
+        value_name: YES_OR_NO,
+        help: "Whether the admin door may be bound where other machines reach it: it asks for no \
+               password",
+        expected: "yes or no",
+        apply: |config, raw| set(&mut config.admin_public, raw.truth()),
+        valid: |_| true,
+        show: |config| if config.admin_public { "yes" } else { "no" }.to_owned(),
     },
     Setting {
         key: "item_ttl",
@@ -539,6 +564,18 @@ impl<'a> Raw<'a> {
         match self {
             Self::Word(word) => word.to_str(),
             Self::File(value) => value.as_str(),
+        }
+    }
+
+    /// Yes or no; in the file also as TOML has it.
+    fn truth(&self) -> Option<bool> {
+        if let Self::File(toml::Value::Boolean(truth)) = self {
+            return Some(*truth);
+        }
+        match self.text()? {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
         }
     }
 

@@ -65,7 +65,7 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 35] = [
+const SAMPLES: [(&str, &str, &str); 37] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("mode", "mainline", "\"mainline\""),
@@ -78,6 +78,8 @@ const SAMPLES: [(&str, &str, &str); 35] = [
     ("cluster_secret_file", "/s", "\"/s\""),
     ("down_after_ms", "9", "9"),
     ("tombstone_grace_ms", "5000", "5000"),
+    ("admin", "127.0.0.1:98", "\"127.0.0.1:98\""),
+    ("admin_public", "yes", "true"),
     ("item_ttl", "90m", "5400"),
     ("mirror", "7d", "\"168h\""),
     ("loopback_exempt", "yes", "\"yes\""),
@@ -139,6 +141,8 @@ fn every_field_has_a_setting() {
         mode,
         bootstrap,
         mainline,
+        admin,
+        admin_public,
         requirepass,
         cluster,
         shards,
@@ -165,6 +169,8 @@ fn every_field_has_a_setting() {
     assert_ne!(mirror_s, defaults.mainline.mirror_s);
     assert_ne!(loopback_exempt, defaults.mainline.loopback_exempt);
     assert_ne!(reachable, defaults.mainline.reachable);
+    assert_ne!(admin, defaults.admin);
+    assert_ne!(admin_public, defaults.admin_public);
     assert_ne!(requirepass, defaults.requirepass);
     assert_ne!(cluster, defaults.cluster);
     assert_ne!(shards, defaults.shards);
@@ -362,6 +368,20 @@ fn open_door_without_password_is_refused() {
     for client in ["127.9.9.9:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
         World::default().flag("client", client).load().expect(client);
     }
+}
+
+#[test]
+fn admin_door_for_other_machines_is_asked_for_twice() {
+    World::default().flag("admin", "0.0.0.0:7480").refuses(
+        "admin door 0.0.0.0:7480 is reachable from other machines and asks for no password; \
+         give --admin-public if that is meant, or bind 127.0.0.1",
+    );
+    World::default().flag("admin", "[::]:1").flag("admin_public", "yes").load().unwrap();
+    World::default().flag("admin", "[::1]:1").load().unwrap();
+    World::default().variable("KADRING_ADMIN", "none").load().unwrap();
+    World::default()
+        .config("admin_public = \"maybe\"")
+        .refuses("admin_public in k.toml is the string \"maybe\"; give yes or no");
 }
 
 #[test]

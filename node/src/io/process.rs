@@ -1,6 +1,24 @@
 //! What the kernel tells and gives this process besides disk and network.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io;
+
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
+
+/// The variable by which `kadring cluster` tells a node whose end is the node's own.
+pub const PARENT_VARIABLE: &str = "KADRING_PARENT_PID";
+
+/// Has the kernel kill this process when its parent is gone. `parent` is who that should be.
+///
+/// # Errors
+/// If the kernel refuses, or somebody else is the parent already: the process should not go on.
+pub fn end_with_parent(parent: &str) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have gone before.
+    let is_there = getppid().map(Pid::as_raw_nonzero).is_some_and(|pid| pid.to_string() == parent);
+    if is_there { Ok(()) } else { Err(io::Error::other("the process that started it is gone")) }
+}
 
 /// Allows as many open files as the administrator permits: every segment and client needs one.
 pub fn raise_open_files_limit() {

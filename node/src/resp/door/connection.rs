@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::BytesMut;
 
+use super::activity::CommandKind;
 use super::relay::{Origin, Relayed, Untaken};
 use super::reply_queue::{IDLE_CAPACITY_MAX, ReplyQueue};
 use super::task::TaskId;
@@ -79,6 +80,10 @@ pub(super) struct Connection {
     /// When its output last moved, in nanoseconds.
     pub(super) moved_ns: u64,
     pub(super) commands: u64,
+    /// Of what kind the last one was.
+    pub(super) kind: CommandKind,
+    /// When the first bytes came that are not all answered.
+    pub(super) asked_ns: Option<u64>,
 }
 
 impl Connection {
@@ -104,6 +109,12 @@ impl Connection {
         if self.relayed.is_empty() && self.relayed.capacity() > IDLE_CAPACITY_MAX {
             self.relayed = VecDeque::new();
         }
+    }
+
+    /// Whether nothing that has come waits for a reply.
+    pub(super) fn is_answered(&self) -> bool {
+        let has_input = self.parser.buffered() > 0 || self.yielded;
+        !has_input && !self.is_blocked() && self.replies.is_empty()
     }
 
     pub(super) fn is_blocked(&self) -> bool {

@@ -98,16 +98,24 @@ impl Orders {
         started_ms: u64,
     ) -> [(&'static str, String); 6] {
         let status = if self.failed { "err" } else { "ok" };
-        let is_in_use = |shard, segment| segments_in_use.contains(&(shard, segment));
-        let SnapshotSpace { bytes, bytes_apart } = SnapshotSpace::of(&self.snapshots, is_in_use);
+        let (count, SnapshotSpace { bytes, bytes_apart }) = self.space(segments_in_use);
         [
-            ("snapshots", self.snapshots.len().to_string()),
+            ("snapshots", count.to_string()),
             ("snapshot_bytes", bytes.to_string()),
             ("snapshot_bytes_apart", bytes_apart.to_string()),
             ("rdb_bgsave_in_progress", u8::from(self.saving.is_some()).to_string()),
             ("rdb_last_save_time", (self.saved_ms.unwrap_or(started_ms) / 1000).to_string()),
             ("rdb_last_bgsave_status", status.to_owned()),
         ]
+    }
+
+    /// How many snapshots there are, and what they take.
+    pub(super) fn space(
+        &self,
+        segments_in_use: &BTreeSet<(ShardIndex, u64)>,
+    ) -> (u64, SnapshotSpace) {
+        let is_in_use = |shard, segment| segments_in_use.contains(&(shard, segment));
+        (self.snapshots.len() as u64, SnapshotSpace::of(&self.snapshots, is_in_use))
     }
 
     fn give(&mut self, order: Order) -> OrderId {

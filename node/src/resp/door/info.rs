@@ -7,11 +7,13 @@ use std::net::SocketAddr;
 use storage::{Repair, ScrubStatus, StoreStatus};
 
 use super::about::REDIS_VERSION;
+use super::activity::Activity;
 use super::execute::{Caller, Outcome};
 use super::ledger::Copies;
 use super::task::TaskId;
 use super::{Counters, Door, Message};
 use crate::config::DurabilityMode;
+use crate::histogram::Histogram;
 use crate::io::device::{DeviceProbe, SyncMethod};
 use crate::io::{BufferStatistics, SendStatistics};
 use crate::keyspace::{Keyspace, ShardIndex, Spread};
@@ -61,40 +63,42 @@ pub struct DurabilityFacts {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FactsAsked {
     /// Segments of snapshots, by shard: which of them the stores have, too.
-    segments: Vec<(ShardIndex, u64)>,
+    pub(super) segments: Vec<(ShardIndex, u64)>,
     /// Whether to describe the clients.
-    clients: bool,
+    pub(super) clients: bool,
     /// Whether to tell the repair lists.
-    repairs: bool,
+    pub(super) repairs: bool,
 }
 
 /// What a thread knows of itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
-    shards: Vec<ShardFacts>,
-    counters: Counters,
-    buffers: BufferStatistics,
-    copies: Copies,
-    sends: SendStatistics,
-    clients: usize,
-    clients_blocked: usize,
-    clients_paused: usize,
-    segments_in_use: BTreeSet<(ShardIndex, u64)>,
+    pub(super) shards: Vec<ShardFacts>,
+    pub(super) counters: Counters,
+    pub(super) buffers: BufferStatistics,
+    pub(super) copies: Copies,
+    pub(super) sends: SendStatistics,
+    pub(super) clients: usize,
+    pub(super) clients_blocked: usize,
+    pub(super) clients_paused: usize,
+    pub(super) activity: Activity,
+    pub(super) durable_writes: Histogram,
+    pub(super) segments_in_use: BTreeSet<(ShardIndex, u64)>,
     client_lines: Vec<(u64, String)>,
 }
 
 #[derive(Clone, Debug)]
-struct ShardFacts {
-    shard: ShardIndex,
-    status: StoreStatus,
+pub(super) struct ShardFacts {
+    pub(super) shard: ShardIndex,
+    pub(super) status: StoreStatus,
     keys: usize,
-    has_failed: bool,
+    pub(super) has_failed: bool,
     repairs: Vec<Repair>,
 }
 
 impl Facts {
     /// Puts what all threads know together.
-    fn of_all(all: Vec<Self>) -> Self {
+    pub(super) fn of_all(all: Vec<Self>) -> Self {
         let mut sum = Self::default();
         for facts in all {
             sum.shards.extend(facts.shards);
@@ -105,6 +109,8 @@ impl Facts {
             sum.clients += facts.clients;
             sum.clients_blocked += facts.clients_blocked;
             sum.clients_paused += facts.clients_paused;
+            sum.activity += &facts.activity;
+            sum.durable_writes += &facts.durable_writes;
             sum.segments_in_use.extend(facts.segments_in_use);
             sum.client_lines.extend(facts.client_lines);
         }
@@ -120,7 +126,7 @@ impl Facts {
 
 /// What is to be answered once all threads have told what they know.
 #[derive(Debug)]
-enum Question {
+pub(super) enum Question {
     Info {
         sections: Vec<String>,
     },
@@ -130,10 +136,18 @@ enum Question {
     },
 }
 
+/// Who waits for what all threads know.
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// A command.
+    Command(TaskId, Question),
+    /// Who drives the door, under this token.
+    Outside(u64),
+}
+
 #[derive(Debug)]
 struct Asking {
-    task: TaskId,
-    question: Question,
+    asker: Asker,
     answers: Vec<Facts>,
 }
 
@@ -212,13 +226,24 @@ impl Door {
             return Outcome::Done;
         }
         let task = self.tasks.order(caller.place());
+        self.ask_others(keyspace, Asker::Command(task, question), own, asked);
+        Outcome::Behind(task)
+    }
+
+    /// Asks the other threads, for `asker`.
+    pub(super) fn ask_others(
+        &mut self,
+        keyspace: &Keyspace,
+        asker: Asker,
+        own: Facts,
+        asked: &FactsAsked,
+    ) {
         let number = self.questions.next;
         self.questions.next += 1;
-        self.questions.asking.insert(number, Asking { task, question, answers: vec![own] });
+        self.questions.asking.insert(number, Asking { asker, answers: vec![own] });
         for thread in keyspace.spread().others() {
             self.tell(thread, Message::Ask { question: number, asked: asked.clone() });
         }
-        Outcome::Behind(task)
     }
 
     /// Takes what another thread knows.
@@ -228,11 +253,20 @@ impl Door {
         if asking.answers.len() < usize::from(keyspace.spread().thread_count) {
             return;
         }
-        let Some(Asking { task, question, answers }) = self.questions.asking.remove(&number) else {
+        let Some(Asking { asker, answers }) = self.questions.asking.remove(&number) else {
             return;
         };
-        let text = self.answer(keyspace, &question, &Facts::of_all(answers));
-        self.tasks.end_order(task, |reply| reply.writer().verbatim(text.as_bytes()));
+        let facts = Facts::of_all(answers);
+        match asker {
+            Asker::Command(task, question) => {
+                let text = self.answer(keyspace, &question, &facts);
+                self.tasks.end_order(task, |reply| reply.writer().verbatim(text.as_bytes()));
+            }
+            Asker::Outside(token) => {
+                let report = self.report(&facts);
+                self.reports.push(token, report);
+            }
+        }
     }
 
     fn answer(&self, keyspace: &Keyspace, question: &Question, facts: &Facts) -> String {
@@ -270,6 +304,8 @@ impl Door {
             clients: self.clients_len,
             clients_blocked: self.blocked.len() + self.resolving.len(),
             clients_paused: self.paused.len(),
+            activity: self.activity.clone(),
+            durable_writes: keyspace.durable_writes().clone(),
             segments_in_use: asked.segments.iter().copied().filter(is_in_use).collect(),
             client_lines: clients.map(|one| (one.number, self.client_line(one, now_ms))).collect(),
         }

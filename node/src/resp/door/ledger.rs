@@ -90,13 +90,18 @@ impl AddAssign for Copies {
 impl Copies {
     /// What INFO shows: a line for each path and class.
     pub(crate) fn lines(&self) -> impl Iterator<Item = (String, String)> {
+        self.classes().map(|(path, class, Amount { values, bytes, copied })| {
+            let figures = format!("values={values},bytes={bytes},copied_by_us={copied}");
+            (format!("{path}_{class}"), figures)
+        })
+    }
+
+    /// The names of each path and class, and what went that way.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = (&'static str, &'static str, Amount)> {
         let paths = self.0.iter().zip(PATH_NAMES);
         paths.flat_map(|(amounts, path)| {
-            amounts.0.into_iter().zip(CLASS_NAMES).map(move |(amount, class)| {
-                let Amount { values, bytes, copied } = amount;
-                let figures = format!("values={values},bytes={bytes},copied_by_us={copied}");
-                (format!("{path}_{class}"), figures)
-            })
+            let classes = amounts.0.into_iter().zip(CLASS_NAMES);
+            classes.map(move |(amount, class)| (path, class, amount))
         })
     }
 }

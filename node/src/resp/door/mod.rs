@@ -32,10 +32,12 @@ use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
 use crate::resp::reply::Protocol;
 
 mod about;
+mod activity;
 mod bounds;
 mod connection;
 mod engine;
 mod execute;
+mod figures;
 mod gather;
 mod info;
 mod ledger;
@@ -48,10 +50,12 @@ mod tests;
 #[cfg(test)]
 mod thread_tests;
 
+use activity::{Activity, CommandKind};
 use bounds::cost;
 use connection::{Blocked, Connection, Phase, encode};
 use engine::Orders;
 use execute::{Caller, Outcome};
+use figures::Reports;
 use gather::{Gather, Route};
 use info::Questions;
 use ledger::{Amounts, Ledger, Path};
@@ -122,6 +126,7 @@ pub struct Door {
     gathers: BTreeMap<u64, Gather>,
     next_gather: u64,
     questions: Questions,
+    reports: Reports,
     /// What other threads are to be told.
     messages: BTreeMap<ThreadIndex, Vec<Message>>,
     /// Connections that clients have to this thread.
@@ -132,6 +137,7 @@ pub struct Door {
     paused: BTreeSet<ConnectionId>,
     requests: VecDeque<Request>,
     counters: Counters,
+    activity: Activity,
     buffers: BufferStatistics,
     ledger: Ledger,
     sends: SendStatistics,
@@ -167,12 +173,14 @@ impl Door {
             gathers: BTreeMap::new(),
             next_gather: 0,
             questions: Questions::default(),
+            reports: Reports::default(),
             messages: BTreeMap::new(),
             clients_len: 0,
             connections_elsewhere: 0,
             paused: BTreeSet::new(),
             requests: VecDeque::new(),
             counters: Counters::default(),
+            activity: Activity::new(),
             buffers: BufferStatistics::default(),
             ledger: Ledger::default(),
             sends: SendStatistics::default(),
@@ -303,6 +311,8 @@ impl Door {
             active_ms: now.clock_ms,
             moved_ns: now.monotonic_ns,
             commands: 0,
+            kind: CommandKind::default(),
+            asked_ns: None,
         })
     }
 
@@ -333,6 +343,7 @@ impl Door {
             Ok(buffer) if !buffer.is_empty() => {
                 self.counters.received_bytes += buffer.len() as u64;
                 connection.active_ms = keyspace.now().clock_ms;
+                connection.asked_ns.get_or_insert_with(|| keyspace.now().monotonic_ns);
                 self.process(keyspace, id, &mut connection, &buffer);
                 Some(buffer)
             }
@@ -490,6 +501,7 @@ impl Door {
     fn note_executed(&mut self, connection: &mut Connection, spec: &'static CommandSpec) {
         connection.last_command = spec.name;
         connection.commands += 1;
+        connection.kind = self.activity.note_command(spec);
         self.counters.commands += 1;
     }
 
@@ -544,6 +556,12 @@ impl Door {
         if result.is_err() {
             self.close(id, &mut connection);
         } else {
+            if connection.is_answered()
+                && let Some(asked_ns) = connection.asked_ns.take()
+            {
+                let waited_ns = connection.moved_ns.saturating_sub(asked_ns);
+                self.activity.note_wait(connection.kind, waited_ns);
+            }
             self.dirty.insert(id);
             if connection.output_len() < self.limits.output_pause_bytes && self.paused.remove(&id) {
                 self.process(keyspace, id, &mut connection, &[]);
