@@ -3,15 +3,15 @@
 //! Unit: queries per second, and microseconds from datagram to datagram, with a window of
 //! outstanding queries from one address. `get`: immutable items of 500 B that are in memory.
 //! `find_node`: random targets. `put`: immutable items of 500 B, each of its own, with tokens that
-//! were fetched before; of kadring on disk before the answer. `put mutable`: the same, signed before.
-//! Expected: a datagram in and out costs the kernel some 3 us on each side, the server's own part
-//! is below 2 us; so 150,000/s is a core, and the generator's core is as busy as the server's. A put waits
-//! for a frame: with 256 outstanding, some 100,000/s at 2 ms. A signature is 50 us by itself, less in
-//! a batch.
+//! were fetched before; of kadring on disk before the answer. `put mutable`: the same, signed
+//! before. Expected: a datagram in and out costs the kernel some 3 us on each side, the server's
+//! own part is below 2 us; so 150,000/s is a core, and the generator's core is as busy as the
+//! server's. A put waits for a frame: with 256 outstanding, some 100,000/s at 2 ms. A signature is
+//! 50 us by itself, less in a batch.
 //!
 //! kadring's routing table is filled first, by some hundred addresses that answer its pings.
-//! libtorrent runs beside it where its Python package is installed: all in memory, and its table stays
-//! nearly empty, since it takes one node of an address.
+//! libtorrent runs beside it where its Python package is installed: all in memory, and its table
+//! stays nearly empty, since it takes one node of an address.
 //!
 //! The server runs on core 0, the generator on core 1. Contestants take turns.
 
@@ -170,8 +170,8 @@ impl Asker {
         Ok(Self { socket, out: vec![None; window], generation: 0, lost: 0 })
     }
 
-    /// Sends queries as fast as answers come, until `next` has no more; `seen` gets each answer with
-    /// the number of its query.
+    /// Sends queries as fast as answers come, until `next` has no more; `seen` gets each answer
+    /// with the number of its query.
     fn run(
         &mut self,
         mut next: impl FnMut(u64) -> Option<Vec<u8>>,
@@ -298,8 +298,8 @@ fn ask_for(
     Ok(measuring.finish(cpu_of_process(contestant.pid), count, latencies))
 }
 
-/// Fills a routing table: each address asks, and answers the ping that follows. Returns how many nodes
-/// the table has then.
+/// Fills a routing table: each address asks, and answers the ping that follows. Returns how many
+/// nodes the table has then.
 fn fill_table(server: &Server, peer: SocketAddr) -> Result<u64, Box<dyn Error>> {
     let mut rng = fastrand::Rng::with_seed(1);
     let mut nodes = Vec::new();

@@ -399,8 +399,8 @@ struct PeerPart {
     commands: PeerCommands,
 }
 
-/// Opens the peer door, if the node has one, and makes what stands behind it. `own` is the id of a node
-/// that has no other one.
+/// Opens the peer door, if the node has one, and makes what stands behind it. `own` is the id of a
+/// node that has no other one.
 fn peer_part<I: Io>(
     io: &mut I,
     keyspace: &mut Keyspace,

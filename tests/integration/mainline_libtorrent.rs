@@ -1,9 +1,9 @@
-//! libtorrent and our nodes of BitTorrent's DHT: it as client, it as server, and both clients of the
-//! mainline crate's. Skipped where its Python package is not installed.
+//! libtorrent and our nodes of BitTorrent's DHT: it as client, it as server, and both clients of
+//! the mainline crate's. Skipped where its Python package is not installed.
 //!
 //! All settings are libtorrent's own, which shape the tests: it takes one node of a network of 256
-//! addresses, and no more than about 50 datagrams in 10 s from one of them. So every node of ours has a
-//! network of its own, and each subject a session of its own.
+//! addresses, and no more than about 50 datagrams in 10 s from one of them. So every node of ours
+//! has a network of its own, and each subject a session of its own.
 
 #![expect(deprecated, reason = "the crate's blocking calls need no runtime in these tests")]
 
@@ -161,8 +161,8 @@ fn our_node_stores_and_finds_at_libtorrent() {
     assert_eq!(found, "127.1.0.1:7002\n");
 }
 
-/// What works nowhere else: libtorrent writes, the mainline crate reads, only our nodes store, and all of
-/// them are killed in between.
+/// What works nowhere else: libtorrent writes, the mainline crate reads, only our nodes store, and
+/// all of them are killed in between.
 #[test]
 fn items_of_libtorrent_are_read_by_the_mainline_crate_after_all_nodes_were_killed() {
     let Some(python) = python("libtorrent and the mainline crate together") else { return };

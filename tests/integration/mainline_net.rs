@@ -1,5 +1,5 @@
-//! Networks of Mainline nodes for tests: processes of ours on addresses of different networks, all of
-//! them on loopback. Nothing here knows a node outside of it.
+//! Networks of Mainline nodes for tests: processes of ours on addresses of different networks, all
+//! of them on loopback. Nothing here knows a node outside of it.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;

@@ -1,8 +1,8 @@
 //! Where a Mainline node's records lie in the engine.
 //!
-//! The engine tells keys apart by their ids, 20 bytes each. Strangers choose the targets of items and
-//! the info hashes of torrents, also one equal to the other, so that ids of different kinds are made
-//! in different ways. The first byte of the user key says which kind it is.
+//! The engine tells keys apart by their ids, 20 bytes each. Strangers choose the targets of items
+//! and the info hashes of torrents, also one equal to the other, so that ids of different kinds are
+//! made in different ways. The first byte of the user key says which kind it is.
 //!
 //! | kind | key id | user key |
 //! |---|---|---|
@@ -10,8 +10,8 @@
 //! | peers of a torrent | `peer`, then bytes 4 to 19 of the SHA-1 of the user key | 2, info hash |
 //! | state of the node | SHA-1 of the user key | 3, `state` |
 //!
-//! Items lie in the order of their targets, so that those near an id can be walked. Records of peers
-//! share 32 bits, so that a start finds them without a look at every item.
+//! Items lie in the order of their targets, so that those near an id can be walked. Records of
+//! peers share 32 bits, so that a start finds them without a look at every item.
 
 use storage::KeyRef;
 use wal::record::Key;

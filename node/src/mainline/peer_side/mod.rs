@@ -210,6 +210,7 @@ impl PeerSide for MainlineSide {
     fn turn(&mut self, keyspace: &mut Keyspace, door: &mut Door) {
         let now = keyspace.now();
         self.operations.take(&mut self.node, keyspace, door);
+        self.records.retry(keyspace);
         if self.phase == Phase::Serving {
             self.note_held(keyspace);
             self.node.end_turn(now);

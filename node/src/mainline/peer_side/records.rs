@@ -251,8 +251,8 @@ impl Records {
         }
     }
 
-    /// Writes as much as the log takes.
-    fn retry(&mut self, keyspace: &mut Keyspace) {
+    /// Writes as much as the log takes of what it has had no room for.
+    pub(super) fn retry(&mut self, keyspace: &mut Keyspace) {
         while let Some(write) = self.refused.pop_front() {
             match put(keyspace, &write) {
                 Ok(wait) => match write {
