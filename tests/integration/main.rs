@@ -28,6 +28,7 @@ mod held_records;
 mod mainline;
 mod mainline_libtorrent;
 mod mainline_net;
+mod mainline_records;
 mod redis_differential;
 mod resp;
 mod resp_cold;

@@ -15,7 +15,7 @@
 mod commands;
 mod figures;
 pub mod keys;
-mod records;
+pub mod records;
 mod starting;
 mod walk;
 

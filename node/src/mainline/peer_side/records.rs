@@ -22,8 +22,10 @@ const REMOVALS_MAX: usize = 1_024;
 
 /// What has become of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
+    /// An item's record, as it is on disk or about to be.
     Loaded(NodeId, Result<Option<Bytes>, LoadFailed>),
+    /// An item's record is durable, or may be lost.
     Stored(NodeId, Result<(), StoreFailed>),
     /// Items of a scan, and whether they are the last.
     Scanned(Vec<Scanned>, bool),
@@ -75,7 +77,7 @@ enum Write {
 
 /// Work under way.
 #[derive(Debug, Default)]
-pub(super) struct Records {
+pub struct Records {
     /// By shard, in the order of their records.
     waiting: BTreeMap<ShardIndex, VecDeque<(Lsn, Waiting)>>,
     reading: BTreeMap<(ShardIndex, ReadId), Reading>,
@@ -88,7 +90,7 @@ pub(super) struct Records {
 
 impl Records {
     /// Takes work.
-    pub(super) fn take(&mut self, keyspace: &mut Keyspace, work: StoreWork) {
+    pub fn take(&mut self, keyspace: &mut Keyspace, work: StoreWork) {
         match work {
             StoreWork::Load { target } => self.load(keyspace, target),
             StoreWork::Store { target, record, expiry_ms } => {
@@ -110,7 +112,7 @@ impl Records {
     }
 
     /// Asks for the state of an earlier life.
-    pub(super) fn load_state(&mut self, keyspace: &mut Keyspace) {
+    pub fn load_state(&mut self, keyspace: &mut Keyspace) {
         let address = address(keyspace, keys::state());
         match keyspace.store_mut(address.shard).get(&address.key) {
             Ok(Get::Missing) => self.outcomes.push_back(Outcome::State(None)),
@@ -124,17 +126,19 @@ impl Records {
     }
 
     /// Asks for all torrents' peers of an earlier life.
-    pub(super) fn restore_peers(&mut self, keyspace: &mut Keyspace) {
+    pub fn restore_peers(&mut self, keyspace: &mut Keyspace) {
         self.walk(keyspace, Walk::for_peers());
     }
 
     /// Takes out what has become of work.
-    pub(super) fn poll(&mut self) -> Option<Outcome> {
+    #[must_use]
+    pub fn poll(&mut self) -> Option<Outcome> {
         self.outcomes.pop_front()
     }
 
     /// Whether nobody waits for anything that will still be written.
-    pub(super) fn is_settled(&self, keyspace: &Keyspace) -> bool {
+    #[must_use]
+    pub fn is_settled(&self, keyspace: &Keyspace) -> bool {
         let is_open = |(shard, waiting): (&ShardIndex, &VecDeque<_>)| {
             !waiting.is_empty() && keyspace.store(*shard).failure().is_none()
         };
@@ -142,7 +146,7 @@ impl Records {
     }
 
     /// Takes an event of a store.
-    pub(super) fn handle_event(
+    pub fn handle_event(
         &mut self,
         keyspace: &mut Keyspace,
         shard: ShardIndex,
@@ -252,7 +256,7 @@ impl Records {
     }
 
     /// Writes as much as the log takes of what it has had no room for.
-    pub(super) fn retry(&mut self, keyspace: &mut Keyspace) {
+    pub fn retry(&mut self, keyspace: &mut Keyspace) {
         while let Some(write) = self.refused.pop_front() {
             match put(keyspace, &write) {
                 Ok(wait) => match write {
