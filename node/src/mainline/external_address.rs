@@ -70,7 +70,8 @@ impl ExternalAddress {
             self.votes.pop_front();
         }
         let count = self.votes.iter().filter(|(_, vote)| vote.ip() == claimed.ip()).count();
-        if count < VOTES_MIN || count * 2 <= self.votes.len() {
+        // Nearly every vote confirms what is decided: no more is to be counted then.
+        if count < VOTES_MIN || count * 2 <= self.votes.len() || self.decided == Some(claimed) {
             return None;
         }
         let before = self.decided.replace(SocketAddr::new(claimed.ip(), self.port(claimed)));

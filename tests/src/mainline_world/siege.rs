@@ -27,7 +27,7 @@ const MINUTE_MS: u64 = 60_000;
 /// Operations begin so far apart.
 const OPERATION_GAP_MS: u64 = 20;
 /// Nobody has to wait longer for an operation: so long they may take at most.
-const OPERATION_MAX_MS: u64 = 40_000;
+const OPERATION_MAX_MS: u64 = 31_000;
 /// Sybils share so many bits with their victim.
 const SYBIL_BITS: u32 = 60;
 
@@ -261,7 +261,7 @@ impl Run {
             // The larger it is the faster it grows: by a twentieth each second.
             self.advance(1000 / (number / 20).clamp(1, 100) as u64);
         }
-        self.advance(2 * MINUTE_MS);
+        self.advance(MINUTE_MS);
     }
 
     /// Who is hostile, and what they know of each other.

@@ -514,7 +514,7 @@ fn size_of_the_network_is_estimated() {
 }
 
 fn small(seed: u64) -> Plan {
-    Plan { items: 30, victims: 2, sybil_networks: 6, ..Plan::new(seed, 200) }
+    Plan { items: 30, victims: 2, sybil_networks: 6, ..Plan::new(seed, 120) }
 }
 
 #[test]

@@ -300,10 +300,10 @@ impl MainlineNode {
             Goal::Sample { found } => Ended::Sample { count: found.len() },
             Goal::Ping { answer, .. } => Ended::Ping(answer),
             Goal::Store(Storing {
-                what: Stored::Mirrored { held, is_newer, .. }, outcome, ..
-            }) => {
-                return self.end_mirrored(&outcome, &held, is_newer);
-            }
+                what: Stored::Mirrored { is_newer, is_lacking, .. },
+                outcome,
+                ..
+            }) => return self.end_mirrored(&outcome, is_lacking, is_newer),
             Goal::Store(Storing { target, outcome, .. }) => Ended::Put { target, outcome },
         };
         // Never dropped: somebody waits for it.

@@ -60,9 +60,9 @@ pub struct MirrorProgress {
     pub scanned: u64,
     /// Items passed over, since others have just put them at us.
     pub recent: u64,
-    /// Items that all of the closest nodes had.
+    /// Items that all of the closest nodes had, and hold for longer now.
     pub fresh: u64,
-    /// Items put at nodes that lacked them.
+    /// Items that some of the closest nodes lacked.
     pub republished: u64,
     /// Items of which others had a newer version, which was taken.
     pub newer: u64,

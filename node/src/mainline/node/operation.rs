@@ -69,7 +69,7 @@ pub(super) enum Stored {
     /// A peer.
     Peer(Announce),
     /// An item of the mirror, and what others hold of it.
-    Mirrored { record: Vec<u8>, held: GetOutcome, is_newer: bool },
+    Mirrored { record: Vec<u8>, held: GetOutcome, is_newer: bool, is_lacking: bool },
 }
 
 impl Storing {

@@ -73,18 +73,21 @@ impl MainlineNode {
         let target = item.target();
         let salt = if let Item::Mutable(item) = &item { item.salt } else { &[] };
         let held = GetOutcome::new(target, salt);
-        let what = Stored::Mirrored { record: record.to_vec(), held, is_newer: false };
+        let what =
+            Stored::Mirrored { record: record.to_vec(), held, is_newer: false, is_lacking: false };
         let kind = QueryKind::Get { target, seq: None, want: Want::default() };
         self.begin(now, Goal::Store(Storing::new(target, what)), target, kind);
     }
 
-    /// All lookups for a republished item are over: it goes to those of the closest that lack it, in
-    /// the newest version there is.
+    /// All lookups for a republished item are over: it goes to the closest, in the newest version there
+    /// is.
     pub(super) fn compare_mirrored(&mut self, now: Now, id: OperationId) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let looked_up = &operation.looked_up;
         let Goal::Store(storing) = &mut operation.goal else { return };
-        let Stored::Mirrored { record, held, is_newer } = &mut storing.what else { return };
+        let Stored::Mirrored { record, held, is_newer, is_lacking } = &mut storing.what else {
+            return;
+        };
         let Ok(Record { item: ours, .. }) = Record::decode(record) else { return };
         let mut newest = None;
         if let (Item::Mutable(ours), Some(Item::Mutable(theirs))) = (ours, held.best())
@@ -111,9 +114,11 @@ impl MainlineNode {
         if let Some(newest) = &newest {
             *record = newest.clone();
         }
+        // Those that have it get it, too: for them its time begins anew.
         for lookup in looked_up {
-            for address in lookup.closest.iter().filter(|address| !holders.contains(address)) {
+            for address in &lookup.closest {
                 if storing.tokens.contains_key(address) {
+                    *is_lacking |= !holders.contains(address);
                     storing.waiting.push_back((lookup.family, *address));
                 }
             }
@@ -127,11 +132,11 @@ impl MainlineNode {
     }
 
     /// A republished item was dealt with.
-    pub(super) fn end_mirrored(&mut self, put: &PutOutcome, held: &GetOutcome, is_newer: bool) {
+    pub(super) fn end_mirrored(&mut self, put: &PutOutcome, is_lacking: bool, is_newer: bool) {
         let outcome = match put.stored() {
-            0 if put.replicas().is_empty() && held.copies() > 0 => Republished::Fresh,
             0 => Republished::Failed,
-            _ => Republished::Stored,
+            _ if is_lacking => Republished::Stored,
+            _ => Republished::Fresh,
         };
         if let Some(mirror) = &mut self.mirror {
             mirror.on_republished(outcome, is_newer);
