@@ -27,6 +27,9 @@ const START_MS: u64 = 1_700_000_000_000;
 const STAY_MS: u64 = 3_600_000;
 const KEYS: u64 = 40;
 
+/// A key, and its version if it is there.
+type State = (Key, Option<Version>);
+
 struct World {
     rng: Rng,
     disk: SimulatedDisk,
@@ -35,8 +38,8 @@ struct World {
     now_ms: u64,
     model: ModelStore,
     next: u64,
-    /// What the answers under way must be, and which key's state each of them acknowledges.
-    expected: BTreeMap<Ticket, (StoreAnswer, Option<(Key, Option<Version>)>)>,
+    /// What the answers under way must be, and which state each of them acknowledges.
+    expected: BTreeMap<Ticket, (StoreAnswer, Option<State>)>,
     /// States that a key may have after a power loss, the acknowledged one first.
     possible: BTreeMap<Key, Vec<Option<Version>>>,
     answered: u64,

@@ -6,7 +6,7 @@
 //! | 4 | 1 | format, 1 |
 //! | 5 | 8 | last time in contact with most members, ms since 1970, big-endian |
 //! | 13 | 2 + 21 n | ranges held completely: count, then length in bits and first key of each |
-//! | | 2 + ... | members: count, then entries as on the wire (docs/WIRE-links.md) |
+//! | | 2 + ... | members: count, then entries as on the wire (docs/WIRE.md) |
 //! | | 4 | CRC-32 of all before it, big-endian |
 
 use bytes::Bytes;

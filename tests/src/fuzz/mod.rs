@@ -8,6 +8,7 @@
 pub mod extents;
 pub mod files;
 pub mod krpc;
+pub mod links;
 pub mod mainline;
 pub mod mutation;
 pub mod targets;

@@ -17,11 +17,11 @@ use wal::record::{
 };
 use wal::segment::{self, Identity, SegmentHeader};
 
-use super::{Target, extents, files, krpc, mainline};
+use super::{Target, extents, files, krpc, links, mainline};
 use crate::disk::{SimulatedDisk, run_procedure};
 
 /// Every decoder.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 22] = [
     Target { name: "frame_header", run: frame_header, valid: valid_frame, seal: seal_frame },
     Target { name: "record", run: record, valid: valid_record, seal: seal_record },
     Target { name: "segment_header", run: segment_header, valid: valid_segment, seal: keep },
@@ -34,6 +34,25 @@ pub const TARGETS: [Target; 18] = [
         run: mainline::server,
         valid: mainline::valid_session,
         seal: keep,
+    },
+    Target {
+        name: "peer_message",
+        run: links::peer_message,
+        valid: links::valid_messages,
+        seal: keep,
+    },
+    Target { name: "link", run: links::link, valid: links::valid_link_steps, seal: keep },
+    Target {
+        name: "link_with_secret",
+        run: links::link_with_secret,
+        valid: links::valid_link_steps,
+        seal: keep,
+    },
+    Target {
+        name: "sealed_datagram",
+        run: links::sealed_datagram,
+        valid: links::valid_datagrams,
+        seal: links::seal_datagrams,
     },
     Target { name: "segment_file", run: segment_file, valid: valid_frames, seal: seal_frame },
     Target {

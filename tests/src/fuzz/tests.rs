@@ -7,7 +7,7 @@ use kadring::krpc::message::Message;
 use kadring::snapshot::Catalog;
 
 use super::targets::TARGETS;
-use super::{extents, files, krpc};
+use super::{extents, files, krpc, links};
 
 const INPUTS: u64 = 3_000;
 
@@ -65,4 +65,20 @@ fn steps_of_the_node_target_bring_nodes_into_its_table() {
         queries += node.counters().queries_in;
     }
     assert!(known > 50 && answers > 100 && queries > 100, "{known} {answers} {queries}");
+}
+
+/// Links come up and carry messages, and strangers get in where anybody may, and nowhere else.
+#[test]
+fn steps_of_the_link_targets_bring_links_up() {
+    for has_secret in [false, true] {
+        let mut rng = Rng::with_seed(5);
+        let (mut up, mut messages, mut refused) = (0, 0, 0);
+        for _ in 0..200 {
+            let played = links::play(&links::valid_link_steps(&mut rng), has_secret);
+            up += played.up;
+            messages += played.messages;
+            refused += played.refused;
+        }
+        assert!(up > 100 && messages > 200 && refused > 50, "{up} {messages} {refused}");
+    }
 }

@@ -7,7 +7,7 @@ pub mod control;
 pub(super) mod fields;
 pub mod frame;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use bytes::Bytes;
 use wal::record::{Key, Namespace, Version};

@@ -13,7 +13,7 @@ fn bytes(rng: &mut Rng, len: usize) -> Bytes {
     (0..len).map(|_| rng.u8(..)).collect::<Vec<_>>().into()
 }
 
-fn record(rng: &mut Rng, len: Option<usize>) -> Record {
+pub(in crate::cluster) fn record(rng: &mut Rng, len: Option<usize>) -> Record {
     let user_key = rng.usize(..40);
     Record {
         namespace: Namespace(rng.u8(..3)),
@@ -26,7 +26,7 @@ fn record(rng: &mut Rng, len: Option<usize>) -> Record {
 }
 
 /// One of each kind.
-fn messages(rng: &mut Rng) -> Vec<PeerMessage> {
+pub(in crate::cluster) fn messages(rng: &mut Rng) -> Vec<PeerMessage> {
     let request = RequestId(rng.u64(..));
     let node = NodeId::random(rng);
     let key = Key(NodeId::random(rng).0);

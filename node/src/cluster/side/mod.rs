@@ -17,6 +17,8 @@ mod answer;
 mod commands;
 mod datagrams;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

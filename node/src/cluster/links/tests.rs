@@ -1,1 +1,0 @@
-//! Links over a network in memory.

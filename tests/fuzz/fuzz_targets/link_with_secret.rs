@@ -1,0 +1,4 @@
+//! `link_with_secret` of kadring-tests for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kadring_tests::fuzz::links::link_with_secret(bytes));

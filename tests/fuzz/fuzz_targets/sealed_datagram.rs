@@ -1,0 +1,4 @@
+//! `sealed_datagram` of kadring-tests for cargo-fuzz.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kadring_tests::fuzz::links::sealed_datagram(bytes));
