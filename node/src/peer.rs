@@ -103,6 +103,13 @@ impl Figure {
         Self { name, help, kind, labels: Vec::new(), value: value as f64 }
     }
 
+    /// The figure in seconds, made of one in microseconds.
+    #[must_use]
+    pub fn micros_to_seconds(mut self) -> Self {
+        self.value /= 1e6;
+        self
+    }
+
     /// The figure with a label.
     #[must_use]
     pub fn with(mut self, label: &'static str, value: impl Into<String>) -> Self {

@@ -25,7 +25,7 @@ fn start(driver: Driver, variables: &[(&str, &str)]) -> (TestNode, SocketAddr) {
     (node, admin)
 }
 
-fn scrape(client: &mut HttpClient) -> Exposition {
+pub(crate) fn scrape(client: &mut HttpClient) -> Exposition {
     let answer = client.get("/metrics", OPEN_METRICS).unwrap();
     assert_eq!(answer.status, 200);
     Exposition::parse(&answer.body, Format::OpenMetrics).unwrap_or_else(|fault| {
@@ -33,16 +33,23 @@ fn scrape(client: &mut HttpClient) -> Exposition {
     })
 }
 
-/// The table of docs/OPERATIONS.md, "Metrics": type and labels by name.
-fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
+/// Type and labels by name.
+pub(crate) type Figures = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// The tables of docs/OPERATIONS.md, "Metrics": of every node, and of one of a cluster besides.
+pub(crate) fn documented() -> [Figures; 2] {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/OPERATIONS.md");
     let text = fs::read_to_string(path).unwrap();
     let section = text.split("\n## Metrics\n").nth(1).unwrap().split("\n## ").next().unwrap();
-    let section = section.split("\n### ").next().unwrap();
+    let (every, cluster) = section.split_once("\n### Of a node of a cluster\n").unwrap();
+    [every, cluster].map(table)
+}
+
+fn table(text: &str) -> Figures {
     let mut all = BTreeMap::new();
     let is_figure =
-        |line: &&str| ["| `kadring_", "| `process_"].iter().any(|it| line.starts_with(it));
-    for line in section.lines().filter(is_figure) {
+        |line: &&str| line.starts_with("| `kadring_") || line.starts_with("| `process_");
+    for line in text.lines().filter(is_figure) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let labels = cells[2].split(',').map(|word| word.trim().trim_matches('`'));
         let labels = labels.filter(|word| !word.is_empty()).map(str::to_owned).collect();
@@ -52,9 +59,29 @@ fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     all
 }
 
+/// What a node tells.
+pub(crate) fn told(exposition: &Exposition) -> Figures {
+    let of_family = |(name, kind): (&String, &String)| {
+        let is_its = |known: &str| known == name || known == format!("{name}_count");
+        let series = exposition.samples.keys().find(|(known, _)| is_its(known)).unwrap();
+        let labels = series.1.iter().map(|(name, _)| name.clone()).collect();
+        (name.clone(), (kind.clone(), labels))
+    };
+    exposition.types.iter().map(of_family).collect()
+}
+
+#[track_caller]
+pub(crate) fn check(documented: &Figures, told: &Figures) {
+    for (name, found) in told {
+        assert_eq!(documented.get(name), Some(found), "{name}: documented, told");
+    }
+    let missing: Vec<_> = documented.keys().filter(|name| !told.contains_key(*name)).collect();
+    assert!(missing.is_empty(), "documented and not told: {missing:?}");
+}
+
 #[test]
 fn figures_are_those_that_are_documented() {
-    let documented = documented();
+    let [documented, _] = documented();
     assert!(documented.len() > 80, "{}", documented.len());
     for driver in [Driver::Uring, Driver::Pread] {
         let (_node, admin) = start(driver, &[]);
@@ -64,18 +91,7 @@ fn figures_are_those_that_are_documented() {
         let plain = Exposition::parse(&plain, Format::Prometheus).unwrap();
         assert_eq!(open.types, plain.types);
         assert!(open.samples.keys().eq(plain.samples.keys()));
-        let mut told = BTreeMap::new();
-        for (name, kind) in &open.types {
-            let is_its = |known: &str| known == name || known == format!("{name}_count");
-            let series = open.samples.keys().find(|(known, _)| is_its(known)).unwrap();
-            let labels: BTreeSet<String> = series.1.iter().map(|(name, _)| name.clone()).collect();
-            told.insert(name.clone(), (kind.clone(), labels));
-        }
-        for (name, found) in &told {
-            assert_eq!(documented.get(name), Some(found), "{name}: documented, told");
-        }
-        let missing: Vec<_> = documented.keys().filter(|name| !told.contains_key(*name)).collect();
-        assert!(missing.is_empty(), "documented and not told: {missing:?}");
+        check(&documented, &told(&open));
     }
 }
 

@@ -7,10 +7,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kadring_tests::http_client::HttpClient;
 use kadring_tests::node_process::run_to_end;
 use kadring_tests::resp_client::RespClient;
 use kadring_tests::tool_process::ToolProcess;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::admin;
 
 /// Whatever a cluster is waited for.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -18,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 struct Started {
     tool: ToolProcess,
     clients: Vec<SocketAddr>,
+    admins: Vec<SocketAddr>,
     directory: PathBuf,
 }
 
@@ -35,11 +39,14 @@ fn start(arguments: &[&str]) -> Started {
         lines.push(line);
     }
     assert!(lines[0].starts_with("NODE  CLIENT "), "{lines:?}");
-    let rows = lines[1..].iter().take_while(|line| !line.trim().is_empty());
-    let clients = rows.map(|row| row.split_whitespace().nth(1).unwrap().parse().unwrap()).collect();
+    let column = |column| -> Vec<SocketAddr> {
+        let rows = lines[1..].iter().take_while(|line| !line.trim().is_empty());
+        rows.map(|row| row.split_whitespace().nth(column).unwrap().parse().unwrap()).collect()
+    };
+    let (clients, admins) = (column(1), column(3));
     let data = lines.iter().find_map(|line| line.strip_prefix("Data and logs: ")).unwrap();
     let directory = data.rsplit_once(" (").unwrap().0.into();
-    Started { tool, clients, directory }
+    Started { tool, clients, admins, directory }
 }
 
 fn expect(client: &mut RespClient, line: &str, expected: &[u8]) {
@@ -56,7 +63,7 @@ fn process_of(client: &mut RespClient) -> Pid {
 
 #[test]
 fn cluster_serves_and_leaves_nothing_behind() {
-    let Started { tool, clients, directory } = start(&["3"]);
+    let Started { tool, clients, directory, .. } = start(&["3"]);
     assert_eq!(clients.len(), 3);
     let mut clients: Vec<_> = clients.iter().map(|at| RespClient::connect(*at).unwrap()).collect();
     expect(&mut clients[0], "SET greeting hello", b"OK");
@@ -98,6 +105,18 @@ fn client_commands_show_the_cluster() {
 }
 
 #[test]
+fn figures_of_a_cluster_are_those_that_are_documented() {
+    let Started { tool, admins, .. } = start(&["2"]);
+    let [mut documented, of_cluster] = admin::documented();
+    assert!(!of_cluster.is_empty());
+    documented.extend(of_cluster);
+    let mut client = HttpClient::connect(admins[0]).unwrap();
+    admin::check(&documented, &admin::told(&admin::scrape(&mut client)));
+    tool.terminate();
+    assert_eq!(tool.wait_end(DEADLINE).unwrap().0.code(), Some(0));
+}
+
+#[test]
 fn data_stays_where_it_was_asked_for() {
     let place = crate::directory();
     let path = place.path().join("cluster");
@@ -118,7 +137,7 @@ fn data_stays_where_it_was_asked_for() {
 /// Nobody is left to stop the nodes: the kernel does.
 #[test]
 fn nodes_end_with_the_command_that_has_started_them() {
-    let Started { tool, clients, directory } = start(&["3"]);
+    let Started { tool, clients, directory, .. } = start(&["3"]);
     let mut clients: Vec<_> = clients.iter().map(|at| RespClient::connect(*at).unwrap()).collect();
     tool.kill9().unwrap();
     for client in &mut clients {

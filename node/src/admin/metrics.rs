@@ -77,6 +77,7 @@ impl Family {
     pub fn of_figures(figures: Vec<Figure>) -> Vec<Self> {
         let mut families: BTreeMap<&'static str, Self> = BTreeMap::new();
         for Figure { name, help, kind, labels, value } in figures {
+            let help = help.trim_end_matches('.');
             let family = families.entry(name).or_insert_with(|| {
                 let samples = match kind {
                     FigureKind::Counter => Samples::Counters(Vec::new()),

@@ -14,13 +14,13 @@
 )]
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
@@ -39,6 +39,9 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of what it says that are read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of a log that are looked at for the last line.
+const LOG_BYTES_MAX: u64 = 16 << 10;
 
 /// What is to be started.
 #[derive(Clone, Debug)]
@@ -304,7 +307,7 @@ impl Nodes {
             Some(Err(error)) => error.to_string(),
             None => "still there".to_owned(),
         };
-        let log = std::fs::read(&node.log).unwrap_or_default();
+        let log = end_of(&node.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let last = log.lines().rev().find(|line| !line.trim().is_empty());
         let last =
@@ -362,6 +365,16 @@ impl Drop for Nodes {
     }
 }
 
+/// The last bytes of a log, which may be long.
+fn end_of(log: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(log)?;
+    let skipped = file.metadata()?.len().saturating_sub(LOG_BYTES_MAX);
+    let (mut reader, mut bytes) = (BufReader::new(file), Vec::new());
+    reader.seek(SeekFrom::Start(skipped))?;
+    reader.take(LOG_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// From now on, signals that end a process are told instead.
 fn hear_signals(tell: &Sender<Told>) -> io::Result<Vec<SigId>> {
     let (mut reader, writer) = UnixStream::pair()?;
@@ -387,8 +400,12 @@ fn start_one(plan: &Plan, index: usize, tell: &Sender<Told>) -> io::Result<Node>
                 // Nobody listens any more, if the cluster has been given up.
                 let _ = tell.send(Told::Ended(index, end));
             };
-            thread::Builder::new().name(format!("end-{index}")).spawn(wait)?;
-            Ok(Node { process, log: plan.log(index), end: None, was_killed: false })
+            let node = Node { process, log: plan.log(index), end: None, was_killed: false };
+            if let Err(error) = thread::Builder::new().name(format!("end-{index}")).spawn(wait) {
+                node.signal(Signal::KILL);
+                return Err(error);
+            }
+            Ok(node)
         }
         Err(error) => {
             let _ = child.kill();

@@ -116,9 +116,9 @@ fn link_figures(links: &PeerLinks) -> Vec<Figure> {
     ];
     figures.extend(counted.map(|(name, help, value)| Figure::counter(name, help, value)));
     figures.extend(links.links().map(|link| {
-        let (name, help) = ("kadring_link_rtt_microseconds", "Latest round-trip time of a link.");
+        let (name, help) = ("kadring_link_rtt_seconds", "Latest round-trip time of a link.");
         let rtt_us = link.rtt_ns.unwrap_or(0) / 1_000;
-        Figure::gauge(name, help, rtt_us).with("node", link.node.to_string())
+        Figure::gauge(name, help, rtt_us).micros_to_seconds().with("node", link.node.to_string())
     }));
     figures
 }

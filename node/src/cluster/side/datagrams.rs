@@ -317,10 +317,11 @@ impl Datagrams {
                 self.lookup_timeouts_total,
             ),
             Figure::counter(
-                "kadring_lookup_microseconds_total",
+                "kadring_lookup_seconds_total",
                 "Time that all lookups took.",
                 self.lookup_us_total,
-            ),
+            )
+            .micros_to_seconds(),
             Figure::counter(
                 "kadring_krpc_queries_received_total",
                 "Queries received as datagrams.",
