@@ -149,6 +149,7 @@ impl StoreRig {
             cache_bytes: options.cache_bytes,
             limits: storage::StoreLimits {
                 overwriter_bytes_max: storage::StoreLimits::OVERWRITER_BYTES,
+                live_segments_min: storage::StoreLimits::LIVE_SEGMENTS_MIN,
                 ..storage::StoreLimits::default()
             },
             log: GroupCommitLimits::default(),

@@ -176,7 +176,7 @@ const BROKEN_WIRES: &[Variant] = &[
 
 /// In the store itself, in debug builds only; something must be compacted for these to show.
 const BROKEN_STORES: &[Variant] = &[
-    variant(PlantedBug::DropsTombstonesEarly, 40, 300),
+    variant(PlantedBug::DropsTombstonesEarly, 8, 3_000),
     variant(PlantedBug::FreesSegmentsEarly, 20, 300),
     variant(PlantedBug::RecyclesLinkedFiles, 20, 300),
 ];

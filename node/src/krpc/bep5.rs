@@ -446,7 +446,9 @@ mod tests {
         };
         assert_eq!(GetPeers::decode(raw), Ok(get));
         assert_eq!(encoded(|output| get.encode(output)), raw);
-        let raw = b"d2:id20:abcdefghij012345678912:implied_porti1e9:info_hash20:mnopqrstuvwxyz1234564:porti6881e5:token8:aoeusnthe";
+        let raw =
+            b"d2:id20:abcdefghij012345678912:implied_porti1e9:info_hash20:mnopqrstuvwxyz123456\
+            4:porti6881e5:token8:aoeusnthe";
         let announce =
             AnnouncePeer { id: ID, info_hash: TARGET, port: None, token: b"aoeusnth", seed: false };
         assert_eq!(AnnouncePeer::decode(raw), Ok(announce));
@@ -505,7 +507,8 @@ mod tests {
             [(0, false), (-1, false), (65_536, false), (1, true), (65_535, true)]
         {
             let raw = format!(
-                "d2:id20:abcdefghij01234567899:info_hash20:mnopqrstuvwxyz1234564:porti{port}e5:token1:te"
+                "d2:id20:abcdefghij01234567899:info_hash20:mnopqrstuvwxyz123456\
+                 4:porti{port}e5:token1:te"
             );
             assert_eq!(AnnouncePeer::decode(raw.as_bytes()).is_ok(), expected, "{port}");
         }

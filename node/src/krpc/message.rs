@@ -301,7 +301,8 @@ mod tests {
         };
         check(
             &message,
-            b"d2:ip6:\xc0\x00\x02\x01\x01\x022:kr17:\x01cccccccccccccccc1:rde1:t4:four1:v4:KR011:y1:re",
+            b"d2:ip6:\xc0\x00\x02\x01\x01\x022:kr17:\x01cccccccccccccccc1:rde\
+            1:t4:four1:v4:KR011:y1:re",
         );
         let asking = Message { read_only: true, ..query() };
         check(&asking, b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping2:roi1e1:t2:aa1:y1:qe");

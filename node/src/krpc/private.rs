@@ -5,8 +5,9 @@
 //! the 16 bytes of the cluster's id. A node takes no message with another.
 //!
 //! find_value asks for a small value. Who has it answers with `v`, its version `ver`, its expiry
-//! `exp` and, where the copy was left by somebody's lookup, `c` = 1; where the value is too long for
-//! a datagram `len` says how long it is, and it is fetched over a link. Everyone names nodes as well,
+//! `exp` and, where the copy was left by somebody's lookup, `c` = 1; where the value is too long
+//! for a datagram `len` says how long it is, and it is fetched over a link. Everyone names nodes as
+//! well,
 //! as find_node does. store leaves such a copy with the nearest node that was found without one
 //! (Kademlia §2.3); it is kept in memory only.
 

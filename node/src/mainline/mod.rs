@@ -6,12 +6,12 @@
 //!                                               └──> peer_store            └──> Output::Respond
 //! ```
 //!
-//! [`Server`] is the state machine behind the datagrams: it takes the method and the raw arguments of
-//! a query, and answers with the raw values of a response or with a [`Reject`]. The envelope,
-//! transaction ids and addresses of replies are left to [`krpc`](crate::krpc); who is near a target,
-//! to the routing table. [`MainlineNode`] puts it together with a
-//! [`KademliaNode`](crate::kademlia::KademliaNode) for each family of addresses, and has the client's
-//! side. Items live in the engine: a put is answered once its record is durable.
+//! [`Server`] is the state machine behind the datagrams: it takes the method and the raw arguments
+//! of a query, and answers with the raw values of a response or with a [`Reject`]. The envelope,
+//! transaction ids and addresses of replies are left to [`krpc`](crate::krpc); who is near a
+//! target, to the routing table. [`MainlineNode`] puts it together with a
+//! [`KademliaNode`](crate::kademlia::KademliaNode) for each family of addresses, and has the
+//! client's side. Items live in the engine: a put is answered once its record is durable.
 //! Peers live in memory ([`PeerStore`]) and are flushed by the second.
 //!
 //! Sources: BEP 5, 32, 33, 42, 43, 44 and 51. Where real nodes differ from them, docs/adr/0021 says

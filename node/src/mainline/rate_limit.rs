@@ -1,7 +1,8 @@
 //! [`RateLimit`]: how many queries an address, and its network, may send.
 //!
 //! Two tiers of token buckets in two tables of fixed size: a flood from any number of sources costs
-//! the same memory. A bucket that must make room is the fullest of its row: the one that has least to
+//! the same memory. A bucket that must make room is the fullest of its row: the one that has least
+//! to
 //! tell. A source over its limit gets no reply at all; replies to our own queries are not limited.
 
 use std::net::IpAddr;

@@ -1,10 +1,11 @@
 //! [`Retention`]: which items stay when there are too many.
 //!
-//! The engine drops what is expired by itself. If more is held than allowed, the rest goes by a score:
-//! bits that the target shares with our id, plus the binary logarithm of how many different networks
+//! The engine drops what is expired by itself. If more is held than allowed, the rest goes by a
+//! score: bits that the target shares with our id, plus the binary logarithm of how many different
+//! networks
 //! have asked for it lately. What is far and unasked for goes first. Nothing is kept in memory for
-//! each item: popularity is a sketch of fixed size, and the items themselves are walked page by page,
-//! the farthest class of distance first.
+//! each item: popularity is a sketch of fixed size, and the items themselves are walked page by
+//! page, the farthest class of distance first.
 //!
 //! ```text
 //! set_held ──> poll_page ──> (engine: keys of a prefix) ──> on_page ──> targets to remove

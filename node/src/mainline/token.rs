@@ -1,6 +1,7 @@
 //! Write tokens: proof that who writes has asked from the same address before (BEP 5, "Queries").
 //!
-//! A token is the keyed hash of an epoch, the asker's IP address (not its port: a NAT may change it)
+//! A token is the keyed hash of an epoch, the asker's IP address (not its port: a NAT may change
+//! it)
 //! and the target. The epoch's key is derived from one secret; a token of the current or the last
 //! epoch is good, so it lives 5 to 10 minutes. The secret is what survives a restart
 //! ([`TokenKeys::encode`]): writes under way then go on.

@@ -130,6 +130,9 @@ pub struct StoreLimits {
     /// What has expired stays so long, and can be read, walked over and told apart by its expiry:
     /// it is evidence for other holders of the key.
     pub expired_stay_ms: u64,
+    /// Dead bytes are compared with so many segments of live ones at least, before compaction
+    /// begins.
+    pub live_segments_min: u64,
 }
 
 impl StoreLimits {
@@ -138,6 +141,8 @@ impl StoreLimits {
     pub const DISK_SEGMENTS_MIN: u64 = 4;
     /// What a node gives each shard as [`StoreLimits::overwriter_bytes_max`]: 1.6 million records.
     pub const OVERWRITER_BYTES: usize = 32 << 20;
+    /// What a node gives each shard as [`StoreLimits::live_segments_min`].
+    pub const LIVE_SEGMENTS_MIN: u64 = 24;
 }
 
 /// A key: its id, and the bytes its user knows it by.
@@ -442,7 +447,7 @@ impl Store {
             supply,
             snapshots: Snapshots::new(manifest.next_segment),
             keeper: ManifestKeeper::new(manifest),
-            compaction: Compaction::default(),
+            compaction: Compaction::new(options.limits.live_segments_min),
             extents: Extents::new(&options.log),
             scrub: Scrub::new(options.limits.scrub_bytes_per_second),
             checkpointing,

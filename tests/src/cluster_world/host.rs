@@ -14,7 +14,6 @@ use kadring::cluster::store::{
 };
 use kadring::kademlia::NodeId;
 use storage::Now;
-use wal::record::Version;
 
 use super::swarm::Mix;
 
@@ -103,7 +102,7 @@ impl Host {
         self.boot += 1;
         self.current = self.durable.clone();
         let versions = self.current.records().map(|record| record.version);
-        let version_max = versions.max().unwrap_or(Version::default());
+        let version_max = versions.max().unwrap_or_default();
         let bytes = self.current.state();
         let state = ClusterState::decode(&bytes).ok();
         assert!(state.is_some() || bytes.is_empty(), "the state is what was saved");

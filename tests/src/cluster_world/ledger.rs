@@ -1,7 +1,8 @@
 //! [`Ledger`]: what was asked and acknowledged, and which answers that allows.
 //!
 //! - A value that is found was written under that very version.
-//! - Where the replica sets do not change, or only grow, a read finds at least what was acknowledged, or read,
+//! - Where the replica sets do not change, or only grow, a read finds at least what was
+//!   acknowledged, or read,
 //!   before it was asked. Nothing is found only if no value was acknowledged, or a deletion may be
 //!   newer.
 //! - A write that is asked after another was acknowledged has the higher version.

@@ -207,8 +207,13 @@ impl World {
             }
             let next_event = self.events.first_key_value().map_or(u64::MAX, |((at, _), _)| *at);
             let due = |host: &Host| host.core.as_ref().map_or(u64::MAX, |core| core.deadline_ns());
-            let (next_due, host) =
-                self.hosts.iter().enumerate().map(|(at, host)| (due(host), at)).min().unwrap();
+            let (next_due, host) = self
+                .hosts
+                .iter()
+                .enumerate()
+                .map(|(at, host)| (due(host), at))
+                .min()
+                .expect("there are hosts");
             let next = next_event.min(next_due).max(self.now_ns);
             if next >= end {
                 self.now_ns = end;
@@ -219,7 +224,7 @@ impl World {
                 let now = self.now_of(host);
                 // Nothing is due twice at one moment.
                 let before = next_due;
-                let core = self.hosts[host].core.as_mut().unwrap();
+                let core = self.hosts[host].core.as_mut().expect("the host is up");
                 core.handle_time(now);
                 if core.deadline_ns() <= before {
                     return Err(format!("host {host} stands still"));
@@ -240,7 +245,11 @@ impl World {
                 if self.hosts[to].running(boot).is_some() {
                     self.summary.messages += 1;
                     let now = self.now_of(to);
-                    self.hosts[to].core.as_mut().unwrap().handle_message(now, from, message);
+                    self.hosts[to]
+                        .core
+                        .as_mut()
+                        .expect("the host is up")
+                        .handle_message(now, from, message);
                     self.drain(to)?;
                 }
             }
@@ -255,7 +264,11 @@ impl World {
                 let now = self.now_of(at);
                 if self.hosts[at].running(boot).is_some() {
                     let answer = self.hosts[at].make_durable(ticket);
-                    self.hosts[at].core.as_mut().unwrap().handle_store(now, ticket, answer);
+                    self.hosts[at]
+                        .core
+                        .as_mut()
+                        .expect("the host is up")
+                        .handle_store(now, ticket, answer);
                     self.drain(at)?;
                 }
             }
@@ -390,7 +403,7 @@ impl World {
         let now = self.now_of(at);
         let asked = self.ledger.begin_write(key, is_value, self.now_ns);
         let value = is_value.then(|| Bytes::from(asked.value().to_string()));
-        let core = self.hosts[at].core.as_mut().unwrap();
+        let core = self.hosts[at].core.as_mut().expect("the host is up");
         let command = WriteCommand { user_key: name_of(key), value, expiry_ms: 0 };
         let id = core.write(now, command);
         self.commands.insert((at, self.hosts[at].boot, id), asked);
@@ -400,7 +413,7 @@ impl World {
     fn ask_read(&mut self, at: usize, key: u32) -> Result<(), String> {
         let now = self.now_of(at);
         let asked = Asked::read(key, self.now_ns);
-        let core = self.hosts[at].core.as_mut().unwrap();
+        let core = self.hosts[at].core.as_mut().expect("the host is up");
         let id = core.read(now, &name_of(key), Consistency::Majority);
         self.commands.insert((at, self.hosts[at].boot, id), asked);
         self.drain(at)
@@ -463,7 +476,7 @@ impl World {
         let seed = self.rng.u64(..);
         self.hosts[at].start(&self.mix, self.mutation, seed, now);
         let seeds: Vec<NodeId> = self.hosts.iter().map(|host| host.id).collect();
-        let core = self.hosts[at].core.as_mut().unwrap();
+        let core = self.hosts[at].core.as_mut().expect("the host is up");
         for seed in seeds.into_iter().take(3) {
             core.add_contact(now, seed, Bytes::new());
         }
@@ -486,7 +499,7 @@ impl World {
     fn disagreement(&self) -> Option<String> {
         let mut placed: Vec<NodeId> = Vec::new();
         for host in self.live() {
-            let core = host.core.as_ref().unwrap();
+            let core = host.core.as_ref().expect("the host is up");
             let own = core.members().placed();
             if placed.is_empty() {
                 placed = own;

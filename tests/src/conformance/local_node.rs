@@ -1,4 +1,5 @@
-//! [`LocalNode`]: our Mainline server with a map for an engine, as a function from datagram to reply.
+//! [`LocalNode`]: our Mainline server with a map for an engine, as a function from datagram to
+//! reply.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -2,8 +2,8 @@
 //!
 //! The cases are text files (`tests/data/mainline`): datagrams to send and the replies that are
 //! allowed. A [`runner`] sends them through any function from bytes to bytes: our server in this
-//! process ([`local_node`]), or a UDP socket, so that nodes of other kinds can be compared. A node must
-//! be fresh: the cases store items.
+//! process ([`local_node`]), or a UDP socket, so that nodes of other kinds can be compared. A node
+//! must be fresh: the cases store items.
 
 pub mod case;
 pub mod local_node;

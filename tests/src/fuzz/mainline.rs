@@ -1,4 +1,5 @@
-//! Targets for Mainline: what lies in the engine and in messages, and the server among many sources.
+//! Targets for Mainline: what lies in the engine and in messages, and the server among many
+//! sources.
 
 use std::net::SocketAddr;
 

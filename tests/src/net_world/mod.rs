@@ -6,7 +6,8 @@
 //!    └── events, oracle ───────────────┘  └──── Network: delay, loss, cuts <─────┘
 //! ```
 //!
-//! [`World`] takes any [`Host`]: what the cores of a node offer anyway. Datagrams are the real bytes.
+//! [`World`] takes any [`Host`]: what the cores of a node offer anyway. Datagrams are the real
+//! bytes.
 //! Every datagram that arrives goes into a hash; a seed that is run twice must give the same one.
 
 pub mod measure;

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! write: Put to the set ── majority durable, and of the ready holders ──> acknowledged
-//!            └─ "not newer": clock raised, sent again      rest in the background, counted for WAIT
+//!            └─ "not newer": clock raised, sent again      rest in the background, counted for
+//! WAIT
 //! read:  Get to the set ── majority of ready holders ──> newest ── majority holds it ──> answer
-//!                                                          └─ else Put to those that lack it, first
+//!                                                          └─ else Put to those that lack it,
+//! first
 //! ```
 //!
 //! A holder that is not ready (it has not all keys around this one yet) counts among the copies of

@@ -6,8 +6,8 @@
 //! - **Self-lookup.** It makes us known to our neighbours and them to us. It is repeated at growing
 //!   intervals, since at a simultaneous start the first ones find hardly anybody, and begins anew
 //!   when a node that was given up answers again.
-//! - **Refresh.** After the first self-lookup every bucket, then each that has seen no lookup for an
-//!   hour (Kademlia §2.3).
+//! - **Refresh.** After the first self-lookup every bucket, then each that has seen no lookup for
+//!   an hour (Kademlia §2.3).
 //! - **Pings.** Nodes that are questionable, and bad ones that nobody has replaced, are asked in
 //!   turn, a few at a time.
 

@@ -1,12 +1,15 @@
 //! Ed25519 signatures of mutable items, alone and many at once.
 //!
-//! A batch costs about half as much for each signature as one alone. It fails as a whole: then each is
-//! checked by itself, so that whoever sends one bad signature in each batch makes us do the work of a
-//! batch in vain; [`verify_all`] therefore takes small batches, and gives up on batches once one has
-//! failed.
+//! A batch costs about half as much for each signature as one alone. It fails as a whole: then
+//! each is
+//! checked by itself, so that whoever sends one bad signature in each batch makes us do the work
+//! of a
+//! batch in vain; [`verify_all`] therefore takes small batches, and gives up on batches once one
+//! has failed.
 //!
 //! A batch accepts what each check by itself accepts. The reverse does not hold for signatures that
-//! the owner of a key has twisted on purpose: whether these pass is chance. They harm nobody but him.
+//! the owner of a key has twisted on purpose: whether these pass is chance. They harm nobody but
+//! him.
 
 use ed25519_dalek::{Signature, Signer, Verifier, VerifyingKey, verify_batch};
 

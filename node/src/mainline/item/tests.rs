@@ -153,8 +153,9 @@ proptest! {
     ) {
         let signature: [u8; 64] = [half, half].concat().try_into().unwrap();
         let value = [format!("{}:", text.len()).into_bytes(), text].concat();
-        let item = MutableItem { key: &key, salt: &salt, seq, signature: &signature, value: &value };
-        let item = if mutable { Item::Mutable(item) } else { Item::Immutable(&value) };
+        let (key, salt, signature, value) = (&key, &salt, &signature, &value);
+        let item = MutableItem { key, salt, seq, signature, value };
+        let item = if mutable { Item::Mutable(item) } else { Item::Immutable(value) };
         let record = Record { put_ms, item };
         let bytes = record.encode();
         prop_assert_eq!(Record::decode(&bytes), Ok(record));

@@ -1,7 +1,7 @@
 //! [`PeerStore`]: who has which torrent, one packed record for each info hash (BEP 5, 33, 51).
 //!
-//! Announced again every half hour by whoever is alive, peers are soft state: they live in memory and
-//! what has changed is handed out to be written a few seconds later ([`PeerStore::pop_dirty`]).
+//! Announced again every half hour by whoever is alive, peers are soft state: they live in memory
+//! and what has changed is handed out to be written a few seconds later ([`PeerStore::pop_dirty`]).
 //! Everything has a cap: peers of a torrent, of one IP in it, torrents, and bytes in all. What is
 //! expired makes room first, then torrents far from us with few peers.
 

@@ -1,6 +1,7 @@
 //! [`PackedPeers`]: the peers of one torrent, packed; also as they are flushed to the engine.
 //!
-//! A record: version 1 (1 byte), count of IPv4 peers (u16), then these, then those of IPv6. A peer is
+//! A record: version 1 (1 byte), count of IPv4 peers (u16), then these, then those of IPv6. A peer
+//! is
 //! its compact address (6 or 18 bytes) and a stamp (4 bytes): minutes since 1970, times two, plus 1
 //! for a seed. Numbers are little-endian, addresses as on the wire. 10 and 22 bytes.
 

@@ -71,8 +71,8 @@ impl Default for ItemLimits {
 pub struct ReplyLimits {
     /// Bytes of a datagram (BEP 32); only an item's value may make it longer.
     pub bytes_max: usize,
-    /// Times the bytes of its query, to a source that may be forged. The shortest get of the longest
-    /// signed value needs 15; less withholds such values.
+    /// Times the bytes of its query, to a source that may be forged. The shortest get of the
+    /// longest signed value needs 15; less withholds such values.
     pub amplification_max: usize,
     /// Nodes of a family.
     pub nodes_max: usize,

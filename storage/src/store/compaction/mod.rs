@@ -145,6 +145,10 @@ pub(super) struct Compaction {
 }
 
 impl Compaction {
+    pub(super) fn new(live_segments_min: u64) -> Self {
+        Self { pacing: Pacing::new(live_segments_min), ..Self::default() }
+    }
+
     pub(super) fn resume(&mut self) {
         self.paused = false;
     }

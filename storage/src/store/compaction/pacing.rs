@@ -3,7 +3,7 @@
 //! Space amplification is the bytes in use of all segments over the bytes of live records. What the
 //! segment in use and the victim hold twice or not yet is left out of it (two segments): it does
 //! not grow with the store. A small store may have as many dead bytes as one with
-//! [`LIVE_SEGMENTS_MIN`] segments full of live ones: where all is in a few segments, each of them
+//! `live_segments_min` segments full of live ones: where all is in a few segments, each of them
 //! is mostly live at any moment, and compaction would only carry it around. From
 //! [`START_PERMILLE`] on segments are compacted; each byte put obliges compaction to look at some
 //! bytes of victims, the more, the higher the amplification. Above [`SLOW_PERMILLE`] puts are
@@ -31,8 +31,6 @@ const OWED_SHARE: u64 = 16;
 /// No put waits longer than this for compaction: what is owed then is forgotten. Victims full of
 /// keys of one prefix take a read for each record.
 const REFUSED_MAX_NS: u64 = 100_000_000;
-/// Dead bytes of a store are compared with so many segments of live ones at least.
-const LIVE_SEGMENTS_MIN: u64 = 24;
 /// Used and live bytes are counted again after so many bytes appended, in a small store after a
 /// part of what is used.
 const COUNT_EVERY_BYTES: u64 = 1 << 20;
@@ -59,6 +57,8 @@ pub(super) struct Pacing {
     live: u64,
     /// Bytes of records appended, exact and by size class.
     learned: (u64, u64),
+    /// Dead bytes are compared with so many segments of live ones at least.
+    live_segments_min: u64,
     /// Since when a put that was refused for what is owed waits.
     refused_at_ns: Option<u64>,
 }
@@ -75,12 +75,18 @@ impl Default for Pacing {
             live: 0,
             // Until something is known: the average over all lengths, with little weight.
             learned: (15 << 16, 16 << 16),
+            live_segments_min: 0,
             refused_at_ns: None,
         }
     }
 }
 
 impl Pacing {
+    /// Of a store whose dead bytes are compared with so many segments of live ones at least.
+    pub(super) fn new(live_segments_min: u64) -> Self {
+        Self { live_segments_min, ..Self::default() }
+    }
+
     /// Notes a record that was appended, by a put or as a copy.
     pub(super) fn note_append(&mut self, record_len: u64) {
         self.uncounted = self.uncounted.saturating_add(record_len);
@@ -138,7 +144,7 @@ impl Pacing {
         (self.used, self.live) = (used, live);
         self.allow(died);
         let dead = u128::from(used.saturating_sub(slack).saturating_sub(live)) * 1000;
-        let base = live.max(LIVE_SEGMENTS_MIN * segment_bytes);
+        let base = live.max(self.live_segments_min * segment_bytes);
         let excess = u64::try_from(dead / u128::from(base)).unwrap_or(u64::MAX);
         self.amplification = excess.saturating_add(1000);
         if !self.is_wasteful() {
