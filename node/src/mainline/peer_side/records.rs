@@ -146,12 +146,7 @@ impl Records {
     }
 
     /// Takes an event of a store.
-    pub fn handle_event(
-        &mut self,
-        keyspace: &mut Keyspace,
-        shard: ShardIndex,
-        event: &Event,
-    ) {
+    pub fn handle_event(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, event: &Event) {
         match event {
             Event::Durable(_) => self.release(keyspace, shard),
             Event::Failed(_) => self.fail(shard),
