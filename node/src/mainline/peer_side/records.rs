@@ -185,9 +185,10 @@ impl Records {
         let address = address(keyspace, keys::item(&target));
         let observed = keyspace.observed(&address).map(|wait| wait.lsn);
         match keyspace.store_mut(address.shard).get(&address.key) {
-            Ok(Get::Missing) => self.loaded(address.shard, target, None, observed),
+            Ok(Get::Missing) => self.loaded(keyspace, address.shard, (target, None), observed),
             Ok(Get::Found(value)) => {
-                self.loaded(address.shard, target, Some(value.value), observed);
+                let found = (target, Some(value.value));
+                self.loaded(keyspace, address.shard, found, observed);
             }
             Ok(Get::Pending(id)) => {
                 self.reading.insert((address.shard, id), Reading::Item(target, observed));
@@ -202,12 +203,16 @@ impl Records {
     /// Tells what was loaded, once what it rests on is durable.
     fn loaded(
         &mut self,
+        keyspace: &Keyspace,
         shard: ShardIndex,
-        target: NodeId,
-        record: Option<Bytes>,
+        (target, record): (NodeId, Option<Bytes>),
         observed: Option<Lsn>,
     ) {
         match observed {
+            // It never will be.
+            Some(_) if keyspace.store(shard).failure().is_some() => {
+                self.outcomes.push_back(Outcome::Loaded(target, Err(LoadFailed)));
+            }
             Some(lsn) => self.wait(Wait { shard, lsn }, Waiting::Loaded(target, record)),
             None => self.outcomes.push_back(Outcome::Loaded(target, Ok(record))),
         }
@@ -224,7 +229,7 @@ impl Records {
             (Reading::Item(target, observed), Ok(record)) => {
                 let acknowledged = keyspace.store(shard).acknowledged_lsn();
                 let observed = observed.filter(|lsn| *lsn > acknowledged);
-                self.loaded(shard, target, record, observed);
+                self.loaded(keyspace, shard, (target, record), observed);
             }
             (Reading::Item(target, _), Err(error)) => {
                 self.outcomes.push_back(Outcome::Loaded(target, Err(error)));
