@@ -1,6 +1,7 @@
 //! Nodes of a private cluster as real processes on loopback.
 //!
-//! `KADRING_TEST_CLUSTER_KILLS` sets how often a node is killed under load; the default fits a push.
+//! `KADRING_TEST_CLUSTER_KILLS` sets how often a node is killed under load; the default fits a
+//! push.
 
 use std::collections::BTreeMap;
 use std::env;

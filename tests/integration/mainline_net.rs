@@ -14,13 +14,13 @@ use crate::{TestNode, directory};
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Nodes that know each other.
-pub struct Network {
-    pub nodes: Vec<TestNode>,
+pub(crate) struct Network {
+    pub(crate) nodes: Vec<TestNode>,
 }
 
 impl Network {
     /// Starts that many, the first of them alone.
-    pub fn start(count: u8) -> Self {
+    pub(crate) fn start(count: u8) -> Self {
         let mut nodes: Vec<TestNode> = Vec::new();
         for number in 1..=count {
             let seeds =
@@ -33,12 +33,12 @@ impl Network {
     }
 
     /// Addresses of the peer doors.
-    pub fn peers(&self) -> Vec<String> {
+    pub(crate) fn peers(&self) -> Vec<String> {
         self.nodes.iter().map(|node| peer(node).to_string()).collect()
     }
 
     /// Waits until every node has all others in its table.
-    pub fn wait_joined(&self) {
+    pub(crate) fn wait_joined(&self) {
         let others = self.nodes.len() - 1;
         for node in &self.nodes {
             wait_until("a node knows its network", || {
@@ -48,7 +48,7 @@ impl Network {
     }
 
     /// SIGKILL for all at once, then all of them start again where they were.
-    pub fn kill_and_restart(self) -> Self {
+    pub(crate) fn kill_and_restart(self) -> Self {
         let killed: Vec<_> = self
             .nodes
             .into_iter()
@@ -65,12 +65,12 @@ impl Network {
 }
 
 /// Starts a node of BitTorrent's DHT.
-pub fn start_node(peer: &str, seeds: &str) -> TestNode {
+pub(crate) fn start_node(peer: &str, seeds: &str) -> TestNode {
     start_node_with(peer, seeds, &[])
 }
 
 /// The same with further variables.
-pub fn start_node_with(peer: &str, seeds: &str, variables: &[(&str, &str)]) -> TestNode {
+pub(crate) fn start_node_with(peer: &str, seeds: &str, variables: &[(&str, &str)]) -> TestNode {
     let directory = directory();
     let options = NodeOptions::new(&directory.path().join("data"), Driver::Uring)
         .with_variable("KADRING_MODE", "mainline")
@@ -84,12 +84,12 @@ pub fn start_node_with(peer: &str, seeds: &str, variables: &[(&str, &str)]) -> T
 }
 
 /// The address of a node's peer door.
-pub fn peer(node: &TestNode) -> SocketAddr {
+pub(crate) fn peer(node: &TestNode) -> SocketAddr {
     node.node.ready().peer.expect("a Mainline node has a peer door")
 }
 
 /// A number of INFO mainline.
-pub fn figure(node: &TestNode, name: &str) -> f64 {
+pub(crate) fn figure(node: &TestNode, name: &str) -> f64 {
     let reply = node.client().call(&[b"INFO", b"mainline"]).unwrap();
     let text = String::from_utf8_lossy(reply.bytes().unwrap()).into_owned();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -98,7 +98,7 @@ pub fn figure(node: &TestNode, name: &str) -> f64 {
 
 /// Asks again and again until it is so.
 #[track_caller]
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     // Nobody sends: it paces the questions.
     let (_sender, nobody) = mpsc::channel::<()>();
@@ -110,7 +110,7 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Runs `kadring mainline` against a node: its stdout.
 #[track_caller]
-pub fn kadring(node: &TestNode, words: &[&str]) -> Result<String, String> {
+pub(crate) fn kadring(node: &TestNode, words: &[&str]) -> Result<String, String> {
     let client = node.node.address().to_string();
     let words: Vec<&str> =
         ["mainline"].iter().chain(words).copied().chain(["--client", &client]).collect();
@@ -123,7 +123,7 @@ pub fn kadring(node: &TestNode, words: &[&str]) -> Result<String, String> {
 }
 
 /// Sends one command: its reply.
-pub fn ask(client: &mut RespClient, words: &[&str]) -> Reply {
+pub(crate) fn ask(client: &mut RespClient, words: &[&str]) -> Reply {
     let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
     client.call(&words).unwrap()
 }

@@ -11,7 +11,7 @@
 //!    |  \--refused head--------------/     |
 //!    |                                     | last answer of the connection
 //!    +-- idle, slow, gone -----> Closing <-+-- Lingering: after a refusal, what still comes is
-//!                                                         thrown away, so that the client reads why
+//!                                              thrown away, so that the client reads why
 //! ```
 //!
 //! Invariants:

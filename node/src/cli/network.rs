@@ -1,4 +1,5 @@
-//! `kadring locate|routes|lookup|nodes`: what a running node knows of the others, as a table or JSON.
+//! `kadring locate|routes|lookup|nodes`: what a running node knows of the others, as a table or
+//! JSON.
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -9,8 +9,8 @@ use super::k_bucket::Contact;
 pub struct ContactRules {
     /// Whether a node at the address may be asked at all.
     pub is_allowed: fn(&SocketAddr) -> bool,
-    /// Whether a node's id is what it ought to be at its address. Others stand back: they make room in
-    /// the table, and in a lookup they are asked but do not count.
+    /// Whether a node's id is what it ought to be at its address. Others stand back: they make room
+    /// in the table, and in a lookup they are asked but do not count.
     pub is_preferred: fn(&Contact) -> bool,
 }
 

@@ -77,8 +77,8 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Starts with the datagram key of the cluster's secret and a boot id that no other process has:
-    /// 8 bytes from the kernel's random source.
+    /// Starts with the datagram key of the cluster's secret and a boot id that no other process
+    /// has: 8 bytes from the kernel's random source.
     #[must_use]
     pub fn new(key: MacKey, boot: u64) -> Self {
         Self { key, boot, counter: 0 }

@@ -1,7 +1,7 @@
 //! [`Reachability`]: whether others reach us unasked; until then we say `ro` (BEP 43).
 //!
-//! Who says `ro` is not taken into tables, and so is asked by few. Now and then we leave it out for a
-//! short while, a *trial*: whoever takes us in then tells others of us, and they ask.
+//! Who says `ro` is not taken into tables, and so is asked by few. Now and then we leave it out for
+//! a short while, a *trial*: whoever takes us in then tells others of us, and they ask.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
-//! Networks of [`MainlineNode`](kadring::mainline::MainlineNode)s in memory, honest ones and others.
+//! Networks of [`MainlineNode`](kadring::mainline::MainlineNode)s in memory, honest ones and
+//! others.
 
 pub mod host;
 pub mod hostile;

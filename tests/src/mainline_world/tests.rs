@@ -1,4 +1,5 @@
-//! Small networks of honest nodes: what one stores, others find, in both families and over restarts.
+//! Small networks of honest nodes: what one stores, others find, in both families and over
+//! restarts.
 
 use std::net::SocketAddr;
 
@@ -16,6 +17,7 @@ use kadring::mainline::node::mirror::MirrorOptions;
 use kadring::mainline::outcome::{GetOutcome, PutOutcome, ReplicaOutcome};
 use kadring::mainline::reachability::Announced;
 use kadring::mainline::{Item, MainlineNode, MainlineOptions, MutableItem, Reject, node_id_by_ip};
+use storage::Now;
 
 use super::host::{Engine, MainlineHost, clock};
 use super::siege::{Guards, Plan, run};
@@ -78,11 +80,7 @@ impl Town {
         self.world.run_until(end, &mut |_, _, place, event| events.push((place, event)));
     }
 
-    fn act<T>(
-        &mut self,
-        place: usize,
-        act: impl FnOnce(&mut MainlineNode, storage::Now) -> T,
-    ) -> T {
+    fn act<T>(&mut self, place: usize, act: impl FnOnce(&mut MainlineNode, Now) -> T) -> T {
         let events = &mut self.events;
         let mut observe = |_: &mut MainlineHost, _, place, event| events.push((place, event));
         let done = self.world.with(place, &mut observe, |host, now| host.act(now, act));
@@ -97,7 +95,7 @@ impl Town {
     fn finish(
         &mut self,
         place: usize,
-        begin: impl FnOnce(&mut MainlineNode, storage::Now) -> Result<OperationId, RefusedOperation>,
+        begin: impl FnOnce(&mut MainlineNode, Now) -> Result<OperationId, RefusedOperation>,
     ) -> Ended {
         let operation = self.act(place, begin).expect("it is begun");
         self.advance(40_000);
@@ -280,7 +278,8 @@ fn node_comes_back_as_the_same_neighbour_and_its_tokens_hold() {
         (node.own(Family::V4), node.table(Family::V4).unwrap().len())
     };
     let engine = town.world.kill(place).unwrap().engine;
-    // Killed: what was saved some time ago has to do. Without any seed: it has to know its neighbours.
+    // Killed: what was saved some time ago has to do. Without any seed: it has to know its
+    // neighbours.
     town.start(place, MainlineOptions { sockets: V4, ..options(Vec::new()) }, engine);
     town.advance(900);
     let node = town.node(place);

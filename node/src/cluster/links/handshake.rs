@@ -10,9 +10,9 @@
 //!  checks <──────────────────── AUTH: code("responder", the same) ─│ up
 //! ```
 //!
-//! Both hellos have a nonce, both ids and addresses are in them, and the role is in the code: a proof
-//! is good for one link, one pair of nodes and one direction. The initiator proves first, so that a
-//! stranger gets no code to guess the secret from.
+//! Both hellos have a nonce, both ids and addresses are in them, and the role is in the code: a
+//! proof is good for one link, one pair of nodes and one direction. The initiator proves first, so
+//! that a stranger gets no code to guess the secret from.
 
 use bytes::Bytes;
 

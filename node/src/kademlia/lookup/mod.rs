@@ -6,9 +6,9 @@
 //! done when the `k` closest nodes that are neither silent nor slow have all answered, and no slow
 //! one is among the `waited_for` closest that have not failed.
 //!
-//! Two rules keep lies out of it. Of one network at most `per_subnet` nodes count, the closest ones;
-//! the others wait for these to fail. Nodes that [`ContactRules`] do not prefer are asked, and are a
-//! result, only as far as there are fewer than k others.
+//! Two rules keep lies out of it. Of one network at most `per_subnet` nodes count, the closest
+//! ones; the others wait for these to fail. Nodes that [`ContactRules`] do not prefer are asked,
+//! and are a result, only as far as there are fewer than k others.
 //!
 //! ```text
 //!          next_query            on_response
@@ -271,8 +271,8 @@ impl Lookup {
         nearest
     }
 
-    /// The places of candidates in a wanted state, but for those of a network that has enough closer
-    /// ones in a state that counts; of those that are preferred, or of the others.
+    /// The places of candidates in a wanted state, but for those of a network that has enough
+    /// closer ones in a state that counts; of those that are preferred, or of the others.
     fn eligible(
         &self,
         counts: impl Fn(State) -> bool,
@@ -357,8 +357,8 @@ impl Lookup {
         self.candidates.iter().filter(same).count() < count_max + SUBNET_SPARES_MAX
     }
 
-    /// Who makes room for a newcomer at `index`: the farthest that was not asked, first of those that
-    /// stand back.
+    /// Who makes room for a newcomer at `index`: the farthest that was not asked, first of those
+    /// that stand back.
     fn droppable(&self, index: usize, is_preferred: bool) -> Option<usize> {
         let unasked = |wanted: bool| {
             move |candidate: &Candidate| {

@@ -484,8 +484,8 @@ impl KademliaNode {
         }
     }
 
-    /// Takes note of a node that has asked us something, and answers queries itself: if there is room
-    /// for it, it is pinged.
+    /// Takes note of a node that has asked us something, and answers queries itself: if there is
+    /// room for it, it is pinged.
     pub fn note_asker(&mut self, now: Monotonic, contact: Contact) {
         if self.is_usable(&contact) && self.table.on_query(now, contact) == Admission::Verify {
             self.verify(now, contact);

@@ -142,8 +142,8 @@ impl RoutingTable {
         Self { rules, ..self }
     }
 
-    /// Takes another id of ours. Nodes move to the buckets they belong to now; where these are full,
-    /// those stay that have answered, then those known for longest.
+    /// Takes another id of ours. Nodes move to the buckets they belong to now; where these are
+    /// full, those stay that have answered, then those known for longest.
     pub fn set_own(&mut self, now: Monotonic, own: NodeId) {
         let mut known: Vec<Entry> = self.buckets.iter_mut().flat_map(KBucket::take_all).collect();
         known
@@ -183,8 +183,8 @@ impl RoutingTable {
         &self.buckets[shared_bits as usize]
     }
 
-    /// Takes note of an answer to a query of ours: what admits a node. Where one node is allowed for
-    /// each address, it takes the place of an id that the address had before.
+    /// Takes note of an answer to a query of ours: what admits a node. Where one node is allowed
+    /// for each address, it takes the place of an id that the address had before.
     pub fn on_answer(&mut self, now: Monotonic, contact: Contact, rtt_us: u32) -> Admission {
         if self.limits.crowd.is_some() && self.find(&contact.id).is_none() {
             let same = |entry: &&Entry| entry.contact.address == contact.address;

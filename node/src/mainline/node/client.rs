@@ -24,7 +24,8 @@ use super::{MainlineNode, place};
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 impl MainlineNode {
-    /// Looks for an item. The first immutable one ends it; of a mutable one all versions are compared.
+    /// Looks for an item. The first immutable one ends it; of a mutable one all versions are
+    /// compared.
     ///
     /// # Errors
     /// Too much is under way.

@@ -107,8 +107,8 @@ pub enum StoreWork {
     /// List the keys of items in a part of the key space, since there are too many:
     /// [`handle_page`](super::MainlineNode::handle_page) answers. At most one at a time.
     List(Page),
-    /// Write this where [`restore`](super::MainlineNode::restore) gets it from after the next start;
-    /// nobody waits for it.
+    /// Write this where [`restore`](super::MainlineNode::restore) gets it from after the next
+    /// start; nobody waits for it.
     SaveState(Vec<u8>),
 }
 

@@ -6,10 +6,10 @@
 //!    └────────────────── page done, the last one ────────┘
 //! ```
 //!
-//! A round walks over all items in the order of their keys. Who has put an item at us within half the
-//! interval has put it at others, too: such items are passed over. The others are begun at even intervals, so that a
-//! round takes most of its time, and never faster than the budget allows. The place in the round is
-//! kept over restarts.
+//! A round walks over all items in the order of their keys. Who has put an item at us within half
+//! the interval has put it at others, too: such items are passed over. The others are begun at even
+//! intervals, so that a round takes most of its time, and never faster than the budget allows. The
+//! place in the round is kept over restarts.
 
 use std::collections::VecDeque;
 

@@ -5,13 +5,13 @@
 //!                 └─> replies ──> KademliaNode (IPv4, IPv6) ──> operations, mirror ──> events
 //! ```
 //!
-//! One call in, then all of `poll_transmit`, `poll_store` and `poll_event` out, then `deadline`: that
-//! is the contract. `end_turn` follows the last datagram of a turn of the loop: signatures are checked
-//! then, many at once.
+//! One call in, then all of `poll_transmit`, `poll_store` and `poll_event` out, then `deadline`:
+//! that is the contract. `end_turn` follows the last datagram of a turn of the loop: signatures are
+//! checked then, many at once.
 //!
-//! Queries of strangers go to the [`Server`] whatever family they come by; each family has a table, an
-//! id that fits its address (BEP 42) and a word on whether it is reachable (BEP 43) of its own. What
-//! clients of ours ask for is an [`OperationId`] until its [`MainlineEvent::Ended`].
+//! Queries of strangers go to the [`Server`] whatever family they come by; each family has a table,
+//! an id that fits its address (BEP 42) and a word on whether it is reachable (BEP 43) of its own.
+//! What clients of ours ask for is an [`OperationId`] until its [`MainlineEvent::Ended`].
 
 mod client;
 pub mod event;
@@ -162,7 +162,8 @@ pub struct MainlineNode {
 }
 
 impl MainlineNode {
-    /// A node that knows its seeds alone. [`restore`](Self::restore) comes next, if there is a state.
+    /// A node that knows its seeds alone. [`restore`](Self::restore) comes next, if there is a
+    /// state.
     #[must_use]
     pub fn new(now: Now, options: MainlineOptions, entropy: Entropy) -> Self {
         let Entropy { tokens, tables, mut rng } = entropy;
@@ -199,8 +200,8 @@ impl MainlineNode {
         }
     }
 
-    /// Goes on from what an earlier life has saved; returns how many nodes it knew. What does not fit
-    /// any more is left out.
+    /// Goes on from what an earlier life has saved; returns how many nodes it knew. What does not
+    /// fit any more is left out.
     ///
     /// # Errors
     /// The bytes are damaged: nothing has changed.

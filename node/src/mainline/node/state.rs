@@ -15,8 +15,8 @@
 //! | 19, 35 | empty: others have reached us |
 //! | 48 | the mirror's round, 45 bytes: version 1, when it began, items due in it so far, in the last, whether a place follows, the place |
 //!
-//! Numbers are little-endian. Parts with other tags are passed over; a part that does not fit spoils
-//! itself alone.
+//! Numbers are little-endian. Parts with other tags are passed over; a part that does not fit
+//! spoils itself alone.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
 

@@ -79,8 +79,8 @@ impl MainlineNode {
         self.begin(now, Goal::Store(Storing::new(target, what)), target, kind);
     }
 
-    /// All lookups for a republished item are over: it goes to the closest, in the newest version there
-    /// is.
+    /// All lookups for a republished item are over: it goes to the closest, in the newest version
+    /// there is.
     pub(super) fn compare_mirrored(&mut self, now: Now, id: OperationId) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let looked_up = &operation.looked_up;

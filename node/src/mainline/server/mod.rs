@@ -241,8 +241,8 @@ impl<A> Server<A> {
         !self.unverified.is_empty()
     }
 
-    /// Takes a query. `closest` is asked at once, if at all. Tells whether it gets an answer: not from
-    /// martians, and not over the rate limits.
+    /// Takes a query. `closest` is asked at once, if at all. Tells whether it gets an answer: not
+    /// from martians, and not over the rate limits.
     pub fn handle_query(
         &mut self,
         now: Now,
@@ -272,8 +272,8 @@ impl<A> Server<A> {
         true
     }
 
-    /// Takes in an item that we want to hold ourselves, its signature checked already. It is answered
-    /// as a put is: neither token nor nearness count, but seq does.
+    /// Takes in an item that we want to hold ourselves, its signature checked already. It is
+    /// answered as a put is: neither token nor nearness count, but seq does.
     pub fn adopt(&mut self, now: Now, item: &Item<'_>, asker: A) {
         let from = SocketAddr::from(([0, 0, 0, 0], 0));
         let who = Who { asker, from, own: self.own, room: Room::UNBOUNDED };

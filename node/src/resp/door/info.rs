@@ -316,7 +316,7 @@ impl Door {
             || asked.iter().any(|name| ["all", "default", "everything"].contains(&name.as_str()));
         let mut out = String::new();
         for section in SECTIONS {
-            let is_absent = section == MAINLINE && self.figures.is_empty();
+            let is_absent = section == MAINLINE && self.mainline().is_empty();
             let is_default = all && section != DAMAGE && !is_absent;
             if is_default || asked.contains(&section.to_ascii_lowercase()) {
                 if !out.is_empty() {

@@ -1,5 +1,5 @@
-//! A network in memory: it does what [`PeerLinks`] asks of a driver, cuts streams wherever it likes,
-//! and lets time pass when nothing else is to be done.
+//! A network in memory: it does what [`PeerLinks`] asks of a driver, cuts streams wherever it
+//! likes, and lets time pass when nothing else is to be done.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
