@@ -27,6 +27,7 @@ use kadring_benches::{
     cpu_of_process, interleave, sum_in_info,
 };
 use serde_json::json;
+use std::any::Any;
 use std::collections::VecDeque;
 use std::error::Error;
 use std::hint::black_box;
@@ -69,21 +70,18 @@ struct Contestant {
     name: &'static str,
     address: SocketAddr,
     pid: u32,
-    _process: Process,
+    /// Ends with it.
+    _process: Box<dyn Any>,
 }
 
-enum Process {
-    Ours(Server),
-    Theirs(Child),
-}
+/// A process that does not outlive its owner.
+struct Theirs(Child);
 
-impl Drop for Process {
+impl Drop for Theirs {
     fn drop(&mut self) {
-        if let Self::Theirs(child) = self {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -99,11 +97,15 @@ fn query(method: &str, arguments: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
 }
 
 fn get_query(target: &[u8; 20]) -> Vec<u8> {
-    query("get", |writer| drop(writer.bytes(b"target").bytes(target)))
+    query("get", |writer| {
+        writer.bytes(b"target").bytes(target);
+    })
 }
 
 fn find_node_query(target: &[u8; 20]) -> Vec<u8> {
-    query("find_node", |writer| drop(writer.bytes(b"target").bytes(target)))
+    query("find_node", |writer| {
+        writer.bytes(b"target").bytes(target);
+    })
 }
 
 /// What is put: an item with all that a query for it needs.
@@ -240,8 +242,7 @@ fn is_error(reply: &[u8]) -> bool {
 }
 
 /// Asks for a token for each item.
-fn tokens(to: SocketAddr, puts: &[Put]) -> Result<(Asker, Vec<Vec<u8>>), Box<dyn Error>> {
-    let mut asker = Asker::new(to, 64)?;
+fn tokens(asker: &mut Asker, puts: &[Put]) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
     let mut tokens = vec![Vec::new(); puts.len()];
     let next = |number: u64| Some(get_query(&puts.get(usize::try_from(number).ok()?)?.target));
     asker.run(next, |number, reply, _| {
@@ -252,7 +253,7 @@ fn tokens(to: SocketAddr, puts: &[Put]) -> Result<(Asker, Vec<Vec<u8>>), Box<dyn
     if tokens.iter().any(Vec::is_empty) {
         return Err("a get was answered without a token".into());
     }
-    Ok((asker, tokens))
+    Ok(tokens)
 }
 
 /// Puts items; the asker is the one whose tokens these are.
@@ -260,7 +261,8 @@ fn put_all(
     (contestant, window): (&Contestant, usize),
     puts: &[Put],
 ) -> Result<Sample, Box<dyn Error>> {
-    let (mut asker, tokens) = tokens(contestant.address, puts)?;
+    let mut asker = Asker::new(contestant.address, 64)?;
+    let tokens = tokens(&mut asker, puts)?;
     asker.out.resize(window, None);
     let queries: Vec<_> = puts.iter().zip(&tokens).map(|(put, token)| put.query(token)).collect();
     let (mut latencies, mut refused) = (Latencies::default(), 0);
@@ -361,7 +363,7 @@ fn ours(starter: &Starter, report: &mut Report) -> Result<Contestant, Box<dyn Er
     println!("routing table of kadring: {known} nodes");
     report.set("table_nodes", known);
     let pid = server.pid();
-    Ok(Contestant { name: "kadring, durable", address, pid, _process: Process::Ours(server) })
+    Ok(Contestant { name: "kadring, durable", address, pid, _process: Box::new(server) })
 }
 
 /// libtorrent, or `None` where it is not installed.
@@ -381,7 +383,7 @@ fn theirs() -> Result<Option<Contestant>, Box<dyn Error>> {
     let address = SocketAddr::from(([127, 0, 0, 1], line.trim().parse()?));
     let pid = child.id();
     let name = "libtorrent, in memory";
-    Ok(Some(Contestant { name, address, pid, _process: Process::Theirs(child) }))
+    Ok(Some(Contestant { name, address, pid, _process: Box::new(Theirs(child)) }))
 }
 
 /// Lets the contestants take turns at one kind of work.
