@@ -15,7 +15,7 @@ use kadring::kademlia::node::Asker;
 use kadring::kademlia::{Contact, KademliaNode, NodeId, NodeOptions};
 use kadring::krpc::compact::{self, Family};
 use kadring::krpc::message::{Body, Message};
-use kadring::mainline::item::Item;
+use kadring::mainline::item::{Item, Record};
 use kadring::mainline::node_id_by_ip;
 use kadring::mainline::{Query, QueryKind, Values};
 
@@ -86,8 +86,8 @@ pub struct HostileHost {
     address: SocketAddr,
     gang: Rc<Gang>,
     rng: Rng,
-    /// First versions by target: key, seq, signature, value.
-    seen: BTreeMap<NodeId, ([u8; 32], i64, [u8; 64], Vec<u8>)>,
+    /// First versions by target, as records.
+    seen: BTreeMap<NodeId, Vec<u8>>,
 }
 
 impl HostileHost {
@@ -144,12 +144,13 @@ impl HostileHost {
         values.nodes = Some(&nodes);
         let is_get = matches!(query.kind, QueryKind::Get { .. } | QueryKind::GetPeers { .. });
         values.token = is_get.then_some(&b"hostile!"[..]);
-        let seen = self.seen.get(&target);
+        let seen = self.seen.get(&target).and_then(|record| Record::decode(record).ok());
+        let seen = seen.map(|record| record.item);
         if self.kind == Kind::Forger && matches!(query.kind, QueryKind::Get { .. }) {
             values.value = Some(b"6:forged");
-            if let Some((key, seq, signature, value)) = &seen {
-                (values.key, values.seq) = (Some(key), Some(*seq));
-                (values.signature, values.value) = (Some(signature), Some(&value[..]));
+            if let Some(Item::Mutable(old)) = seen {
+                (values.key, values.seq) = (Some(old.key), Some(old.seq));
+                (values.signature, values.value) = (Some(old.signature), Some(old.value));
             }
         }
         let mut bytes = Vec::new();
@@ -158,11 +159,9 @@ impl HostileHost {
     }
 
     fn keep(&mut self, item: Item<'_>) {
-        let Item::Mutable(item) = item else { return };
-        if self.seen.len() < REPLAYS_MAX {
-            let target = Item::Mutable(item).target();
-            let version = (*item.key, item.seq, *item.signature, item.value.to_vec());
-            self.seen.entry(target).or_insert(version);
+        if matches!(item, Item::Mutable(_)) && self.seen.len() < REPLAYS_MAX {
+            let record = Record { put_ms: 0, item }.encode();
+            self.seen.entry(item.target()).or_insert(record);
         }
     }
 

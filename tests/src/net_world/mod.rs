@@ -7,8 +7,8 @@
 //! ```
 //!
 //! [`World`] takes any [`Host`]: what the cores of a node offer anyway. Datagrams are the real
-//! bytes.
-//! Every datagram that arrives goes into a hash; a seed that is run twice must give the same one.
+//! bytes. Every datagram that arrives goes into a hash; a seed that is run twice must give the same
+//! one.
 
 pub mod measure;
 pub mod network;

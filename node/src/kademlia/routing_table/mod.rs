@@ -293,7 +293,9 @@ impl RoutingTable {
     /// Counts the buckets that are kept fresh: up to one beyond the nearest that has nodes.
     #[must_use]
     pub fn refreshed(&self) -> usize {
-        let nearest = (0..self.buckets.len()).rev().find(|&index| self.is_occupied(index));
+        let words = self.occupied.iter().enumerate();
+        let last = words.rev().find(|(_, word)| **word != 0);
+        let nearest = last.map(|(at, word)| at * 64 + 63 - word.trailing_zeros() as usize);
         nearest.map_or(1, |index| (index + 2).min(self.buckets.len()))
     }
 
@@ -370,10 +372,6 @@ impl RoutingTable {
     fn bucket_of(&self, id: &NodeId) -> Option<usize> {
         let shared = self.own.shared_bits(id);
         (shared < ID_BITS).then_some(shared as usize)
-    }
-
-    fn is_occupied(&self, bucket: usize) -> bool {
-        self.occupied[bucket / 64] & bit(bucket) != 0
     }
 
     fn count(&mut self, bucket: usize, before: usize) {

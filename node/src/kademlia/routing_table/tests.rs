@@ -82,7 +82,8 @@ fn check_invariants(table: &RoutingTable) {
         let sizes = table.limits.sizes(shared as usize);
         assert!(bucket.entries().len() <= sizes.capacity);
         assert!(bucket.replacements().len() <= sizes.waiting_max);
-        assert_eq!(table.is_occupied(shared as usize), !bucket.entries().is_empty());
+        let is_occupied = table.occupied[shared as usize / 64] & bit(shared as usize) != 0;
+        assert_eq!(is_occupied, !bucket.entries().is_empty());
         for entry in bucket.entries() {
             assert_eq!(entry.contact.id.shared_bits(&table.own()), shared);
             addresses.push(entry.contact.address.ip());
