@@ -1,6 +1,6 @@
 //! Nodes of a private cluster as real processes on loopback.
 //!
-//! `KADRING_TEST_CLUSTER_KILLS` sets how often a node is killed under load; the default fits a
+//! `KADRING_TEST_CLUSTER_KILLS` sets how often a node is killed under load; the default is for a
 //! push.
 
 use std::collections::BTreeMap;
@@ -23,9 +23,9 @@ use crate::directory;
 const EXIT_USAGE: i32 = 2;
 /// Whatever a cluster is waited for.
 const DEADLINE: Duration = Duration::from_secs(60);
-const KILLS: usize = 6;
+const KILLS: usize = 5;
 /// Operations of all clients between two kills, at most.
-const LOAD_BETWEEN_KILLS: u64 = 2_000;
+const LOAD_BETWEEN_KILLS: u64 = 1_000;
 
 /// Nodes, each with its directory; none where one has been killed.
 struct Cluster {

@@ -205,6 +205,13 @@ impl World {
                 self.settle();
             }
         }
+        if self.rng.u8(..100) == 0 {
+            self.settle();
+            self.ask(StoreRequest::DiscardAll);
+            self.settle();
+            // What comes later may have lower versions than the end of all had.
+            self.possible.values_mut().for_each(|states| *states = vec![None]);
+        }
         let completions = self.rng.usize(..3);
         self.turn(completions);
     }
