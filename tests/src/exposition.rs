@@ -15,8 +15,11 @@ pub enum Format {
     OpenMetrics,
 }
 
-/// What tells one sample from all others: its name, and its labels in order of their names.
-pub type Series = (String, Vec<(String, String)>);
+/// Labels in order of their names.
+pub type Labels = Vec<(String, String)>;
+
+/// What tells one sample from all others: its name, and its labels.
+pub type Series = (String, Labels);
 
 /// What a text says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -78,7 +81,7 @@ struct Family {
     kind: String,
     has_help: bool,
     /// Of a histogram, by labels without `le`: upper ends and counts, the sum, the count.
-    histograms: BTreeMap<Vec<(String, String)>, Buckets>,
+    histograms: BTreeMap<Labels, Buckets>,
     is_empty: bool,
 }
 
@@ -239,7 +242,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Reads labels behind the opening bracket; what follows the closing one is given back.
-fn labels(mut rest: &str) -> Result<(Vec<(String, String)>, &str), String> {
+fn labels(mut rest: &str) -> Result<(Labels, &str), String> {
     let mut labels = Vec::new();
     loop {
         let (name, after) = rest.split_once("=\"").ok_or("no label")?;

@@ -10,8 +10,8 @@
 //! Reading --head--> Asking --answer--> Sending --sent--> Reading
 //!    |  \--refused head--------------/     |
 //!    |                                     | last answer of the connection
-//!    +-- idle, slow, gone -----> Closing <-+-- Lingering: after a refusal, what still comes is
-//!                                              thrown away, so that the client reads why
+//!    +-- idle, slow, gone -----> Closing <-+-- Lingering: after a refusal, what still comes
+//!                                              is thrown away, so that the client reads why
 //! ```
 //!
 //! Invariants:

@@ -1,5 +1,4 @@
-//! `kadring locate|routes|lookup|nodes`: what a running node knows of the others, as a table or
-//! JSON.
+//! `kadring locate|routes|lookup|nodes`: what a running node knows of others, as a table or JSON.
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -577,7 +577,7 @@ fn report_names_shards_whose_disk_has_failed() {
     rig.door.ask_report(&rig.keyspace, 7);
     let (token, report) = rig.door.poll_report().unwrap();
     assert_eq!((token, report.ills.len()), (7, 0));
-    let mut facts = rig.door.facts(&rig.keyspace, &super::info::FactsAsked::default());
+    let mut facts = rig.door.facts(&rig.keyspace, &info::FactsAsked::default());
     facts.shards[1].has_failed = true;
     assert_eq!(rig.door.report(&facts).ills, ["shard 1: a disk write failed"]);
 }
