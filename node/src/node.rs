@@ -691,8 +691,8 @@ fn limits_of(config: &Config, shards: u16) -> Result<StoreLimits, RunError> {
         disk_bytes_max: (given > 0).then(|| given / u64::from(shards)),
         scrub_bytes_per_second: config.scrub_bytes_per_second.div_ceil(u64::from(shards)),
         overwriter_bytes_max: StoreLimits::OVERWRITER_BYTES,
-        expired_stay_ms: peer_door::expired_stay_ms(config),
         live_segments_min: StoreLimits::LIVE_SEGMENTS_MIN,
+        expired_stay_ms: peer_door::expired_stay_ms(config),
     })
 }
 

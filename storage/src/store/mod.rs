@@ -127,12 +127,12 @@ pub struct StoreLimits {
     /// Bytes of keys of overwriting records that are remembered, so that compaction need not read
     /// them; 0: none.
     pub overwriter_bytes_max: usize,
-    /// What has expired stays so long, and can be read, walked over and told apart by its expiry:
-    /// it is evidence for other holders of the key.
-    pub expired_stay_ms: u64,
     /// Dead bytes are compared with so many segments of live ones at least, before compaction
     /// begins.
     pub live_segments_min: u64,
+    /// What has expired stays so long, and can be read, walked over and told apart by its expiry:
+    /// it is evidence for other holders of the key.
+    pub expired_stay_ms: u64,
 }
 
 impl StoreLimits {

@@ -297,7 +297,7 @@ impl Wire {
                     self.end_of(*id);
                 }
             }
-            7 => self.is_refusing = number % 3 == 0,
+            7 => self.is_refusing = number.is_multiple_of(3),
             _ => {
                 let (node_id, address) = own(1 - node);
                 let named = (number % 4 < 2).then_some(node_id);
@@ -306,14 +306,14 @@ impl Wire {
         }
         // Bytes go in pieces, so that the next step finds some on their way.
         let piece = usize::from(number) * 16 + 1;
-        for _ in 0..if number % 5 == 0 { 2 } else { 40 } {
+        for _ in 0..if number.is_multiple_of(5) { 2 } else { 40 } {
             self.turn(piece);
         }
     }
 
     /// Bytes of a stranger: over the connection it has, or a new one.
     fn stranger(&mut self, number: u8, data: &[u8]) {
-        let is_new = self.strangers.is_empty() || number % 3 == 0;
+        let is_new = self.strangers.is_empty() || number.is_multiple_of(3);
         if is_new {
             let connection = self.end(usize::from(number % 2), ConnectionId(0));
             self.strangers.push_back(connection);
@@ -529,7 +529,7 @@ pub fn sealed_datagram(bytes: &[u8]) {
         let top = highest.entry(boot).or_default();
         if found.is_ok() {
             assert!(taken.insert((boot, counter)), "taken twice");
-            assert!(boot != OWN_BOOT && counter + 1_024 > *top);
+            assert!(boot != OWN_BOOT && counter > top.saturating_sub(1_024));
             *top = counter.max(*top);
         } else {
             let is_old = counter <= top.saturating_sub(1_024);

@@ -310,8 +310,8 @@ fn draw_limits(rng: &mut Rng, segment_bytes: u64) -> StoreLimits {
         disk_bytes_max: (rng.u8(..4) == 0).then_some(segments * segment_bytes),
         scrub_bytes_per_second: pick(rng, &[0, 0, 64 << 10, 16 << 20]),
         overwriter_bytes_max: pick(&mut overwriter_rng, &[0, 200, 2_000, 1 << 20]),
-        expired_stay_ms: 0,
         live_segments_min: pick(&mut overwriter_rng, &[0, 0, 0, StoreLimits::LIVE_SEGMENTS_MIN]),
+        expired_stay_ms: 0,
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Attempt {
     address: SocketAddr,
 }
 
-fn value_len(message: &PeerMessage) -> usize {
+pub(super) fn value_len(message: &PeerMessage) -> usize {
     match message {
         PeerMessage::Put { record, .. } | PeerMessage::Got { found: Found::Record(record), .. } => {
             match &record.content {
@@ -97,9 +97,10 @@ impl PeerLinks {
     }
 
     pub(super) fn want_node(&mut self, node: NodeId, address: SocketAddr) {
+        let is_draining = self.is_draining;
         let Some(peer) = self.peer(node) else { return };
         peer.address = Some(address);
-        if peer.current.is_none() {
+        if peer.current.is_none() && !is_draining {
             peer.wanted = Wanted::UntilUp;
             self.dial_node_if_due(node);
         }

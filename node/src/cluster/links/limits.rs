@@ -20,6 +20,7 @@ pub struct LinkLimits {
     /// Bytes that wait to be sent on all links.
     pub send_bytes_max: usize,
     /// Bytes of unfinished values on all links; above, only one link with such a value receives.
+    /// And bytes of values that nobody has taken yet; above, nothing is received.
     pub receive_bytes_max: usize,
     /// Messages that nobody has taken yet; above, nothing is received.
     pub events_max: usize,

@@ -48,7 +48,7 @@ use crate::io::{
 };
 use crate::kademlia::NodeId;
 use admission::Admission;
-use dialing::Attempt;
+use dialing::{Attempt, value_len};
 use handshake::Nonces;
 use link::{Link, Phase};
 use peers::{Peer, Seed};
@@ -157,6 +157,8 @@ struct Identity {
 struct Outputs {
     requests: VecDeque<Request>,
     events: VecDeque<LinkEvent>,
+    /// Of the values in them.
+    events_bytes: usize,
     /// Nodes of which it is said already that something was not sent.
     unsent: BTreeSet<NodeId>,
     /// Links with something to send that the driver can take.
@@ -316,8 +318,14 @@ impl PeerLinks {
     /// The next event.
     pub fn poll_event(&mut self) -> Option<LinkEvent> {
         let event = self.outputs.events.pop_front();
-        if let Some(LinkEvent::Unsent { node }) = &event {
-            self.outputs.unsent.remove(node);
+        match &event {
+            Some(LinkEvent::Unsent { node }) => {
+                self.outputs.unsent.remove(node);
+            }
+            Some(LinkEvent::Message { message, .. }) => {
+                self.outputs.events_bytes -= value_len(message);
+            }
+            _ => {}
         }
         if self.outputs.events.len() <= self.limits.events_max / 2 {
             self.resume();

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::admission::NotAdmitted;
+use super::dialing::value_len;
 use super::handshake::{Handshake, HandshakeError, Role};
 use super::link::{Ends, Link, Origin, Phase, Target};
 use super::peers::{Dial, Wanted};
@@ -60,7 +61,8 @@ impl PeerLinks {
 
     /// Above the budget of unfinished values one link goes on, so that its values end.
     fn may_receive(&self, connection: ConnectionId) -> bool {
-        if self.outputs.events.len() >= self.limits.events_max {
+        let is_much = self.outputs.events_bytes > self.limits.receive_bytes_max;
+        if is_much || self.outputs.events.len() >= self.limits.events_max {
             return false;
         }
         if self.totals.held_bytes <= self.limits.receive_bytes_max {
@@ -129,6 +131,7 @@ impl PeerLinks {
         let Some(from) = link.ends().map(|ends| ends.peer) else { return };
         link.pulse.used_at = now;
         self.counters.messages_received += 1;
+        self.outputs.events_bytes += value_len(&message);
         self.event(LinkEvent::Message { from, message });
     }
 
@@ -203,6 +206,9 @@ impl PeerLinks {
             }
             Origin::Dialed(Target::Node(node)) => {
                 tracing::warn!(expected = %node, found = %hello.node, %address, "another node");
+                if let Some(peer) = self.peers.get_mut(&node) {
+                    peer.wanted = Wanted::No;
+                }
                 self.dial_failed(Target::Node(node));
             }
             Origin::Dialed(Target::Seed(address)) => {

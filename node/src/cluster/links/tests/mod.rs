@@ -109,7 +109,8 @@ fn links_made_at_the_same_moment_become_one() {
             for from in 0..4 {
                 for to in (0..4).filter(|to| *to != from) {
                     let number = (round * 100 + from * 10 + to) as u64;
-                    let message = if number % 5 == 0 { put(number, 600_000) } else { ping(number) };
+                    let message =
+                        if number.is_multiple_of(5) { put(number, 600_000) } else { ping(number) };
                     sent[to].push(message.clone());
                     net.send(from, to, message);
                 }
@@ -431,6 +432,8 @@ fn draining_sends_what_waits_and_says_good_bye() {
         // Nobody gets in any more.
         net.run_ms(1_000);
         net.send(1, 0, ping(6));
+        net.connect(0, Some(1), address(1));
+        net.connect(0, None, address(2));
         net.run_ms(5_000);
         assert_eq!(told(&net, 1)[2..], ["unsent 0"]);
         assert!(net.nodes[0].links.is_drained());
@@ -508,6 +511,22 @@ fn unfinished_values_of_many_links_are_bounded_and_all_arrive() {
     // Each link may have begun one value when the budget was full, and one link has two.
     assert!(held_max <= (4 + 2 * 9) << 20, "{held_max}");
     check_quiet(&net, 8);
+}
+
+#[test]
+fn values_that_nobody_takes_are_bounded() {
+    let mut net = Network::of(1, 2, |options| options.limits.receive_bytes_max = 4 << 20);
+    net.send(0, 1, ping(0));
+    net.settle();
+    net.nodes[1].takes_events = false;
+    (0..30).for_each(|number| net.send(0, 1, put(number, 1 << 20)));
+    net.settle();
+    let count = net.nodes[1].links.outputs.events.len();
+    assert!((4..10).contains(&count), "{count} values of 1 MiB");
+    net.nodes[1].takes_events = true;
+    net.settle();
+    assert_eq!(received(&net, 1).len(), 31);
+    check_quiet(&net, 1);
 }
 
 #[test]
