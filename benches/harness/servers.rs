@@ -34,6 +34,8 @@ pub struct Server {
     pub name: &'static str,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Its peer door, if it has one.
+    pub peer: Option<SocketAddr>,
     child: Child,
     /// Kept open: a server that cannot write its log ends.
     _log: BufReader<ChildStdout>,
@@ -227,7 +229,9 @@ impl Starter {
             let arguments = arguments.join(" ");
             return Err(format!("kadring {arguments} does not start ({status}): {line}").into());
         };
-        Ok(Server { name, address, child, _log: log, data })
+        let peer = line.split(' ').find_map(|word| word.strip_prefix("peer="));
+        let peer = peer.and_then(|peer| peer.parse().ok());
+        Ok(Server { name, address, peer, child, _log: log, data })
     }
 
     /// Starts a `redis-server` without snapshots, with these further arguments.
@@ -246,7 +250,7 @@ impl Starter {
         command.args(["--save", "", "--dir"]).arg(data.path()).args(arguments);
         let mut child = command.spawn()?;
         let log = BufReader::new(child.stdout.take().expect("its output is piped"));
-        let mut server = Server { name, address, child, _log: log, data };
+        let mut server = Server { name, address, peer: None, child, _log: log, data };
         let mut line = String::new();
         // What it says later stays in the pipe: a few lines.
         while server._log.read_line(&mut line)? > 0 {

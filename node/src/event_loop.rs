@@ -33,6 +33,9 @@ const COMPLETIONS_PER_TURN_MAX: usize = 32;
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
 
+/// What INFO tells of the peer side is at most so old, in milliseconds.
+const FIGURES_EVERY_MS: u64 = 100;
+
 /// Messages of other threads that are taken in one turn.
 const MAIL_PER_TURN_MAX: usize = 1024;
 
@@ -146,6 +149,8 @@ pub struct EventLoop<I: Io> {
     snapshots: SnapshotTaker,
     /// What the node is to other nodes, if to any; on the first thread.
     peer: Option<Box<dyn PeerSide>>,
+    /// When the door is told the peer side's figures again.
+    figures_due: Monotonic,
     /// The admin door, if it is open; on the first thread.
     admin: Option<AdminDoor>,
     admin_listening: bool,
@@ -178,6 +183,7 @@ impl<I: Io> EventLoop<I> {
             io,
             snapshots: SnapshotTaker::default(),
             peer: None,
+            figures_due: Monotonic(0),
             admin: None,
             admin_listening: false,
             writes: WriteTimes::default(),
@@ -325,6 +331,17 @@ impl<I: Io> EventLoop<I> {
         None
     }
 
+    /// Tells the door the figures of the peer side, now that a client may ask for them.
+    fn tell_figures(&mut self) {
+        let now = Monotonic(self.keyspace.now().monotonic_ns);
+        if let Some(peer) = &self.peer
+            && now >= self.figures_due
+        {
+            self.figures_due = now.plus_millis(FIGURES_EVERY_MS);
+            self.door.note_figures(peer.figures());
+        }
+    }
+
     /// The time at which the turn began.
     fn turn_begun(&self) -> Monotonic {
         Monotonic(self.keyspace.now().monotonic_ns)
@@ -396,6 +413,9 @@ impl<I: Io> EventLoop<I> {
     fn handle(&mut self, completion: Completion) {
         let Some(completion) = self.handle_admin(completion) else { return };
         let Some(completion) = self.handle_peer(completion) else { return };
+        if matches!(completion, Completion::Received { .. }) {
+            self.tell_figures();
+        }
         let now = self.turn_begun();
         let Self { keyspace, door, snapshots, .. } = self;
         match completion {

@@ -13,7 +13,7 @@ use wal::segment::Identity;
 
 use crate::cluster::secret::ClusterSecret;
 use crate::cluster::side;
-use crate::config::{Config, DurabilityMode, IoDriver, SHARDS_MAX};
+use crate::config::{Config, DurabilityMode, IoDriver, Mode, SHARDS_MAX};
 use crate::crew::{self, Crew, Found, Opening, Service};
 use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
 use crate::io::device::{self, DeviceProbe};
@@ -23,10 +23,11 @@ use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
-use crate::keyspace::{ShardIndex, Spread, ThreadIndex};
-use crate::peer::ADMIN_DOOR;
+use crate::keyspace::{Keyspace, ShardIndex, Spread, ThreadIndex};
+use crate::mainline::peer_side::{self, MainlineSide, StartError};
+use crate::peer::{ADMIN_DOOR, PeerSide};
 use crate::peer_door::{self, PeerDoorError};
-use crate::resp::door::{Door, DurabilityFacts, NodeFacts};
+use crate::resp::door::{Door, DurabilityFacts, NodeFacts, PeerCommands};
 use crate::snapshot::{CATALOG_FILE, SNAPSHOTS_DIRECTORY, SnapshotFacts, at_rest};
 
 /// With `durability = interval`, the longest that a write stays without a sync, in milliseconds.
@@ -340,8 +341,6 @@ fn serve<I: Io>(
     let terminated = shards.terminated;
     let mut happened = Vec::new();
     let client = listen(&mut io, (CLIENT_DOOR, "client"), config.client, &mut happened)?;
-    let door_wanted = config.cluster.door();
-    let peer = door_wanted.map(|peer| peer_door::open(&mut io, peer, &mut happened)).transpose()?;
     let admin = match config.admin {
         Some(admin) => Some(listen(&mut io, (ADMIN_DOOR, "admin"), admin, &mut happened)?),
         None => None,
@@ -361,21 +360,23 @@ fn serve<I: Io>(
         tail_uncertain_bytes: reports.iter().map(|report| report.tail_uncertain_bytes).sum(),
     };
     let post = begin_service(&crew, &mut io, &facts, (log_ms, wall_ms, monotonic_ns))?;
-    let (clock, keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
+    let (clock, mut keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
-    let (node_id, driver) = (plan.identity.node_id, io.name());
-    if peer.is_some() {
-        door.set_peer_commands(side::answerer);
+    let own = plan.identity.node_id;
+    let part = peer_part(&mut io, &mut keyspace, (config, secret), own, &mut happened)?;
+    let (peer, node_id) = part.as_ref().map(|part| (part.address, part.node_id)).unzip();
+    let (node_id, driver) = (node_id.unwrap_or(own), io.name());
+    if let Some(part) = &part {
+        door.set_peer_commands(part.commands);
     }
-    let side = peer.map(|peer| peer_door::cluster_side(io.now().0, config, node_id, peer, secret));
     on_event(RunEvent::Ready { client, peer, admin, node_id });
     let Spread { shard_count: shards, thread_count: threads, .. } = spread;
     let peer = peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string());
     tracing::info!(%client, %peer, driver, shards, threads, "ready");
     let mut event_loop = EventLoop::new(io, (keyspace, door), clock, post, happened);
-    if let Some(side) = side {
-        event_loop.set_peer(Box::new(side));
+    if let Some(part) = part {
+        event_loop.set_peer(part.side);
     }
     if admin.is_some() {
         event_loop.open_admin_door();
@@ -389,12 +390,50 @@ fn serve<I: Io>(
     Ok(())
 }
 
+/// What a node that is something to other nodes has besides.
+struct PeerPart {
+    side: Box<dyn PeerSide>,
+    /// Of the peer door.
+    address: SocketAddr,
+    node_id: [u8; 20],
+    commands: PeerCommands,
+}
+
+/// Opens the peer door, if the node has one, and makes what stands behind it. `own` is the id of a
+/// node that has no other one.
+fn peer_part<I: Io>(
+    io: &mut I,
+    keyspace: &mut Keyspace,
+    (config, secret): (&Config, Option<ClusterSecret>),
+    own: [u8; 20],
+    happened: &mut Vec<Completion>,
+) -> Result<Option<PeerPart>, RunError> {
+    if config.mode == Mode::Mainline {
+        let started = peer_side::start(io, keyspace, config, happened);
+        let side = started.map_err(|error| match error {
+            StartError::Bind { address, source } => {
+                RunError::Bind { door: "peer", address, source }
+            }
+            StartError::Driver(error) => RunError::driver(error),
+        })?;
+        let (address, node_id) = (side.address(), side.id());
+        let commands = MainlineSide::COMMANDS;
+        return Ok(Some(PeerPart { side: Box::new(side), address, node_id, commands }));
+    }
+    let Some(wanted) = config.cluster_door() else { return Ok(None) };
+    let address = peer_door::open(io, wanted, happened)?;
+    let side = peer_door::cluster_side(io.now().0, config, own, address, secret);
+    let commands: PeerCommands = side::answerer;
+    Ok(Some(PeerPart { side: Box::new(side), address, node_id: own, commands }))
+}
+
 /// How the shards are spread over threads: as asked, or one for each core, if there are as many
 /// shards.
 fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
     // The peer side lives on one thread, and has no way to the shards of others yet.
-    let is_alone = config.cluster.door().is_none();
+    let is_alone = config.cluster_door().is_none();
     let thread_count = match config.threads {
+        None if config.mode == Mode::Mainline => 1,
         None if !is_alone => 1,
         None => process::cores().min(shard_count),
         Some(asked) if asked <= shard_count => asked,

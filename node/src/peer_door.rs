@@ -55,7 +55,7 @@ pub enum PeerDoorError {
 /// How long the store keeps what has expired.
 #[must_use]
 pub(crate) fn expired_stay_ms(config: &Config) -> u64 {
-    let is_cluster = config.cluster.door().is_some();
+    let is_cluster = config.cluster_door().is_some();
     if is_cluster { config.cluster.tombstone_grace_ms.saturating_add(STAY_MARGIN_MS) } else { 0 }
 }
 

@@ -592,7 +592,13 @@ impl NodeProcess {
     /// Returns the options that start this node again on the port it has now.
     #[must_use]
     pub fn options_on_same_port(&self) -> NodeOptions {
-        NodeOptions { client: self.ready.client.to_string(), ..self.options.clone() }
+        let mut options =
+            NodeOptions { client: self.ready.client.to_string(), ..self.options.clone() };
+        if let Some(peer) = self.ready.peer {
+            // The later of two counts.
+            options.environment.push(("KADRING_PEER".to_owned(), peer.to_string()));
+        }
+        options
     }
 
     /// Returns the most memory that was ever resident, in bytes.
@@ -650,6 +656,7 @@ mod tests {
             format!("ready client=127.0.0.1:1 peer=- admin=- node={id}"),
             format!("ready peer=- admin=- node={id}\n"),
             format!("ready client=x peer=- admin=- node={id}\n"),
+            format!("ready client=127.0.0.1:1 peer=x admin=- node={id}\n"),
             format!("ready client=127.0.0.1:1 peer=- admin=- node={id} more=1\n"),
         ] {
             assert!(Ready::parse(&line).is_err(), "{line:?}");

@@ -7,6 +7,7 @@ use super::check::DamageFound;
 use super::client::ClientError;
 use super::cluster::ClusterCliError;
 use super::exit_code::ExitCode;
+use super::mainline::MainlineCliError;
 use super::run;
 use super::snapshot::SnapshotCliError;
 use super::transfer::TransferCliError;
@@ -45,6 +46,9 @@ pub enum CliError {
     /// A snapshot command failed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotCliError),
+    /// A command of `kadring mainline` failed.
+    #[error(transparent)]
+    Mainline(#[from] MainlineCliError),
     /// A measurement did not come to its end.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -70,6 +74,7 @@ impl CliError {
             Self::Damage(_) => ExitCode::DamageFound,
             Self::Transfer(error) => error.exit_code(),
             Self::Snapshot(error) => error.exit_code(),
+            Self::Mainline(error) => error.exit_code(),
             Self::Bench(error) => error.exit_code(),
             Self::Cluster(error) => error.exit_code(),
         }

@@ -30,14 +30,14 @@ pub enum ExitCode {
 pub(super) const EXIT_CODES_HELP: &str = "\
 Exit codes:
   0  done, or stopped when asked to
-  1  failed while running; get: no such key
+  1  failed while running; get: no such key; mainline: nothing found or stored
   2  wrong command line or configuration
   3  cannot bind the address of a door
   4  the data directory is in use by another process
   5  the data directory cannot be used
   6  io_uring is not available
   7  check found damage
-  8  no node reached (get, set, del, info, locate, routes, lookup, nodes, bench)
+  8  no node reached (get, set, del, info, locate, routes, lookup, nodes, mainline, bench)
   9  the node answered an error (the same)
 
 Every option is also a variable (KADRING_SHARDS) and a key of the --config file (shards = 4).

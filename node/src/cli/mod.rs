@@ -16,8 +16,10 @@ mod error;
 mod exit_code;
 mod files;
 mod flags;
+mod mainline;
 mod network;
 mod progress;
+mod resolve;
 mod run;
 mod snapshot;
 mod table;
@@ -30,6 +32,7 @@ pub use client::ClientError;
 pub use cluster::ClusterCliError;
 pub use error::CliError;
 pub use exit_code::ExitCode;
+pub use mainline::{KeyFileError, MainlineCliError};
 pub use snapshot::SnapshotCliError;
 pub use transfer::TransferCliError;
 
@@ -39,6 +42,7 @@ use check::CheckFlags;
 use client::{DelFlags, GetFlags, InfoFlags, SetFlags};
 use cluster::ClusterFlags;
 use flags::RunFlags;
+use mainline::MainlineCommand;
 use network::{ListFlags, LocateFlags, LookupFlags};
 use snapshot::SnapshotCommand;
 use transfer::{ExportFlags, ImportFlags};
@@ -92,6 +96,9 @@ enum Command {
     Export(ExportFlags),
     /// Store all keys of an export file in a data directory
     Import(ImportFlags),
+    /// Find and store items and peers of BitTorrent's DHT, through a running node
+    #[command(subcommand)]
+    Mainline(MainlineCommand),
     /// Put a server that speaks the Redis protocol under load, and show how fast it answers
     Bench(BenchFlags),
 }
@@ -139,6 +146,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), CliError> {
         }
         Command::Import(flags) => {
             transfer::import(&flags, &sources(&|key| flags.directory.get(key)), &mut out)
+        }
+        Command::Mainline(command) => {
+            let sources = |key: &str| command.get(key);
+            mainline::run(&command, &self::sources(&sources), &mut out, is_terminal)
         }
         Command::Bench(flags) => bench::run(&flags, &sources(&|key| flags.get(key)), &mut out),
     };

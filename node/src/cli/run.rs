@@ -7,7 +7,8 @@ use sd_notify::NotifyState;
 
 use super::error::{CliError, directory_exit_code, directory_remedy};
 use super::exit_code::ExitCode;
-use crate::config::{Config, Sources};
+use super::resolve;
+use crate::config::{Config, Mode, Sources};
 use crate::io::process;
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
@@ -22,8 +23,11 @@ pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
         let gone = |error| RunError::Other(Box::new(error));
         process::end_with_parent(&parent.to_string_lossy()).map_err(gone)?;
     }
-    let config = Config::load(sources)?;
+    let mut config = Config::load(sources)?;
     logging::init(&config.log)?;
+    if config.mode == Mode::Mainline {
+        config.bootstrap = Some(resolve::resolve(config.bootstrap_names()));
+    }
     node::run(config, announce)?;
     Ok(())
 }

@@ -15,12 +15,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 mod error;
+pub mod network;
 mod settings;
 pub mod size;
 #[cfg(test)]
 mod tests;
 
 pub use error::{ConfigError, Origin, Place};
+pub use network::{Choice, MainlineConfig, Mode, PeerV6};
 pub use settings::{SETTINGS, Setting, YES_OR_NO, flag_name, variable_name};
 
 use settings::Raw;
@@ -54,6 +56,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Address of the client door (RESP over TCP); port 0 picks a free one.
     pub client: SocketAddr,
+    /// Which network the node belongs to.
+    pub mode: Mode,
+    /// Nodes to join or to start from, as host and port; `None`: the mode's own, if it has some.
+    pub bootstrap: Option<Vec<String>>,
+    /// How BitTorrent's DHT is served in Mainline mode.
+    pub mainline: MainlineConfig,
     /// Address of the admin door (HTTP); `None` opens none, port 0 picks a free one.
     pub admin: Option<SocketAddr>,
     /// Whether the admin door may be bound where other machines reach it.
@@ -272,6 +280,9 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("./kadring-data"),
             client: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7379),
+            mode: Mode::Private,
+            bootstrap: None,
+            mainline: MainlineConfig::default(),
             admin: None,
             admin_public: false,
             requirepass: None,
@@ -371,9 +382,23 @@ impl Config {
 }
 
 impl Config {
+    /// The address of the peer door of a cluster, if there is to be one.
+    #[must_use]
+    pub fn cluster_door(&self) -> Option<SocketAddr> {
+        self.cluster.door().filter(|_| self.mode == Mode::Private)
+    }
+
     /// Checks what concerns other nodes.
     fn check_cluster(&self, place: &dyn Fn(&'static str) -> Place) -> Result<(), ConfigError> {
-        let Some(peer) = self.cluster.door() else { return Ok(()) };
+        let is_mainline = self.mode == Mode::Mainline;
+        if let Some(threads @ 2..) = self.threads.filter(|_| is_mainline) {
+            return Err(ConfigError::ValueRefused {
+                place: place("threads"),
+                found: threads.to_string(),
+                expected: "1: a node with a peer door has one thread so far",
+            });
+        }
+        let Some(peer) = self.cluster_door() else { return Ok(()) };
         if self.cluster.secret_file.is_none() && !peer.ip().to_canonical().is_loopback() {
             return Err(ConfigError::SecretMissing { peer });
         }

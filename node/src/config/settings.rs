@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::network::{
+    ITEM_TTL_MIN_S, KEEP_MAX_S, format_bootstrap, format_seconds, parse_bootstrap, parse_seconds,
+};
 use super::{
-    BOOTSTRAP_MAX, Config, DurabilityMode, IoDriver, LogFormat, REPLICAS_MAX, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
+    BOOTSTRAP_MAX, Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, REPLICAS_MAX,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
 };
 use crate::io::device::SyncMethod;
 use crate::logging;
@@ -77,11 +80,22 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| config.client.to_string(),
     },
     Setting {
+        key: "mode",
+        flag: "mode",
+        value_name: "private|mainline",
+        help: "Which network the node belongs to: private, its own cluster or none; mainline, \
+               BitTorrent's DHT, where it stores items and peers for others",
+        expected: "private or mainline",
+        apply: |config, raw| set(&mut config.mode, Mode::from_name(raw.text()?)),
+        valid: |_| true,
+        show: |config| config.mode.name().to_owned(),
+    },
+    Setting {
         key: "peer",
         flag: "peer",
         value_name: "ADDR",
         help: "Address of the peer door, UDP and TCP, that makes the node one of a cluster; port 0 \
-               picks a free one",
+               picks a free one; in Mainline mode UDP alone, and none is 127.0.0.1:7400",
         expected: "an IP address and port such as 127.0.0.1:7400 or [::1]:7400, or none",
         apply: |config, raw| set(&mut config.cluster.peer, raw.optional()),
         valid: |_| true,
@@ -101,18 +115,52 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| show_optional(config.cluster.advertise.as_ref()),
     },
     Setting {
+        key: "peer_v6",
+        flag: "peer-v6",
+        value_name: "ADDR",
+        help: "Second address of the peer door in Mainline mode, for IPv6; auto is the same port \
+               on [::] or [::1] where the first is 0.0.0.0 or 127.0.0.1, off is none",
+        expected: "an IPv6 address and port such as [::]:7400, auto or off",
+        apply: |config, raw| {
+            let peer_v6 = match raw.text()? {
+                "auto" => PeerV6::Auto,
+                "off" => PeerV6::Off,
+                _ => PeerV6::At(raw.parse::<std::net::SocketAddrV6>()?.into()),
+            };
+            set(&mut config.mainline.peer_v6, Some(peer_v6))
+        },
+        valid: |_| true,
+        show: |config| match config.mainline.peer_v6 {
+            PeerV6::Auto => "auto".to_owned(),
+            PeerV6::Off => "off".to_owned(),
+            PeerV6::At(address) => address.to_string(),
+        },
+    },
+    Setting {
         key: "bootstrap",
         flag: "bootstrap",
-        value_name: "ADDR",
-        help: "Peer doors of nodes to join, as often as there are some or with commas between; \
-               without any, a new node founds a cluster",
-        expected: "IP addresses and ports such as 127.0.0.1:7400,[::1]:7400, or none",
-        apply: |config, raw| set(&mut config.cluster.bootstrap, raw.addresses()),
-        valid: |config| config.cluster.bootstrap.len() <= BOOTSTRAP_MAX,
+        value_name: "HOST:PORT",
+        help: "Peer doors of nodes to join or to start from, as often as there are some or with \
+               commas between; none founds a cluster; auto is that or, in Mainline mode with a \
+               peer door that is not on loopback, well-known public nodes; host names in Mainline \
+               mode alone",
+        expected: "IP addresses and ports such as 127.0.0.1:7400,[::1]:7400, or none; in Mainline \
+                   mode also host names",
+        apply: |config, raw| {
+            let text = raw.list()?;
+            let names = if text == "auto" { None } else { Some(parse_bootstrap(&text)?) };
+            let addresses = names.iter().flatten().filter_map(|name| name.parse().ok());
+            config.cluster.bootstrap = addresses.collect();
+            set(&mut config.bootstrap, Some(names))
+        },
+        valid: |config| {
+            let names = config.bootstrap.as_ref().map_or(0, Vec::len);
+            let all_known = names == config.cluster.bootstrap.len();
+            names <= BOOTSTRAP_MAX && (all_known || config.mode == Mode::Mainline)
+        },
         show: |config| {
-            let addresses = &config.cluster.bootstrap;
-            let shown: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            if shown.is_empty() { "none".to_owned() } else { shown.join(",") }
+            let names = config.bootstrap.as_ref();
+            names.map_or_else(|| "auto".to_owned(), |names| format_bootstrap(names))
         },
     },
     Setting {
@@ -196,6 +244,63 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.admin_public, raw.truth()),
         valid: |_| true,
         show: |config| if config.admin_public { "yes" } else { "no" }.to_owned(),
+    },
+    Setting {
+        key: "item_ttl",
+        flag: "item-ttl",
+        value_name: "TIME",
+        help: "How long an item stays after it was last put, in Mainline mode; at least 1m",
+        expected: "a time from 1m to 36500d, such as 2h",
+        apply: |config, raw| set(&mut config.mainline.item_ttl_s, raw.seconds()),
+        valid: |config| (ITEM_TTL_MIN_S..=KEEP_MAX_S).contains(&config.mainline.item_ttl_s),
+        show: |config| format_seconds(config.mainline.item_ttl_s),
+    },
+    Setting {
+        key: "mirror",
+        flag: "mirror",
+        value_name: "TIME",
+        help: "How long items are kept and republished after they were last put, in Mainline mode; \
+               off: no longer than item_ttl, and not republished",
+        expected: "a time up to 36500d, such as 30d, forever or off",
+        apply: |config, raw| {
+            let seconds = match raw.text() {
+                Some("off") => Some(0),
+                Some("forever") => Some(KEEP_MAX_S),
+                _ => raw.seconds(),
+            };
+            set(&mut config.mainline.mirror_s, seconds)
+        },
+        valid: |config| config.mainline.mirror_s <= KEEP_MAX_S,
+        show: |config| match config.mainline.mirror_s {
+            0 => "off".to_owned(),
+            KEEP_MAX_S => "forever".to_owned(),
+            seconds => format_seconds(seconds),
+        },
+    },
+    Setting {
+        key: "loopback_exempt",
+        flag: "loopback-exempt",
+        value_name: "auto|yes|no",
+        help: "Whether nodes of this machine and of private networks count as much as others, \
+               without caps and rate limits, in Mainline mode: for tests; auto is yes where the \
+               peer door is on loopback",
+        expected: "auto, yes or no",
+        apply: |config, raw| {
+            set(&mut config.mainline.loopback_exempt, Choice::from_name(raw.text()?))
+        },
+        valid: |_| true,
+        show: |config| config.mainline.loopback_exempt.name().to_owned(),
+    },
+    Setting {
+        key: "reachable",
+        flag: "reachable",
+        value_name: "auto|yes|no",
+        help: "Whether other nodes reach this one unasked, in Mainline mode; auto asks them not to \
+               keep it (BEP 43) until that is proven, or is yes where the peer door is on loopback",
+        expected: "auto, yes or no",
+        apply: |config, raw| set(&mut config.mainline.reachable, Choice::from_name(raw.text()?)),
+        valid: |_| true,
+        show: |config| config.mainline.reachable.name().to_owned(),
     },
     Setting {
         key: "shards",
@@ -493,15 +598,14 @@ impl<'a> Raw<'a> {
         if self.text()? == "none" { Some(None) } else { self.parse().map(Some) }
     }
 
-    /// Addresses with commas between, or an array of them in the file; or none.
-    fn addresses(&self) -> Option<Vec<SocketAddr>> {
+    /// Words with commas between, or an array of them in the file.
+    fn list(&self) -> Option<String> {
         if let Self::File(toml::Value::Array(values)) = self {
-            return values.iter().map(|value| value.as_str()?.parse().ok()).collect();
+            let words: Option<Vec<&str>> = values.iter().map(toml::Value::as_str).collect();
+            let words = words?;
+            return Some(if words.is_empty() { "none".to_owned() } else { words.join(",") });
         }
-        match self.text()? {
-            "none" => Some(Vec::new()),
-            text => text.split(',').map(|address| address.trim().parse().ok()).collect(),
-        }
+        self.text().map(str::to_owned)
     }
 
     /// A whole number: digits, or an integer in the file.
@@ -524,6 +628,14 @@ impl<'a> Raw<'a> {
             _ => size::parse(self.text()?)?,
         };
         T::try_from(bytes).ok()
+    }
+
+    /// A time as [`parse_seconds`] reads it, or an integer number of seconds in the file.
+    fn seconds(&self) -> Option<u64> {
+        match self {
+            Self::File(toml::Value::Integer(seconds)) => u64::try_from(*seconds).ok(),
+            _ => parse_seconds(self.text()?),
+        }
     }
 
     /// The value for an error message, on one line and of bounded length.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::{
-    ClientLimits, Config, ConfigError, LogConfig, Password, SETTINGS, Sources, data_dir, flag_name,
-    requirepass, variable_name,
+    ClientLimits, Config, ConfigError, LogConfig, MainlineConfig, Password, SETTINGS, Sources,
+    data_dir, flag_name, requirepass, variable_name,
 };
 
 /// Flags by key, variables by name and files by path.
@@ -65,11 +65,13 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 31] = [
+const SAMPLES: [(&str, &str, &str); 37] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
+    ("mode", "mainline", "\"mainline\""),
     ("peer", "[::1]:9", "\"[::1]:9\""),
     ("advertise", "192.0.2.1:9", "\"192.0.2.1:9\""),
+    ("peer_v6", "[::1]:8", "\"[::1]:8\""),
     ("bootstrap", "127.0.0.1:9,[::1]:9", "[\"127.0.0.1:9\", \"[::1]:9\"]"),
     ("replicas", "5", "5"),
     ("min_replicas_to_write", "1", "1"),
@@ -78,6 +80,10 @@ const SAMPLES: [(&str, &str, &str); 31] = [
     ("tombstone_grace_ms", "5000", "5000"),
     ("admin", "127.0.0.1:98", "\"127.0.0.1:98\""),
     ("admin_public", "yes", "true"),
+    ("item_ttl", "90m", "5400"),
+    ("mirror", "7d", "\"168h\""),
+    ("loopback_exempt", "yes", "\"yes\""),
+    ("reachable", "no", "\"no\""),
     ("shards", "3", "3"),
     ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
@@ -132,6 +138,9 @@ fn every_field_has_a_setting() {
     let Config {
         data_dir,
         client,
+        mode,
+        bootstrap,
+        mainline,
         admin,
         admin_public,
         requirepass,
@@ -152,6 +161,14 @@ fn every_field_has_a_setting() {
     } = world.load().unwrap();
     assert_ne!(data_dir, defaults.data_dir);
     assert_ne!(client, defaults.client);
+    assert_ne!(mode, defaults.mode);
+    assert_ne!(bootstrap, defaults.bootstrap);
+    let MainlineConfig { peer_v6, item_ttl_s, mirror_s, loopback_exempt, reachable } = mainline;
+    assert_ne!(peer_v6, defaults.mainline.peer_v6);
+    assert_ne!(item_ttl_s, defaults.mainline.item_ttl_s);
+    assert_ne!(mirror_s, defaults.mainline.mirror_s);
+    assert_ne!(loopback_exempt, defaults.mainline.loopback_exempt);
+    assert_ne!(reachable, defaults.mainline.reachable);
     assert_ne!(admin, defaults.admin);
     assert_ne!(admin_public, defaults.admin_public);
     assert_ne!(requirepass, defaults.requirepass);
@@ -270,6 +287,8 @@ fn range_borders_are_where_the_messages_say() {
         ("connections_max", vec!["1", "1000000"], vec!["0", "1000001"]),
         ("value_bytes_max", vec!["1", "32MiB"], vec!["0", "33554433"]),
         ("output_pause_bytes", vec!["1", "240MiB"], vec!["0"]),
+        ("item_ttl", vec!["1m", "36500d"], vec!["59s", "36501d", "1", ""]),
+        ("mirror", vec!["off", "0", "forever", "36500d"], vec!["36501d", "on"]),
         ("stall_ms", vec!["1", "18446744073709551615"], vec!["0", "18446744073709551616"]),
     ] {
         for value in accepted {

@@ -1,5 +1,5 @@
-//! How an item lies in the engine: the value of a record in namespace 1, whose key is the target
-//! and whose user key is empty. All numbers are little-endian. The engine has the checksum and the
+//! How an item lies in the engine: the value of a record (docs/adr/0025 says of which key). All
+//! numbers are little-endian. The engine has the checksum and the
 //! expiry.
 //!
 //! An immutable item:
@@ -27,12 +27,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
 
-use wal::record::Namespace;
-
 use super::{Item, MutableItem, SALT_LEN_MAX, check_value};
-
-/// Where items live in the engine.
-pub const ITEMS: Namespace = Namespace(1);
 
 const VERSION: u8 = 1;
 const IMMUTABLE: u8 = 0;

@@ -71,7 +71,7 @@ pub enum RefusedOperation {
 pub enum StoreWork {
     /// Read the item's record: [`handle_loaded`](super::MainlineNode::handle_loaded) answers.
     Load {
-        /// The key, in namespace [`ITEMS`](crate::mainline::item::record::ITEMS).
+        /// The target.
         target: NodeId,
     },
     /// Write the item's record: [`handle_stored`](super::MainlineNode::handle_stored) answers, once
@@ -91,7 +91,7 @@ pub enum StoreWork {
     },
     /// Write a torrent's peers, or remove them; nobody waits for it.
     StorePeers {
-        /// The key, in namespace [`PEERS`](crate::mainline::peer_store::PEERS).
+        /// The torrent.
         info_hash: NodeId,
         /// The record and when it expires; `None`: there are no peers any more.
         record: Option<(Vec<u8>, u64)>,

@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::ops::Bound;
 
 use fastrand::Rng;
-use wal::record::Namespace;
 
 use crate::kademlia::{Distance, NodeId};
 use crate::krpc::compact::Family;
@@ -22,8 +21,6 @@ use crate::krpc::compact::Family;
 use super::filter::PeerFilter;
 use packed::{PackedPeers, Peer};
 
-/// Where flushed peers live in the engine: the key is the info hash, the user key empty.
-pub const PEERS: Namespace = Namespace(2);
 /// Info hashes in a sample: 20, as other servers give, make 400 bytes.
 pub const SAMPLES_MAX: usize = 20;
 

@@ -95,6 +95,18 @@ pub enum CommandError<'a> {
     },
     /// A key above [`KEY_BYTES_MAX`].
     KeyTooLong,
+    /// No target, info hash or public key.
+    Target,
+    /// No public key.
+    PublicKey,
+    /// No signature.
+    Signature,
+    /// A salt of more than 64 bytes.
+    Salt,
+    /// A value that is not bencoded, or longer than 1,000 bytes.
+    ItemValue,
+    /// No IP address and port.
+    Address,
 }
 
 impl CommandError<'_> {
@@ -162,6 +174,15 @@ impl CommandError<'_> {
             Self::HelloVersion => "ERR Protocol version is not an integer or out of range",
             Self::HelloUnsupported => "NOPROTO unsupported protocol version",
             Self::KeyTooLong => "ERR key is longer than 65535 bytes",
+            Self::Target => {
+                "ERR a target or info hash is 40 hexadecimal digits or 32 of z-base-32; a public \
+                 key, where one is taken, 64 or 52"
+            }
+            Self::PublicKey => "ERR a public key is 64 hexadecimal digits or 52 of z-base-32",
+            Self::Signature => "ERR a signature is 128 hexadecimal digits or 103 of z-base-32",
+            Self::Salt => "ERR a salt has at most 64 bytes",
+            Self::ItemValue => "ERR a value is one bencoded value of at most 1000 bytes",
+            Self::Address => "ERR a node is named by its IP address and port",
             Self::NodeId => "ERR an id is 40 hexadecimal digits",
             Self::Timeout => "ERR timeout is negative",
             _ => "",

@@ -9,6 +9,7 @@ mod cluster;
 mod connection;
 mod engine;
 mod error;
+mod mainline;
 mod options;
 mod spec;
 mod table;
@@ -19,6 +20,7 @@ pub use cluster::ClusterCommand;
 pub use connection::{Client, ClientFilter, Credentials, Hello, client_id};
 pub use engine::EngineCommand;
 pub use error::{CommandError, KEY_BYTES_MAX, check_key};
+pub use mainline::{MainlineCommand, PutMutable};
 pub use options::{
     Expire, ExpireBase, ExpireCondition, FlushMode, GetEx, Scan, Set, SetAnswer, SetCondition,
     SetExpiry, Shutdown, ShutdownSave,
@@ -166,6 +168,8 @@ pub enum Command<'a> {
     Shutdown(Shutdown),
     /// BGSAVE, SAVE, LASTSAVE, KAD.SNAPSHOT and KAD.COMPACT.
     Engine(EngineCommand<'a>),
+    /// KAD.BEP44.* and KAD.MAINLINE.*.
+    Mainline(MainlineCommand<'a>),
     /// WAIT, KAD.LOCATE, KAD.ROUTES, KAD.LOOKUP, KAD.NODES, KAD.LEAVE and KAD.FORGET.
     Cluster(ClusterCommand<'a>),
 }
@@ -302,6 +306,8 @@ impl<'a> Command<'a> {
             id => {
                 if let Some(command) = EngineCommand::parse(id, arguments) {
                     Self::Engine(command?)
+                } else if let Some(command) = MainlineCommand::parse(id, arguments) {
+                    Self::Mainline(command?)
                 } else if let Some(command) = ClusterCommand::parse(id, arguments) {
                     Self::Cluster(command?)
                 } else {

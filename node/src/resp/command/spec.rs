@@ -16,6 +16,8 @@ pub enum CommandId {
     Scan, Keys, RandomKey, FlushAll, FlushDb, Incr, Decr, IncrBy, DecrBy, Append, Shutdown,
     SetEx, PSetEx, SetNx, GetSet, GetDel, GetEx, GetRange, SetRange, ExpireAt, PExpireAt,
     ExpireTime, PExpireTime, BgSave, Save, LastSave, KadSnapshot, KadCompact,
+    Bep44Get, Bep44Put, Bep44PutMutable,
+    MainlineGetPeers, MainlineAnnounce, MainlineSample, MainlinePing,
     Wait, KadLocate, KadRoutes, KadLookup, KadNodes, KadLeave, KadForget,
     ClientSetName, ClientGetName, ClientSetInfo, ClientId, ClientList, CommandCount, CommandDocs,
     ConfigGet, SnapshotCreate, SnapshotList, SnapshotDelete,
@@ -192,6 +194,23 @@ const fn word(name: &[u8]) -> u128 {
     word
 }
 
+/// Names that do not fit into a number; none of them is in a hurry.
+const LONG_NAMES: [(&str, CommandId); 7] = [
+    ("kad.bep44.get", CommandId::Bep44Get),
+    ("kad.bep44.put", CommandId::Bep44Put),
+    ("kad.bep44.putmutable", CommandId::Bep44PutMutable),
+    ("kad.mainline.getpeers", CommandId::MainlineGetPeers),
+    ("kad.mainline.announce", CommandId::MainlineAnnounce),
+    ("kad.mainline.sample", CommandId::MainlineSample),
+    ("kad.mainline.ping", CommandId::MainlinePing),
+];
+
+#[cold]
+fn long_id_of(name: &[u8]) -> Option<CommandId> {
+    let found = LONG_NAMES.iter().find(|(own, _)| own.as_bytes().eq_ignore_ascii_case(name));
+    found.map(|(_, id)| *id)
+}
+
 macro_rules! id_by_name {
     ($($text:literal => $id:ident),* $(,)?) => {
         /// Finds the command of that name by comparing numbers.
@@ -204,7 +223,7 @@ macro_rules! id_by_name {
             }
             const LEN_MAX: usize = 12;
             if name.len() > LEN_MAX {
-                return None;
+                return long_id_of(name);
             }
             match word(name) {
                 $(words::$id => Some(CommandId::$id),)*

@@ -61,6 +61,12 @@ impl Door {
             Command::ConfigGet { patterns } => self.config_get(caller, patterns),
             Command::Cluster(command) => return without_peers(caller, command),
             Command::Engine(command) => return self.execute_engine(keyspace, caller, command),
+            Command::Mainline(_) => {
+                return caller.error(
+                    b"ERR this node is not one of BitTorrent's DHT; start it with \
+                                      --mode mainline",
+                );
+            }
             Command::Select => caller.reply(None, |reply| reply.writer().ok()),
             Command::Quit => {
                 caller.reply(None, |reply| reply.writer().ok());

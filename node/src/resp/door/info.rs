@@ -158,7 +158,7 @@ pub(super) struct Questions {
     asking: BTreeMap<u64, Asking>,
 }
 
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 12] = [
     "Server",
     "Clients",
     "Memory",
@@ -169,10 +169,15 @@ const SECTIONS: [&str; 11] = [
     "Keyspace",
     "Kadring",
     "Scrub",
+    MAINLINE,
     DAMAGE,
 ];
 /// It may be long, and is shown to those alone who ask for it.
 const DAMAGE: &str = "Damage";
+
+/// What the peer side tells of itself in Mainline mode; there is no such section in another one.
+const MAINLINE: &str = "Mainline";
+const MAINLINE_PREFIX: &str = "kadring_mainline_";
 
 impl Door {
     /// Answers INFO, when all threads have told what they know.
@@ -311,7 +316,8 @@ impl Door {
             || asked.iter().any(|name| ["all", "default", "everything"].contains(&name.as_str()));
         let mut out = String::new();
         for section in SECTIONS {
-            let is_default = all && section != DAMAGE;
+            let is_absent = section == MAINLINE && self.mainline().is_empty();
+            let is_default = all && section != DAMAGE && !is_absent;
             if is_default || asked.contains(&section.to_ascii_lowercase()) {
                 if !out.is_empty() {
                     out.push_str("\r\n");
@@ -336,10 +342,24 @@ impl Door {
             "Copies" => return copies(facts),
             "Keyspace" => return keys(facts),
             "Scrub" => scrub(facts),
+            MAINLINE => return self.mainline(),
             DAMAGE => return damage(facts),
             _ => return self.kadring(facts),
         };
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Figures without their prefix, each with the values of its labels behind it.
+    fn mainline(&self) -> Vec<(String, String)> {
+        let figures = self.figures.iter().filter_map(|figure| {
+            let mut name = figure.name.strip_prefix(MAINLINE_PREFIX)?.to_owned();
+            for (_, label) in &figure.labels {
+                name.push('_');
+                name.push_str(label);
+            }
+            Some((name, figure.value.to_string()))
+        });
+        figures.collect()
     }
 
     fn persistence(&self, facts: &Facts) -> Vec<(&'static str, String)> {

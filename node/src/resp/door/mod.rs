@@ -26,6 +26,7 @@ use storage::{Event, ReadId};
 use crate::config::{ClientLimits, Password};
 use crate::io::{BufferStatistics, ConnectionId, ReceiveBuffer, Request, SendStatistics};
 use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
+use crate::peer::Figure;
 use crate::resp::command::{Command, CommandError, CommandSpec};
 use crate::resp::frame::{Arguments, Parsed, Parser, ParserLimits, TooLarge};
 use crate::resp::reply::Protocol;
@@ -140,6 +141,8 @@ pub struct Door {
     buffers: BufferStatistics,
     ledger: Ledger,
     sends: SendStatistics,
+    /// What the peer side tells of itself.
+    figures: Vec<Figure>,
     wants_shutdown: bool,
 }
 
@@ -181,6 +184,7 @@ impl Door {
             buffers: BufferStatistics::default(),
             ledger: Ledger::default(),
             sends: SendStatistics::default(),
+            figures: Vec::new(),
             wants_shutdown: false,
         }
     }
@@ -198,6 +202,11 @@ impl Door {
     /// Notes what became of the driver's sends, for INFO.
     pub fn note_sends(&mut self, sends: SendStatistics) {
         self.sends = sends;
+    }
+
+    /// Notes what the peer side tells of itself, for INFO.
+    pub fn note_figures(&mut self, figures: Vec<Figure>) {
+        self.figures = figures;
     }
 
     /// Whether a client has asked the node to stop, since the last call.

@@ -6,6 +6,7 @@ use super::spec::{CommandId, CommandSpec, KeyPositions};
 
 mod cluster;
 mod engine;
+mod mainline;
 mod subcommands;
 
 use subcommands::{CLIENT_SUBCOMMANDS, COMMAND_SUBCOMMANDS, CONFIG_SUBCOMMANDS};
@@ -16,7 +17,7 @@ const ALL_KEYS: KeyPositions = KeyPositions { first: 1, last: -1, step: 1 };
 const KEYS_AND_VALUES: KeyPositions = KeyPositions { first: 1, last: -1, step: 2 };
 
 /// All commands, in the order of [`CommandId`].
-pub static COMMANDS: [CommandSpec; 62] = [
+pub static COMMANDS: [CommandSpec; 69] = [
     CommandSpec {
         id: CommandId::Get,
         name: "get",
@@ -722,6 +723,13 @@ pub static COMMANDS: [CommandSpec; 62] = [
     engine::LAST_SAVE,
     engine::KAD_SNAPSHOT,
     engine::KAD_COMPACT,
+    mainline::BEP44_GET,
+    mainline::BEP44_PUT,
+    mainline::BEP44_PUT_MUTABLE,
+    mainline::GET_PEERS,
+    mainline::ANNOUNCE,
+    mainline::SAMPLE,
+    mainline::PING,
     cluster::WAIT,
     cluster::KAD_LOCATE,
     cluster::KAD_ROUTES,

@@ -1,0 +1,328 @@
+//! Real nodes of BitTorrent's DHT: among themselves, with clients over RESP, and with the mainline
+//! crate as client, as network, and as server.
+
+#![expect(deprecated, reason = "the crate's blocking calls need no runtime in these tests")]
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use kadring::mainline::item::SigningKey;
+use kadring::mainline::text;
+use kadring_tests::conformance::case::{Condition, Step};
+use kadring_tests::conformance::{all, run};
+use kadring_tests::node_process::EXIT_DEADLINE;
+use kadring_tests::resp_client::Reply;
+use mainline::errors::{ConcurrencyError, PutMutableError};
+use mainline::{Dht, Id, MutableItem, Testnet};
+
+use crate::mainline_net::{Network, ask, figure, kadring, peer, start_node, wait_until};
+use crate::{TestNode, directory};
+
+/// A reply that comes at all comes by then.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn client(bootstrap: &[String]) -> Dht {
+    let builder = &mut Dht::builder();
+    let builder = builder.bootstrap(bootstrap).bind_address(Ipv4Addr::LOCALHOST).port(0);
+    builder.build().unwrap()
+}
+
+fn hex(id: &Id) -> String {
+    text::hex(id.as_bytes())
+}
+
+fn field<'a>(answer: &'a Reply, name: &str) -> Option<&'a Reply> {
+    let Reply::Array(words) = answer else { panic!("{answer:?}") };
+    let pair = words.chunks(2).find(|pair| pair[0].bytes() == Some(name.as_bytes()));
+    pair.map(|pair| &pair[1])
+}
+
+#[test]
+fn mainline_crate_stores_and_finds_through_our_nodes() {
+    let network = Network::start(3);
+    let dht = client(&network.peers());
+
+    let target = dht.put_immutable(b"hello world").unwrap();
+    assert_eq!(dht.get_immutable(target).as_deref(), Some(&b"hello world"[..]));
+    let found = kadring(&network.nodes[2], &["get", &hex(&target)]).unwrap();
+    assert_eq!(found, "hello world");
+
+    let signer = mainline::SigningKey::from_bytes(&[7; 32]);
+    let key = signer.verifying_key().to_bytes();
+    for salt in [None, Some(&b"a salt"[..])] {
+        let item = |seq: i64, value: &[u8]| MutableItem::new(signer.clone(), value, seq, salt);
+        dht.put_mutable(item(1, b"one"), None).unwrap();
+        dht.put_mutable(item(2, b"two"), Some(1)).unwrap();
+        let found = dht.get_mutable_most_recent(&key, salt).unwrap();
+        assert_eq!((found.seq(), found.value()), (2, &b"two"[..]));
+        let refused = dht.put_mutable(item(3, b"three"), Some(1)).unwrap_err();
+        let is_conflict =
+            matches!(refused, PutMutableError::Concurrency(ConcurrencyError::CasFailed));
+        assert!(is_conflict, "{refused:?}");
+        let words = ["get", &text::hex(&key), "--salt", "a salt"];
+        let words = &words[..if salt.is_some() { 4 } else { 2 }];
+        assert_eq!(kadring(&network.nodes[0], words).unwrap(), "two");
+    }
+
+    let info_hash = Id::from_bytes([0xAB; 20]).unwrap();
+    dht.announce_peer(info_hash, Some(6_000)).unwrap();
+    let peers: BTreeSet<_> = dht.get_peers(info_hash).flatten().collect();
+    assert_eq!(
+        peers,
+        BTreeSet::from(
+            [(Ipv4Addr::LOCALHOST, 6_000).into()]
+                .map(|(ip, port): (Ipv4Addr, u16)| std::net::SocketAddrV4::new(ip, port))
+        )
+    );
+    let found = kadring(&network.nodes[1], &["get-peers", &hex(&info_hash)]).unwrap();
+    assert_eq!(found, "127.0.0.1:6000\n");
+    let found = kadring(&network.nodes[1], &["sample", &hex(&info_hash)]).unwrap();
+    assert_eq!(found, format!("{}\n", hex(&info_hash)));
+}
+
+#[test]
+fn our_node_stores_and_finds_inside_a_network_of_the_mainline_crate() {
+    let testnet = Testnet::builder(5).bind_address(Ipv4Addr::LOCALHOST).build().unwrap();
+    let node = start_node("127.0.0.1:0", &testnet.bootstrap.join(","));
+    wait_until("the node knows the test network", || figure(&node, "table_nodes_ipv4") >= 5.0);
+    let theirs = &testnet.nodes[1];
+
+    let target = kadring(&node, &["put", "from us"]).unwrap();
+    let target = target.trim();
+    let id: Id = target.parse().unwrap();
+    assert_eq!(theirs.get_immutable(id).as_deref(), Some(&b"from us"[..]));
+    let id = theirs.put_immutable(b"from them").unwrap();
+    assert_eq!(kadring(&node, &["get", &hex(&id)]).unwrap(), "from them");
+
+    let directory = directory();
+    let file = directory.path().join("key");
+    let file = file.to_str().unwrap();
+    let keys = kadring_without_node(&["mainline", "key", "--create", file]);
+    let public: [u8; 32] = text::decode(keys.split(' ').next().unwrap().as_bytes()).unwrap();
+    for (seq, value) in [(1, "one"), (2, "two")] {
+        let words = ["put-mutable", "--key-file", file, "--salt", "s", value, "--details"];
+        kadring(&node, &words).unwrap();
+        let found = theirs.get_mutable_most_recent(&public, Some(b"s")).unwrap();
+        assert_eq!((found.seq(), found.value()), (seq, value.as_bytes()));
+    }
+    let words = ["put-mutable", "--key-file", file, "--salt", "s", "three", "--cas", "1"];
+    let refused = kadring(&node, &words).unwrap_err();
+    assert!(refused.contains("301"), "{refused}");
+
+    let info_hash = Id::from_bytes([0xCD; 20]).unwrap();
+    kadring(&node, &["announce", &hex(&info_hash), "--port", "7000"]).unwrap();
+    let peers: Vec<_> = theirs.get_peers(info_hash).flatten().collect();
+    assert!(peers.iter().any(|peer| peer.port() == 7_000), "{peers:?}");
+    let found = kadring(&node, &["get-peers", &hex(&info_hash)]).unwrap();
+    assert_eq!(found, "127.0.0.1:7000\n");
+}
+
+fn kadring_without_node(words: &[&str]) -> String {
+    let output = kadring_tests::node_process::run_to_end(words, &[]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A node that is killed comes back as the same neighbour, with what it held.
+#[test]
+fn node_id_items_and_peers_survive_a_kill() {
+    let network = Network::start(3);
+    let ids: Vec<_> = network.nodes.iter().map(|node| node.node.ready().node.clone()).collect();
+    let target = kadring(&network.nodes[0], &["put", "kept"]).unwrap();
+    let info_hash = "ef".repeat(20);
+    kadring(&network.nodes[0], &["announce", &info_hash, "--port", "7001"]).unwrap();
+    // Peers are written a few seconds after they were announced.
+    for node in &network.nodes[1..] {
+        wait_until("peers are written", || {
+            let reply = node.client().call(&[b"INFO", b"keyspace"]).unwrap();
+            let text = String::from_utf8_lossy(reply.bytes().unwrap()).into_owned();
+            // The item, the peers, the state.
+            text.contains("keys=3")
+        });
+    }
+    let network = network.kill_and_restart();
+    let again: Vec<_> = network.nodes.iter().map(|node| node.node.ready().node.clone()).collect();
+    assert_eq!(again, ids);
+    assert_eq!(kadring(&network.nodes[0], &["get", target.trim()]).unwrap(), "kept");
+    let found = kadring(&network.nodes[2], &["get-peers", &info_hash]).unwrap();
+    assert_eq!(found, "127.1.0.1:7001\n");
+}
+
+#[test]
+fn orderly_stop_keeps_everything_at_once() {
+    let node = start_node("127.0.0.1:0", "none");
+    let (id, address) = (node.node.ready().node.clone(), peer(&node));
+    let socket = socket();
+    let mut exchange = |datagram: &[u8]| exchange(&socket, address, datagram);
+    let token = put(&mut exchange, b"5:after");
+    assert!(!token.is_empty());
+    let node = node.terminate_and_restart();
+    assert_eq!((node.node.ready().node.as_str(), peer(&node)), (id.as_str(), address));
+    let get = get_query(b"5:after");
+    let reply = exchange(&get).unwrap();
+    assert!(contains(&reply, b"5:after"), "{}", reply.escape_ascii());
+    // A token of before is still good.
+    let again = exchange(&put_query(&token, b"5:after")).unwrap();
+    assert!(contains(&again, b"1:y1:r"), "{}", again.escape_ascii());
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn get_query(value: &[u8]) -> Vec<u8> {
+    let target = kadring::mainline::item::immutable_target(value);
+    let mut query = b"d1:ad2:id20:abcdefghij01234567896:target20:".to_vec();
+    query.extend_from_slice(&target.0);
+    query.extend_from_slice(b"e1:q3:get1:t2:aa1:y1:qe");
+    query
+}
+
+fn put_query(token: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut query = format!("d1:ad2:id20:abcdefghij01234567895:token{}:", token.len()).into_bytes();
+    query.extend_from_slice(token);
+    query.extend_from_slice(b"1:v");
+    query.extend_from_slice(value);
+    query.extend_from_slice(b"e1:q3:put1:t2:bb1:y1:qe");
+    query
+}
+
+/// Puts an immutable value by hand; returns the token.
+fn put(exchange: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>, value: &[u8]) -> Vec<u8> {
+    let reply = exchange(&get_query(value)).unwrap();
+    let raw = kadring_tests::conformance::runner::find(&reply, "r.token").unwrap();
+    let token = kadring::krpc::bencode::Reader::new(raw).bytes().unwrap().to_vec();
+    let reply = exchange(&put_query(&token, value)).unwrap();
+    assert!(contains(&reply, b"1:y1:r"), "{}", reply.escape_ascii());
+    token
+}
+
+fn socket() -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
+    socket
+}
+
+/// Sends a datagram, and waits for what repeats its transaction id; what the node asks by itself is
+/// passed over.
+fn exchange(socket: &UdpSocket, to: std::net::SocketAddr, datagram: &[u8]) -> Option<Vec<u8>> {
+    socket.send_to(datagram, to).unwrap();
+    let mut buffer = [0; 4_096];
+    loop {
+        let (len, _) = socket.recv_from(&mut buffer).ok()?;
+        if !contains(&buffer[..len], b"1:y1:q") {
+            return Some(buffer[..len].to_vec());
+        }
+    }
+}
+
+/// The cases that the server passes in memory, against a process over UDP.
+#[test]
+fn a_process_passes_the_conformance_cases() {
+    let node = start_node("127.0.0.1:0", "none");
+    let (socket, address) = (socket(), peer(&node));
+    let mut failures = Vec::new();
+    for case in all().unwrap() {
+        let mut steps = case.steps.iter();
+        let result = run(&case, &mut |sent| {
+            let step = steps.next().unwrap();
+            if expects_silence(step) {
+                // What came would come before the answer to a ping behind it.
+                socket.send_to(sent, address).unwrap();
+                let ping = b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping1:t7:barrier1:y1:qe";
+                let reply = exchange(&socket, address, ping)?;
+                return (!contains(&reply, b"7:barrier")).then_some(reply);
+            }
+            exchange(&socket, address, sent)
+        });
+        failures.extend(result.err().map(|failure| format!("{failure:?} ({})", case.why)));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn expects_silence(step: &Step) -> bool {
+    step.allowed.first().is_some_and(|conditions| conditions.contains(&Condition::Silence))
+}
+
+#[test]
+fn clients_speak_to_the_network_over_resp() {
+    let network = Network::start(3);
+    let (near, far) = (&network.nodes[0], &network.nodes[2]);
+    let (mut client, mut other) = (near.client(), far.client());
+    let put = ask(&mut client, &["KAD.BEP44.PUT", "li1e3:twoe"]);
+    let Some(Reply::Bulk(target)) = field(&put, "target") else { panic!("{put:?}") };
+    let target = String::from_utf8(target.clone()).unwrap();
+    assert_eq!(field(&put, "stored"), Some(&Reply::Integer(2)), "{put:?}");
+    let got = ask(&mut other, &["KAD.BEP44.GET", &target]);
+    assert_eq!(field(&got, "value").unwrap().bytes(), Some(&b"li1e3:twoe"[..]));
+    let missing = ask(&mut client, &["KAD.BEP44.GET", &"00".repeat(20)]);
+    assert_eq!(field(&missing, "value"), Some(&Reply::Nil));
+
+    let signer = SigningKey::from_seed(&[5; 32]);
+    let key = text::hex(&signer.public());
+    let signed = |seq: i64, value: &str| {
+        let signature = signer.sign(b"s", seq, value.as_bytes());
+        let seq = seq.to_string();
+        let words = ["KAD.BEP44.PUTMUTABLE", &key, &text::hex(&signature), &seq, value];
+        [&words[..], &["SALT", "s"]].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut put = |words: Vec<String>| {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        ask(&mut client, &words)
+    };
+    assert_eq!(field(&put(signed(4, "1:a")), "stored"), Some(&Reply::Integer(2)));
+    let conflict = put(signed(3, "1:b"));
+    assert_eq!(field(&conflict, "conflict"), Some(&Reply::Integer(302)), "{conflict:?}");
+    let got = ask(&mut other, &["KAD.BEP44.GET", &key, "SALT", "s"]);
+    assert_eq!(field(&got, "seq"), Some(&Reply::Integer(4)), "{got:?}");
+    assert_eq!(field(&got, "value").unwrap().bytes(), Some(&b"1:a"[..]));
+
+    let pong = ask(&mut other, &["KAD.MAINLINE.PING", &peer(near).to_string()]);
+    assert_eq!(pong.bytes(), Some(near.node.ready().node.as_bytes()));
+    for words in [
+        &["KAD.BEP44.GET", "zz"][..],
+        &["KAD.BEP44.PUT", "no bencode"],
+        &["KAD.BEP44.PUTMUTABLE", "k", "s", "1", "1:a"],
+        &["KAD.MAINLINE.PING", "nowhere"],
+        &["KAD.MAINLINE.ANNOUNCE", &"ab".repeat(20), "PORT", "0"],
+    ] {
+        assert!(ask(&mut other, words).is_error("ERR "), "{words:?}");
+    }
+}
+
+#[test]
+fn keys_of_redis_clients_are_refused_and_the_rest_is_not() {
+    let node = start_node("127.0.0.1:0", "none");
+    let mut client = node.client();
+    for words in [
+        &["GET", "k"][..],
+        &["SET", "k", "v"],
+        &["DEL", "k"],
+        &["SCAN", "0"],
+        &["DBSIZE"],
+        &["FLUSHALL"],
+    ] {
+        let refused = ask(&mut client, words);
+        assert!(refused.is_error("ERR this node is one of BitTorrent's DHT"), "{refused:?}");
+    }
+    assert_eq!(ask(&mut client, &["PING"]), Reply::Simple("PONG".to_owned()));
+    for words in [
+        &["INFO"][..],
+        &["CONFIG", "GET", "mode"],
+        &["CLIENT", "LIST"],
+        &["KAD.SNAPSHOT", "CREATE"],
+    ] {
+        let answered = ask(&mut client, words);
+        assert!(!matches!(answered, Reply::Error(_)), "{words:?}: {answered:?}");
+    }
+    // And the other way round.
+    let plain = TestNode::start(kadring_tests::node_process::Driver::Uring);
+    let refused = ask(&mut plain.client(), &["KAD.BEP44.PUT", "1:a"]);
+    assert!(refused.is_error("ERR this node is not one of BitTorrent's DHT"), "{refused:?}");
+    // It says nothing, and is gone.
+    assert!(client.call(&[b"SHUTDOWN"]).is_err());
+    let mut node = node;
+    let status = node.node.wait_exit(EXIT_DEADLINE).unwrap();
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+}
