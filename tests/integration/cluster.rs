@@ -365,7 +365,10 @@ fn keys_of_a_node_that_is_gone_get_new_copies() {
             // Until others hold what the lost ones held, there may be no majority, but never nil.
             let line = format!("GET key{number}");
             let value = wait_for(&mut client, &line, |reply| !reply.is_error("NOREPLICAS"));
-            assert_eq!(value.bytes(), Some(number.to_string().as_bytes()), "key{number}");
+            let nodes =
+                || format!("{:?}", rows(&cluster.client(index).call_line("KAD.NODES").unwrap()));
+            let is_right = value.bytes() == Some(number.to_string().as_bytes());
+            assert!(is_right, "key{number}: {}, {}", value.brief(), nodes());
         }
     }
     cluster.terminate();
@@ -394,6 +397,7 @@ fn without_the_secret_nobody_joins() {
         let mut client = cluster.client(stranger);
         assert!(client.call_line("GET k").unwrap().is_error("LOADING"));
         assert!(client.call_line("SET k v").unwrap().is_error("LOADING"));
+        assert_eq!(rows(&client.call_line("KAD.NODES").unwrap()).len(), 1);
     }
     for index in [0, member] {
         assert_eq!(rows(&cluster.client(index).call_line("KAD.NODES").unwrap()).len(), 2);
