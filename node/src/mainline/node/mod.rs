@@ -11,7 +11,7 @@
 //!
 //! Queries of strangers go to the [`Server`] whatever family they come by; each family has a table,
 //! an id that fits its address (BEP 42) and a word on whether it is reachable (BEP 43) of its own.
-//! What clients of ours ask for is an [`OperationId`] until its [`MainlineEvent::Ended`].
+//! What clients of ours ask for is an [`event::OperationId`] until its [`MainlineEvent::Ended`].
 
 mod client;
 pub mod event;
