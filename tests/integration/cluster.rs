@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -343,21 +344,41 @@ fn acknowledged_writes_outlive_kills_under_load() {
     cluster.terminate();
 }
 
+/// Waits until these nodes hold three copies of each of 100 keys, and the record of their own.
+fn wait_for_copies(cluster: &Cluster, nodes: Range<usize>) {
+    let mut clients: Vec<RespClient> = nodes.map(|index| cluster.client(index)).collect();
+    let started = Instant::now();
+    loop {
+        let held = clients.iter_mut().map(|client| match client.call_line("DBSIZE").unwrap() {
+            Reply::Integer(count) => count - 1,
+            other => panic!("{}", other.brief()),
+        });
+        let held: Vec<i64> = held.collect();
+        if held.iter().sum::<i64>() == 300 {
+            return;
+        }
+        assert!(started.elapsed() < DEADLINE, "copies held: {held:?}");
+        clients[0].call_line("WAIT 15 20").unwrap();
+    }
+}
+
 #[test]
 fn keys_of_a_node_that_is_gone_get_new_copies() {
-    let mut cluster = Cluster::of(5, &["--replicas", "3", "--down-after-ms", "1000"]);
+    let mut cluster = Cluster::of(5, &["--replicas", "3", "--down-after-ms", "3000"]);
     wait_for_full(&mut cluster.client(0), 5);
     let mut client = cluster.client(0);
     for number in 0..100 {
         let set = client.call_line(&format!("SET key{number} {number}")).unwrap();
         assert_eq!(set, Reply::Simple("OK".into()));
     }
-    // Two of three copies are lost in the end, one after the other.
+    wait_for_copies(&cluster, 0..5);
+    // Two of three copies are lost in the end, the second one when there are three again.
     for (victim, left) in [(4, 4), (3, 3)] {
         cluster.kill(victim);
         for index in 0..left {
             wait_for_full(&mut cluster.client(index), left);
         }
+        wait_for_copies(&cluster, 0..left);
     }
     for index in 0..3 {
         let mut client = cluster.client(index);
@@ -365,7 +386,10 @@ fn keys_of_a_node_that_is_gone_get_new_copies() {
             // Until others hold what the lost ones held, there may be no majority, but never nil.
             let line = format!("GET key{number}");
             let value = wait_for(&mut client, &line, |reply| !reply.is_error("NOREPLICAS"));
-            assert_eq!(value.bytes(), Some(number.to_string().as_bytes()), "key{number}");
+            let nodes =
+                || format!("{:?}", rows(&cluster.client(index).call_line("KAD.NODES").unwrap()));
+            let is_right = value.bytes() == Some(number.to_string().as_bytes());
+            assert!(is_right, "key{number}: {}, {}", value.brief(), nodes());
         }
     }
     cluster.terminate();
@@ -394,6 +418,7 @@ fn without_the_secret_nobody_joins() {
         let mut client = cluster.client(stranger);
         assert!(client.call_line("GET k").unwrap().is_error("LOADING"));
         assert!(client.call_line("SET k v").unwrap().is_error("LOADING"));
+        assert_eq!(rows(&client.call_line("KAD.NODES").unwrap()).len(), 1);
     }
     for index in [0, member] {
         assert_eq!(rows(&cluster.client(index).call_line("KAD.NODES").unwrap()).len(), 2);

@@ -68,13 +68,7 @@ fn mainline_crate_stores_and_finds_through_our_nodes() {
     let info_hash = Id::from_bytes([0xAB; 20]).unwrap();
     dht.announce_peer(info_hash, Some(6_000)).unwrap();
     let peers: BTreeSet<_> = dht.get_peers(info_hash).flatten().collect();
-    assert_eq!(
-        peers,
-        BTreeSet::from(
-            [(Ipv4Addr::LOCALHOST, 6_000).into()]
-                .map(|(ip, port): (Ipv4Addr, u16)| std::net::SocketAddrV4::new(ip, port))
-        )
-    );
+    assert_eq!(peers, BTreeSet::from([std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6_000)]));
     let found = kadring(&network.nodes[1], &["get-peers", &hex(&info_hash)]).unwrap();
     assert_eq!(found, "127.0.0.1:6000\n");
     let found = kadring(&network.nodes[1], &["sample", &hex(&info_hash)]).unwrap();

@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn nodes_to_start_from_are_addresses_or_names() {
-        let parse = parse_bootstrap;
+        let parse = |text: &str| parse_bootstrap(text);
         assert_eq!(parse("none"), Some(vec![]));
         let several = parse("127.0.0.1:1, [::1]:2,router.example-1.com:6881").unwrap();
         assert_eq!(several, ["127.0.0.1:1", "[::1]:2", "router.example-1.com:6881"]);

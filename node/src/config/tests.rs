@@ -189,6 +189,13 @@ fn every_field_has_a_setting() {
     assert_ne!(disk_bytes_max, defaults.disk_bytes_max);
     assert_ne!(checkpoint_bytes, defaults.checkpoint_bytes);
     assert_ne!(scrub_bytes_per_second, defaults.scrub_bytes_per_second);
+    every_limit_differs(limits, defaults.limits);
+    let LogConfig { filter, format } = log;
+    assert_ne!(filter, defaults.log.filter);
+    assert_ne!(format, defaults.log.format);
+}
+
+fn every_limit_differs(limits: ClientLimits, defaults: ClientLimits) {
     let ClientLimits {
         connections_max,
         value_bytes_max,
@@ -197,15 +204,12 @@ fn every_field_has_a_setting() {
         input_bytes_max,
         stall_ms,
     } = limits;
-    assert_ne!(connections_max, defaults.limits.connections_max);
-    assert_ne!(value_bytes_max, defaults.limits.value_bytes_max);
-    assert_ne!(output_pause_bytes, defaults.limits.output_pause_bytes);
-    assert_ne!(output_bytes_max, defaults.limits.output_bytes_max);
-    assert_ne!(input_bytes_max, defaults.limits.input_bytes_max);
-    assert_ne!(stall_ms, defaults.limits.stall_ms);
-    let LogConfig { filter, format } = log;
-    assert_ne!(filter, defaults.log.filter);
-    assert_ne!(format, defaults.log.format);
+    assert_ne!(connections_max, defaults.connections_max);
+    assert_ne!(value_bytes_max, defaults.value_bytes_max);
+    assert_ne!(output_pause_bytes, defaults.output_pause_bytes);
+    assert_ne!(output_bytes_max, defaults.output_bytes_max);
+    assert_ne!(input_bytes_max, defaults.input_bytes_max);
+    assert_ne!(stall_ms, defaults.stall_ms);
 }
 
 #[test]

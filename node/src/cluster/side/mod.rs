@@ -243,21 +243,20 @@ impl ClusterSide {
     fn take_command(&mut self, now: Now, command: &PeerCommand) {
         let (token, from) = (command.token, (command.token, command.connection));
         let value_bytes_max = self.options.value_bytes_max;
-        if !self.knows_cluster() {
-            return self.commands.answer(token, Answer::Error(LOADING.to_vec()));
-        }
+        let (is_begun, knows_cluster) = (self.core.is_some(), self.knows_cluster());
         let planned = command.read(|command, bytes| match command {
-            Command::Cluster(command) => {
+            // Also while nobody is known: it tells why.
+            Command::Cluster(command) if is_begun => {
                 self.about(now, from, *command);
                 None
             }
+            _ if !knows_cluster => Some(Err(LOADING.to_vec())),
             command => Some(plan::plan(command, bytes, now.clock_ms, value_bytes_max)),
         });
-        let Some(core) = &mut self.core else { return };
-        match planned {
-            None => {}
-            Some(Ok(plan)) => self.commands.begin(core, now, from, plan),
-            Some(Err(text)) => self.commands.answer(token, Answer::Error(text)),
+        match (planned, &mut self.core) {
+            (Some(Ok(plan)), Some(core)) => self.commands.begin(core, now, from, plan),
+            (Some(Err(text)), _) => self.commands.answer(token, Answer::Error(text)),
+            _ => {}
         }
     }
 
