@@ -127,6 +127,16 @@ fn every_setting_has_a_flag_a_variable_and_a_file_key_that_mean_the_same() {
     }
 }
 
+/// Of Mainline mode's settings.
+fn assert_all_differ(changed: MainlineConfig, default: MainlineConfig) {
+    let MainlineConfig { peer_v6, item_ttl_s, mirror_s, loopback_exempt, reachable } = changed;
+    assert_ne!(peer_v6, default.peer_v6);
+    assert_ne!(item_ttl_s, default.item_ttl_s);
+    assert_ne!(mirror_s, default.mirror_s);
+    assert_ne!(loopback_exempt, default.loopback_exempt);
+    assert_ne!(reachable, default.reachable);
+}
+
 /// Fails to compile when a field is added, and fails to pass until it has a setting.
 #[test]
 fn every_field_has_a_setting() {
@@ -163,12 +173,7 @@ fn every_field_has_a_setting() {
     assert_ne!(client, defaults.client);
     assert_ne!(mode, defaults.mode);
     assert_ne!(bootstrap, defaults.bootstrap);
-    let MainlineConfig { peer_v6, item_ttl_s, mirror_s, loopback_exempt, reachable } = mainline;
-    assert_ne!(peer_v6, defaults.mainline.peer_v6);
-    assert_ne!(item_ttl_s, defaults.mainline.item_ttl_s);
-    assert_ne!(mirror_s, defaults.mainline.mirror_s);
-    assert_ne!(loopback_exempt, defaults.mainline.loopback_exempt);
-    assert_ne!(reachable, defaults.mainline.reachable);
+    assert_all_differ(mainline, defaults.mainline);
     assert_ne!(admin, defaults.admin);
     assert_ne!(admin_public, defaults.admin_public);
     assert_ne!(requirepass, defaults.requirepass);
