@@ -27,15 +27,12 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::time::Instant;
 use wal::Lsn;
-use wal::disk::DiskCompletion;
 use wal::group_commit::{AppendError, GroupCommit, GroupCommitLimits};
 use wal::record::{Key, Namespace, Record, RecordKind, Version};
 
 const USER_KEY: &[u8] = b"user:00000000042";
 const VALUE_LENS: [usize; 2] = [256, 4096];
 const WRITERS: [usize; 3] = [1, 64, 512];
-/// As many as the node's loop hears of before it hands writes to the disk.
-const WRITERS_PER_TURN_MAX: usize = 32;
 const TABLE: Table = Table { name_width: 16, width: 10 };
 /// Share of a raw row's rate that the log must reach.
 const RAW_SHARE_MIN: f64 = 0.9;
@@ -75,8 +72,6 @@ struct Appender<'a> {
     log: GroupCommit,
     value: Vec<u8>,
     idle: usize,
-    /// Whether the log has taken no more in this turn.
-    congested: bool,
     waiting: VecDeque<(Lsn, Instant)>,
     latencies: Latencies,
     under_way: usize,
@@ -92,7 +87,6 @@ impl<'a> Appender<'a> {
             log: GroupCommit::new(LOG_IDENTITY.store, limits, Lsn::ZERO, 0).with_buffers(buffers),
             value: (0..workload.value_len).map(|_| fastrand::u8(..)).collect(),
             idle: workload.writers,
-            congested: false,
             waiting: VecDeque::new(),
             latencies: Latencies::default(),
             under_way: 0,
@@ -100,8 +94,7 @@ impl<'a> Appender<'a> {
         }
     }
 
-    /// Appends for the writers that a turn of the node's loop would hear of.
-    fn append_some(&mut self, now: Instant) {
+    fn append_all(&mut self, now: Instant) {
         let record = Record {
             kind: RecordKind::Put,
             namespace: Namespace::PLAIN,
@@ -112,19 +105,14 @@ impl<'a> Appender<'a> {
             expiry_ms: 0,
             value: &self.value,
         };
-        self.congested = false;
-        let rest = self.idle.saturating_sub(WRITERS_PER_TURN_MAX);
-        while self.idle > rest {
+        while self.idle > 0 {
             match self.log.append(&record) {
                 Ok(appended) => {
                     self.waiting.push_back((appended.lsn, now));
                     self.idle -= 1;
                 }
                 Err(AppendError::NoSegment { .. }) => self.log.add_segment(self.rig.recycled()),
-                Err(AppendError::Congested { .. }) => {
-                    self.congested = true;
-                    return;
-                }
+                Err(AppendError::Congested { .. }) => return,
                 Err(AppendError::Failed(error)) => panic!("{error}"),
             }
         }
@@ -140,16 +128,11 @@ impl<'a> Appender<'a> {
             self.depths += self.under_way as u64;
         }
         let Self { log, under_way, .. } = self;
-        let each = |completion: DiskCompletion| {
+        self.rig.raw.wait(|completion| {
             *under_way -= 1;
             let result = completion.result.map(drop);
             log.handle_written(completion.id.0, result, completion.buffer);
-        };
-        if self.idle > 0 && !self.congested {
-            self.rig.raw.poll(each);
-        } else {
-            self.rig.raw.wait(each);
-        }
+        });
         let now = Instant::now();
         let durable = self.log.durable_lsn();
         while let Some((_, since)) = self.waiting.pop_front_if(|(lsn, _)| *lsn <= durable) {
@@ -164,7 +147,7 @@ impl<'a> Appender<'a> {
     fn run_until(&mut self, end: Instant) {
         let mut now = Instant::now();
         while now < end {
-            self.append_some(now);
+            self.append_all(now);
             now = self.turn();
         }
     }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use wal::Lsn;
 
 /// Writers that a turn hears of: as many as the node's loop does.
-const WRITERS_PER_TURN_MAX: usize = 32;
+const WRITERS_PER_TURN_MAX: usize = 64;
 
 /// Writers, readers and what they have seen since the last [`ClosedLoop::forget`].
 #[derive(Debug)]

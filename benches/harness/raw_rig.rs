@@ -2,7 +2,7 @@
 
 use crate::driver::{AnyIo, Driver};
 use kadring::event_loop::run_procedure;
-use kadring::io::{Completion, DiskOwner, Io, Monotonic, Request};
+use kadring::io::{Completion, DiskOwner, Io, Request};
 use std::error::Error;
 use std::path::Path;
 use wal::disk::{
@@ -46,20 +46,8 @@ impl RawRig {
     ///
     /// # Panics
     /// If the driver fails.
-    pub fn wait(&mut self, each: impl FnMut(DiskCompletion)) {
-        self.turn(None, each);
-    }
-
-    /// Hands over what was submitted, and takes what has completed.
-    ///
-    /// # Panics
-    /// If the driver fails.
-    pub fn poll(&mut self, each: impl FnMut(DiskCompletion)) {
-        self.turn(Some(Monotonic(0)), each);
-    }
-
-    fn turn(&mut self, deadline: Option<Monotonic>, mut each: impl FnMut(DiskCompletion)) {
-        self.io.wait(deadline, &mut self.done).expect("the driver works");
+    pub fn wait(&mut self, mut each: impl FnMut(DiskCompletion)) {
+        self.io.wait(None, &mut self.done).expect("the driver works");
         for completion in self.done.drain(..) {
             match completion {
                 Completion::Disk(_, completion) => each(completion),

@@ -27,9 +27,9 @@ use crate::write_times::WriteTimes;
 /// The listener behind the client door.
 pub const CLIENT_DOOR: ListenerId = ListenerId(0);
 
-/// Completions that a turn deals with at most. What they have the disk do is under way before the
-/// following ones are looked at: a burst of writes does not leave the disk idle while it is parsed.
-const COMPLETIONS_PER_TURN_MAX: usize = 32;
+/// Completions that a turn deals with at most: its length is what a get waits for. With fewer, a
+/// burst of small writes makes more frames than the disk takes as fast (docs/BENCHMARKS.md).
+const COMPLETIONS_PER_TURN_MAX: usize = 64;
 /// Clients get this long to take their last replies when the node stops, in milliseconds.
 const DRAIN_MS: u64 = 5_000;
 
