@@ -2,7 +2,7 @@
 //!
 //! Messages are delayed, lost, doubled and overtake each other; nodes crash, losing what was not
 //! durable, and start again; the network is cut in two; nodes join, leave, lose their disk or die
-//! for good. Clients write and read at any node. The [`ledger`] judges every answer, and once
+//! for good. Clients write and read at any node. The `ledger` judges every answer, and once
 //! faults have stopped everything must agree within a bounded time.
 
 mod host;

@@ -1,4 +1,4 @@
-//! [`Mirror`]: which items are republished, and when. A state machine without I/O.
+//! Which items are republished, and when. A state machine without I/O.
 //!
 //! ```text
 //! resting ── a round is due ──> scanning ── a page ──> working ── page done ──> scanning
