@@ -102,7 +102,7 @@ fn peer(node: &NodeProcess) -> SocketAddr {
 fn wait_for(client: &mut RespClient, line: &str, will_do: impl Fn(&Reply) -> bool) -> Reply {
     let started = Instant::now();
     loop {
-        let reply = client.call_line(line).unwrap();
+        let reply = client.call_line(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         if will_do(&reply) {
             return reply;
         }
