@@ -8,10 +8,11 @@ use storage::{Repair, ScrubStatus, StoreStatus};
 
 use super::about::REDIS_VERSION;
 use super::activity::Activity;
+use super::counters::Counters;
 use super::execute::{Caller, Outcome};
 use super::ledger::Copies;
 use super::task::TaskId;
-use super::{Counters, Door, Message};
+use super::{Door, Message};
 use crate::config::DurabilityMode;
 use crate::histogram::Histogram;
 use crate::io::device::{DeviceProbe, SyncMethod};

@@ -35,6 +35,7 @@ mod about;
 mod activity;
 mod bounds;
 mod connection;
+mod counters;
 mod engine;
 mod execute;
 mod figures;
@@ -53,6 +54,7 @@ mod thread_tests;
 use activity::{Activity, CommandKind};
 use bounds::cost;
 use connection::{Blocked, Connection, Phase, encode};
+use counters::Counters;
 use engine::Orders;
 use execute::{Caller, Outcome};
 use figures::Reports;
@@ -74,28 +76,6 @@ pub(crate) use task::{Lifetime, part_of};
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
 /// further is executed until half of them are there.
 const REPLIES_PENDING_MAX: usize = 128;
-
-/// Counters of the door since the start.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    connections: u64,
-    connections_refused: u64,
-    connections_stalled: u64,
-    commands: u64,
-    received_bytes: u64,
-    sent_bytes: u64,
-}
-
-impl std::ops::AddAssign for Counters {
-    fn add_assign(&mut self, other: Self) {
-        self.connections += other.connections;
-        self.connections_refused += other.connections_refused;
-        self.connections_stalled += other.connections_stalled;
-        self.commands += other.commands;
-        self.received_bytes += other.received_bytes;
-        self.sent_bytes += other.sent_bytes;
-    }
-}
 
 /// The client door of one thread.
 #[derive(Debug)]
