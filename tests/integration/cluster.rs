@@ -86,10 +86,26 @@ impl Cluster {
         self.nodes[index] = Some(node.unwrap_or_else(|error| panic!("{error}")));
     }
 
-    fn terminate(self) {
-        for node in self.nodes.into_iter().flatten() {
+    fn terminate(mut self) {
+        for node in std::mem::take(&mut self.nodes).into_iter().flatten() {
             let (status, rest) = node.terminate().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!((status.code(), rest.as_str()), (Some(0), ""));
+        }
+    }
+}
+
+/// A test that fails shows what each node knows and has logged.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        for node in self.nodes.iter().flatten() {
+            let asked = RespClient::connect(node.address()).and_then(|mut client| {
+                client.set_reply_timeout(Duration::from_secs(5))?;
+                client.call_line("KAD.NODES")
+            });
+            eprintln!("{}: {:?}\n{}", node.ready().node, asked.as_ref().map(rows), node.stderr());
         }
     }
 }

@@ -24,6 +24,7 @@ on_all_drivers![
     address_without_a_route_is_an_error,
     connection_that_nobody_answers_runs_out_of_time,
     attempt_is_cancelled_under_way,
+    attempt_is_cancelled_and_the_other_end_has_closed,
     cancelling_an_attempt_that_has_ended_does_nothing,
     driver_ends_with_attempts_under_way,
     hundred_attempts_at_once,
@@ -197,6 +198,24 @@ fn attempt_is_cancelled_under_way<D: Driver>() {
         rig.settle();
         assert_eq!(rig.io.things_held(), 0);
     }
+}
+
+/// A socket that was connected, shut down and closed by its peer is neither connected nor has it an
+/// error; a driver that looks for the one or the other looks for ever.
+fn attempt_is_cancelled_and_the_other_end_has_closed<D: Driver>() {
+    let Some(mut rig) = Rig::<D>::new() else {
+        return;
+    };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    rig.try_connect(ATTEMPT, server.local_addr().unwrap(), NEVER);
+    // A driver that begins to connect later has only an attempt to cancel.
+    let accepted = server.accept();
+    rig.io.submit(Request::CancelConnect(ATTEMPT));
+    drop(accepted);
+    assert_eq!(rig.connected(ATTEMPT).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    rig.settle();
+    assert_eq!(rig.io.things_held(), 0);
 }
 
 fn cancelling_an_attempt_that_has_ended_does_nothing<D: Driver>() {

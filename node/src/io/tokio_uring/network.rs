@@ -579,8 +579,14 @@ async fn connect(socket: OwnedFd, deadline: Monotonic) -> io::Result<OwnedFd> {
     let stream = tokio::net::TcpStream::from_std(socket.into())?;
     let connected = async {
         loop {
-            stream.writable().await?;
+            let ready = stream.ready(Interest::WRITABLE).await?;
             match stream.try_io(Interest::WRITABLE, || find_connected(&stream)) {
+                // Over, though it has no error to show: it would be ready again at once, for ever.
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && ready.is_write_closed() =>
+                {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 other => return other,
             }
