@@ -2,13 +2,16 @@
 //! thread that shard, time, and versions.
 
 use bytes::Bytes;
-use storage::{Effect, Event, KeyRef, Lookup, Now, Put, ReadError, SharedPut, Store, WriteError};
+use storage::{
+    Effect, Event, KeyRef, Lookup, Now, Put, ReadError, SharedPut, Store, Value, WriteError,
+};
 use wal::Lsn;
 use wal::disk::{DiskCompletion, DiskRequest};
 use wal::record::{Key, Version};
 
 use crate::cluster::clock::HybridLogicalClock;
 use crate::histogram::Histogram;
+use crate::key_ids::KeyIds;
 
 /// A shard's index.
 pub type ShardIndex = u16;
@@ -84,6 +87,7 @@ pub struct Keyspace {
     now: Now,
     random: fastrand::Rng,
     durable_writes: Histogram,
+    ids: KeyIds,
 }
 
 impl Keyspace {
@@ -98,8 +102,15 @@ impl Keyspace {
         let mut versions = HybridLogicalClock::new(&first.identity().node_id, Version::default());
         stores.iter().for_each(|store| versions.witness(store.version_max()));
         let random = fastrand::Rng::with_seed(seed);
-        let mut keyspace =
-            Self { spread, stores, versions, now, random, durable_writes: Histogram::default() };
+        let mut keyspace = Self {
+            spread,
+            stores,
+            versions,
+            now,
+            random,
+            durable_writes: Histogram::default(),
+            ids: KeyIds::default(),
+        };
         keyspace.set_now(now);
         keyspace
     }
@@ -108,7 +119,7 @@ impl Keyspace {
     /// follow the node's own id.
     #[must_use]
     pub fn address<'a>(&self, user_key: &'a [u8]) -> Address<'a> {
-        let id = Key::of(user_key);
+        let id = self.ids.id_of(user_key);
         Address { shard: self.shard_of(id), key: KeyRef::hashed(id, user_key) }
     }
 
@@ -121,7 +132,7 @@ impl Keyspace {
     /// Finds the thread that a user key belongs to.
     #[must_use]
     pub fn thread_of(&self, user_key: &[u8]) -> ThreadIndex {
-        self.spread.thread_of(self.shard_of(Key::of(user_key)))
+        self.spread.thread_of(self.shard_of(self.ids.id_of(user_key)))
     }
 
     /// How the node's shards are spread over its threads.
@@ -216,6 +227,13 @@ impl Keyspace {
     /// [`ReadError`].
     pub fn lookup(&mut self, address: &Address<'_>) -> Result<Lookup, ReadError> {
         self.store_mut(address.shard).lookup(&address.key)
+    }
+
+    /// Reads a key of this thread if it was read of late and has not changed since; the answer waits
+    /// for nothing.
+    pub fn get_hot(&mut self, user_key: &[u8]) -> Option<Value> {
+        let id = self.ids.id_of(user_key);
+        self.store_mut(self.shard_of(id)).get_hot(&id, user_key)
     }
 
     /// Stores a value under a new version. Returns the record it made.

@@ -24,6 +24,7 @@ pub mod histogram;
 #[expect(unsafe_code, reason = "the ring hands addresses of our memory to the kernel")]
 pub mod io;
 pub mod kademlia;
+mod key_ids;
 pub mod keyspace;
 pub mod krpc;
 pub mod logging;

@@ -24,6 +24,7 @@ mod check;
 mod checkpoint;
 mod clock;
 mod error;
+mod hot;
 mod index;
 mod knowledge;
 #[doc(hidden)]

@@ -306,6 +306,7 @@ impl Store {
         let slot = self.catalog.candidates(&read.key).find(|slot| slot.place == read.place);
         if let Some(slot) = slot {
             self.catalog.replace(&read.key, read.place, Slot { damaged: true, ..slot });
+            self.hot.remove(&read.key);
         }
         let spot = read.target.spot();
         let file = segment::file_name(&self.directory, spot.segment);

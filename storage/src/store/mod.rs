@@ -17,6 +17,7 @@ use crate::cache::ReadCache;
 use crate::catalog::Catalog;
 use crate::clock::Now;
 use crate::error::ReadError;
+use crate::hot::HotValues;
 use crate::index::Cursor;
 use crate::knowledge::{Recents, Resolved};
 use crate::overwriters::Overwriters;
@@ -367,6 +368,7 @@ pub struct Store {
     log: GroupCommit,
     catalog: Catalog,
     cache: ReadCache,
+    hot: HotValues,
     recents: Recents,
     values: ValueChunks,
     resolved: Resolved,
@@ -428,6 +430,7 @@ impl Store {
             basis,
         );
         catalog.expired_stay_ms = options.limits.expired_stay_ms;
+        let hot = HotValues::new(options.cache_bytes);
         Self {
             directory: options.directory,
             identity,
@@ -436,7 +439,8 @@ impl Store {
             now: Now { monotonic_ns: 0, clock_ms: log_ms },
             log,
             catalog,
-            cache: ReadCache::new(options.cache_bytes),
+            cache: ReadCache::new(hot.rest(options.cache_bytes)),
+            hot,
             recents: Recents::default(),
             values: ValueChunks::new(options.cache_bytes > 0),
             resolved: Resolved::default(),

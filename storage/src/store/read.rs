@@ -138,12 +138,24 @@ impl Store {
     /// # Errors
     /// [`ReadError`].
     pub fn get(&mut self, key: &KeyRef<'_>) -> Result<Get, ReadError> {
+        if let Some(value) = self.get_hot(&key.id, key.user_key) {
+            return Ok(Get::Found(value));
+        }
         Ok(match self.get_record(&key.id, Some(key.user_key))? {
             GetRecord::Missing => Get::Missing,
             GetRecord::Found(user_key, _) if user_key != key.user_key => Get::Missing,
             GetRecord::Found(_, value) => Get::Found(value),
             GetRecord::Pending(id) => Get::Pending(id),
         })
+    }
+
+    /// Reads a key's value if it was read of late and has not changed since. It is acknowledged;
+    /// nothing has to be observed.
+    pub fn get_hot(&mut self, id: &Key, user_key: &[u8]) -> Option<Value> {
+        let value = self.hot.get(id, user_key, self.expiry_clock_ms())?;
+        self.compaction.note_call();
+        self.cache.hits += 1;
+        Some(value)
     }
 
     /// Reads a key's value, of any user key if none is named.
@@ -167,6 +179,9 @@ impl Store {
         {
             let Found { expiry_ms, version, .. } = found;
             let value = Value { value: record.value, expiry_ms, version };
+            if self.recents.get(id).is_none() {
+                self.hot.insert(*id, &record.user_key, &value, record.footprint);
+            }
             return Ok(GetRecord::Found(record.user_key, value));
         }
         let purpose = Purpose::Value(user_key.map(Bytes::copy_from_slice));

@@ -398,6 +398,7 @@ impl Store {
         let Some(slot) = found.filter(|slot| !slot.shadowed) else { return };
         if !slot.damaged {
             self.catalog.replace(key, place, Slot { damaged: true, ..slot });
+            self.hot.remove(key);
             self.scrub.status.records_damaged += 1;
         }
         self.scrub.note(id, offset, Some(*key), RepairReason::Record);
@@ -420,6 +421,9 @@ impl Store {
             }
             Keep::Stay
         });
+        if !lost.is_empty() {
+            self.hot.clear();
+        }
         for line in lost {
             self.scrub.status.records_damaged += 1;
             let offset = u64::from(line) * u64::from(LINE_LEN);

@@ -211,6 +211,7 @@ impl Store {
         if let Some(segment) = self.catalog.segments.by_id_mut(location.segment) {
             segment.has_clear = true;
         }
+        self.hot.clear();
         self.recents.clear(lsn);
         self.resolved.clear();
         self.jobs.note_clear();
@@ -298,6 +299,7 @@ impl Store {
         known: Known,
         record: Option<CachedRecord>,
     ) {
+        self.hot.remove(&key);
         self.resolved.remove(&key);
         self.jobs.note_change(&key);
         let lsn = appended.lsn;

@@ -493,6 +493,10 @@ fn get(
     key: &[u8],
     range: Option<ByteRange>,
 ) -> Outcome {
+    if let Some(value) = keyspace.get_hot(key) {
+        caller.reply(None, |reply| write_value(reply, Some(value.value), range));
+        return Outcome::Done;
+    }
     let address = keyspace.address(key);
     let (shard, wait) = (address.shard, keyspace.observed(&address));
     match keyspace.store_mut(shard).get(&address.key) {

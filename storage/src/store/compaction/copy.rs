@@ -131,6 +131,7 @@ impl Store {
         record: Option<CachedRecord>,
         cached: bool,
     ) {
+        self.hot.remove(&key);
         self.resolved.remove(&key);
         self.jobs.note_change(&key);
         let observed = self.recents.get(&key).map_or(Lsn::ZERO, |recent| recent.observed);
