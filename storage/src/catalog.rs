@@ -126,6 +126,21 @@ impl Catalog {
         self.tidy(key);
     }
 
+    /// Puts the newest slot of a key in the place of the one that stood for it, if that is the only
+    /// one of its prefix: the most frequent case of an overwrite. Returns whether it was so.
+    pub(crate) fn put_over(&mut self, key: &Key, old: Place, slot: Slot) -> bool {
+        let before = self.index.candidates(key);
+        let is_it = |first: Slot| {
+            first.place == old && first.kind == SlotKind::Put && first.foreign == slot.foreign
+        };
+        if before.len() != 1 || before.first_is_exact() || !{ before }.next().is_some_and(is_it) {
+            return false;
+        }
+        self.index.replace(key, old, slot);
+        self.recount(before, key);
+        true
+    }
+
     /// Where the first slot of a key goes whose prefix has none: the most frequent case.
     pub(crate) fn vacancy(&self, key: &Key) -> Option<Vacancy> {
         self.index.vacancy(key)

@@ -231,9 +231,18 @@ impl Store {
         let (key, location, expiry_ms) = (record.key, record.location, record.expiry_ms);
         let place = self.place_of(&location);
         let slot = self.slot(place, SlotKind::Put, parts_len(&location), expiry_ms);
-        match vacancy {
-            Some(vacancy) => self.catalog.put_first(vacancy, slot),
-            None => {
+        let old = match memory {
+            Memory::Known(Known::Present(found)) => Some(found),
+            _ => None,
+        };
+        if let Some(found) = old {
+            // Nobody asks for it any more; the next one takes its room.
+            self.cache.remove(&Spot::of(&found.base));
+        }
+        match (vacancy, old) {
+            (Some(vacancy), _) => self.catalog.put_first(vacancy, slot),
+            (None, Some(found)) if self.catalog.put_over(&key, found.place, slot) => {}
+            (None, _) => {
                 self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
                 self.note_overwriter(&key, &location);
             }
