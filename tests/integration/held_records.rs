@@ -202,10 +202,11 @@ impl World {
                 let prefix = Prefix::of(&key, self.rng.u8(..4));
                 let count = self.rng.usize(1..30);
                 let from = if self.rng.bool() { prefix.first_key() } else { key };
-                self.ask(match self.rng.bool() {
+                let request = match self.rng.bool() {
                     true => StoreRequest::Walk { prefix, from, count },
                     false => StoreRequest::Names { prefix, from, count },
-                });
+                };
+                self.ask(request);
                 self.settle();
             }
         }
