@@ -189,8 +189,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "read_consistency",
         flag: "read-consistency",
         value_name: "majority|one",
-        help: "How many of a key's nodes a read asks: majority, so that it finds every acknowledged \
-               write; one, the first that answers, or a copy in memory up to a minute old",
+        help: "How many of a key's nodes a read asks: majority, so that it finds every write that \
+               was acknowledged; one, the first that answers, or a copy up to a minute old",
         expected: "majority or one",
         apply: |config, raw| {
             let reads = match raw.text()? {

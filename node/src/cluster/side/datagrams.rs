@@ -384,3 +384,92 @@ impl Datagrams {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wal::record::{Namespace, Version};
+
+    use super::*;
+    use crate::cluster::coordinator::Consistency;
+    use crate::cluster::message::Record;
+    use crate::cluster::settings::ClusterSettings;
+
+    const START: Monotonic = Monotonic(1_000_000_000);
+
+    fn address(number: u8) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, number], 7400))
+    }
+
+    fn datagrams(number: u8) -> Datagrams {
+        let options = SideOptions {
+            node: NodeId([number; 20]),
+            door: address(number),
+            address: address(number),
+            bootstrap: Vec::new(),
+            settings: ClusterSettings::default(),
+            reads: Consistency::Majority,
+            secret: None,
+            value_bytes_max: 100,
+            seed: [number; 32],
+        };
+        Datagrams::new(START, &options)
+    }
+
+    fn sent(from: &mut Datagrams) -> Vec<(SocketAddr, Vec<u8>)> {
+        let requests = std::iter::from_fn(|| from.poll_request());
+        let sent = requests.map(|request| match request {
+            Request::SendDatagram { to, bytes, .. } => (to, bytes.to_vec()),
+            other => panic!("{other:?}"),
+        });
+        sent.collect()
+    }
+
+    #[test]
+    fn the_routing_table_outlives_the_process() {
+        let (mut one, mut other) = (datagrams(1), datagrams(2));
+        assert!(one.poll_store().is_none());
+        one.learn(START, address(2));
+        loop {
+            let (questions, answers) = (sent(&mut one), sent(&mut other));
+            if questions.is_empty() && answers.is_empty() {
+                break;
+            }
+            for (_, bytes) in questions {
+                other.node.handle_datagram(START, address(1), &bytes);
+            }
+            for (_, bytes) in answers {
+                one.node.handle_datagram(START, address(2), &bytes);
+            }
+            one.advance(START);
+            other.advance(START);
+        }
+        assert_eq!(one.node.table().len(), 1);
+        let due = START.plus_millis(ROUTES_SAVED_EVERY_MS);
+        assert!(one.deadline().is_some_and(|deadline| deadline <= due));
+        one.advance(due);
+        let Some((ticket, StoreRequest::SaveRoutes { table })) = one.poll_store() else {
+            panic!("it is saved")
+        };
+        assert_eq!(one.on_stored(due, ticket, StoreAnswer::Done), None);
+        one.advance(due.plus_millis(ROUTES_SAVED_EVERY_MS));
+        assert!(one.poll_store().is_none(), "it has not changed");
+
+        let mut again = datagrams(1);
+        let key = wal::record::Key([0; 20]);
+        let record = Record {
+            namespace: Namespace::PLAIN,
+            key,
+            user_key: Bytes::new(),
+            version: Version::default(),
+            expiry_ms: 0,
+            content: Content::Value(table),
+        };
+        again.restore(START, &StoreAnswer::Read(Found::Record(record)));
+        let asked: Vec<SocketAddr> = sent(&mut again).into_iter().map(|(to, _)| to).collect();
+        assert_eq!(asked, [address(2)]);
+        // Nobody's table is not asked, and what was lost is not there.
+        let mut third = datagrams(3);
+        third.restore(START, &StoreAnswer::Read(Found::Nothing));
+        assert!(sent(&mut third).is_empty());
+    }
+}

@@ -25,6 +25,8 @@ use crate::resp::glob;
 /// Pages that one SCAN asks for: where there are few keys, it ends with fewer than it was to look
 /// at.
 const PAGES_PER_SCAN_MAX: usize = 64;
+/// Bytes of keys after which a SCAN ends, too.
+const SCANNED_BYTES_MAX: usize = 1 << 20;
 /// Keys that DBSIZE counts at a time.
 const COUNTED_PER_PAGE_MAX: usize = 4_096;
 /// Tickets of DBSIZE, apart from those of others on this side.
@@ -41,6 +43,7 @@ struct Scanning {
     looked: usize,
     pages: usize,
     names: Vec<Bytes>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -68,6 +71,7 @@ impl Scanning {
             looked: 0,
             pages: 0,
             names: Vec::new(),
+            bytes: 0,
         }
     }
 
@@ -91,12 +95,14 @@ impl Scanning {
         for name in names {
             let is_before = || go_on.is_none_or(|go_on| Key::of(&name) < go_on);
             if self.matches(&name) && (go_on == next || is_before()) {
+                self.bytes += name.len();
                 self.names.push(name);
             }
         }
         let Some(go_on) = go_on else { return Some(0) };
         self.from = go_on;
-        let is_enough = self.looked >= self.count || self.pages >= PAGES_PER_SCAN_MAX;
+        let is_long = self.pages >= PAGES_PER_SCAN_MAX || self.bytes >= SCANNED_BYTES_MAX;
+        let is_enough = self.looked >= self.count || is_long;
         (is_enough && at_cursor).then(|| cursor_of(&go_on))
     }
 }
