@@ -4,8 +4,9 @@
 //! - A range is here only as a whole: every record of it that the store would tell is known.
 //! - Whoever changes a record says so in the same step ([`DigestTable::note`]), and a range that
 //!   comes in is told with what has changed since it was read.
-//! - What may have changed by itself empties it: a failed write, damage. It also begins anew once
-//!   in a while, so that damage nobody has noticed is not hidden for long.
+//! - What may have changed by itself makes all of it unknown: a failed write, damage. It also
+//!   begins anew once in a while, so that damage nobody has noticed is not hidden for long.
+//! - No step is long: records of ranges that are unknown stay until their range comes in again.
 //! - Above its limit it gives the last keys up; ranges that do not fit do not come in.
 
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use wal::record::{Key, Version};
 pub const DIGEST_TABLE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of one record in it: 44, and what a tree that is two thirds full has beside.
 const BYTES_PER_RECORD: usize = 72;
+/// Above its limit it gives up one of so many records.
+const SHRINK_SHARE: usize = 64;
 /// After so long everything is read again.
 pub const DIGEST_TABLE_STAY_MS: u64 = 3_600_000;
 
@@ -32,6 +35,7 @@ pub struct Digested {
 /// The table.
 #[derive(Debug)]
 pub struct DigestTable {
+    /// Those outside of the ranges mean nothing.
     known: BTreeMap<Key, Digested>,
     /// First keys of ranges that are known, and the keys behind their ends; none is the end of all.
     /// They neither overlap nor touch.
@@ -74,16 +78,21 @@ impl DigestTable {
         self.known.is_empty()
     }
 
-    /// Empties it when its time is over.
+    /// Trusts nothing of it any more when its time is over.
     pub fn handle_time(&mut self, monotonic_ms: u64) {
         if self.ranges.is_empty() {
             self.began_ms = monotonic_ms;
         } else if monotonic_ms.saturating_sub(self.began_ms) >= DIGEST_TABLE_STAY_MS {
-            self.clear();
+            self.distrust();
         }
     }
 
-    /// Empties it.
+    /// Any of it may be wrong.
+    pub fn distrust(&mut self) {
+        self.ranges.clear();
+    }
+
+    /// Empties it: there is no record any more.
     pub fn clear(&mut self) {
         self.known.clear();
         self.ranges.clear();
@@ -106,6 +115,7 @@ impl DigestTable {
     /// A record has changed, or is there no more.
     pub fn note(&mut self, key: Key, record: Option<Digested>) {
         if self.known_from(&key).is_none() {
+            self.known.remove(&key);
             return;
         }
         match record {
@@ -153,9 +163,9 @@ impl DigestTable {
         self.ranges.insert(first, end);
     }
 
-    /// Gives the last eighth up.
+    /// Gives the last keys up: a small part, so that the step is short.
     fn shrink(&mut self) {
-        let Some(cut) = self.known.keys().rev().nth(self.count_max / 8).copied() else {
+        let Some(cut) = self.known.keys().rev().nth(self.count_max / SHRINK_SHARE).copied() else {
             return self.clear();
         };
         drop(self.known.split_off(&cut));
@@ -209,6 +219,7 @@ mod tests {
                         let end = (from < 240).then(|| key(from + rng.u8(1..16)));
                         table.learn(key(from), end, &store);
                     }
+                    _ if rng.u8(..10) == 0 => table.distrust(),
                     _ if rng.u8(..20) == 0 => table.clear(),
                     _ => {}
                 }

@@ -429,7 +429,7 @@ impl HeldRecords {
 
     /// Nobody can say what has changed.
     fn forget_digests(&mut self) {
-        self.table.clear();
+        self.table.distrust();
         self.walks.values_mut().for_each(|walk| walk.page.is_stale = true);
     }
 
@@ -556,6 +556,7 @@ impl HeldRecords {
             match keyspace.store_mut(shard).clear(version) {
                 Ok(lsn) => {
                     self.forget_digests();
+                    self.table.clear();
                     waits.push(Wait { shard, lsn });
                 }
                 // A shard that is cleared twice is as empty.
