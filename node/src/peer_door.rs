@@ -178,6 +178,7 @@ pub(crate) fn cluster_side(
         address: advertise.unwrap_or(door),
         bootstrap: bootstrap.clone(),
         settings,
+        reads: config.cluster.reads,
         secret,
         value_bytes_max: config.limits.value_bytes_max,
         seed: process::random_bytes(),

@@ -201,7 +201,12 @@ impl World {
                 self.turn(0);
                 let prefix = Prefix::of(&key, self.rng.u8(..4));
                 let count = self.rng.usize(1..30);
-                self.ask(StoreRequest::Walk { prefix, from: prefix.first_key(), count });
+                let from = if self.rng.bool() { prefix.first_key() } else { key };
+                let request = match self.rng.bool() {
+                    true => StoreRequest::Walk { prefix, from, count },
+                    false => StoreRequest::Names { prefix, from, count },
+                };
+                self.ask(request);
                 self.settle();
             }
         }
@@ -273,6 +278,50 @@ fn the_store_answers_as_a_model_does_and_keeps_what_it_has_acknowledged() {
         world.settle();
         assert!(world.answered > 200, "seed {seed}: {} answers", world.answered);
     }
+}
+
+/// What is known of a range stays known through every kind of change.
+#[test]
+fn a_second_walk_over_the_same_keys_reads_nothing_from_the_disk() {
+    let mut world = World::new(3);
+    for _ in 0..200 {
+        let record = world.record();
+        world.ask(StoreRequest::Apply { record });
+        world.turn(2);
+    }
+    world.settle();
+    // Nothing is in memory.
+    world.crash();
+    let walk = StoreRequest::Walk { prefix: Prefix::ALL, from: Key([0; 20]), count: 1_000 };
+    let reads = |world: &World| -> u64 {
+        world.keyspace.stores().map(|(_, store)| store.status().disk_reads).sum()
+    };
+    let before = reads(&world);
+    world.ask(walk.clone());
+    world.settle();
+    let first = reads(&world);
+    assert!(first > before + 10, "the first walk reads what there is");
+    world.ask(walk.clone());
+    world.settle();
+    assert_eq!(reads(&world), first, "the second one does not");
+    for _ in 0..50 {
+        let mut record = world.record();
+        record.version.0[..8].copy_from_slice(&(world.now_ms << 16).to_be_bytes());
+        let discarded = StoreRequest::Discard { key: record.key, version: record.version };
+        world.ask(StoreRequest::Apply { record });
+        if world.rng.bool() {
+            world.ask(discarded);
+        }
+        world.settle();
+        let between = reads(&world);
+        world.ask(walk.clone());
+        world.settle();
+        assert_eq!(reads(&world), between, "nor does one after a write");
+    }
+    world.ask(StoreRequest::DiscardAll);
+    world.ask(walk);
+    world.settle();
+    assert_eq!(world.records.digests_known(), 0);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod byte_flips;
 mod clients;
 mod cluster;
 mod cluster_command;
+mod cluster_commands;
 mod crash_loop;
 mod export;
 mod extent_damage;

@@ -14,6 +14,7 @@
 pub mod clock;
 pub mod coordinator;
 pub mod digest;
+pub mod digest_table;
 mod exchange;
 mod hand_off;
 pub mod links;

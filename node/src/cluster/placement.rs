@@ -106,6 +106,26 @@ pub fn regions(prefix: Prefix, members: &[NodeId], replicas: usize) -> Vec<(Pref
     found
 }
 
+/// The largest prefix around a key with one replica set.
+#[must_use]
+pub fn region_of(key: &Key, members: &[NodeId], replicas: usize) -> Prefix {
+    let mut prefix = Prefix::ALL;
+    loop {
+        let mut count = 0;
+        for group in groups(&prefix, members) {
+            if count >= replicas {
+                break;
+            }
+            count += group.len();
+        }
+        if count <= replicas {
+            return prefix;
+        }
+        let [lower, upper] = prefix.halves();
+        prefix = if lower.contains(key) { lower } else { upper };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use fastrand::Rng;

@@ -6,6 +6,9 @@
 //!
 //! Requests of one key take effect in the order asked: while one waits for the disk or for room in
 //! the log, those behind it wait, too. An answer comes once all that it has looked at is durable.
+//!
+//! What a walk has read stays in a [`DigestTable`], which every write here keeps up to date: the
+//! next walk over the same keys reads nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +20,8 @@ use storage::{
 use wal::Lsn;
 use wal::record::{Key, Namespace};
 
-use super::message::{Content, Entry, Found, Header, Record};
+use super::digest_table::{DigestTable, Digested};
+use super::message::{Content, Entry, Found, Header, Name, Record};
 use super::prefix::Prefix;
 use super::replica::{self, Applied};
 use super::store::{StoreAnswer, StoreRequest, Ticket};
@@ -27,14 +31,24 @@ use crate::keyspace::{Keyspace, ShardIndex, Wait};
 pub const STATE_KEY: Key = Key(*b"\x7fkadring state core1");
 /// That record's user key.
 const STATE_NAME: &[u8] = b"\0kadring cluster state";
+/// The id of the record that holds the routing table.
+pub const ROUTES_KEY: Key = Key(*b"\x7fkadring routes core");
+/// That record's user key.
+const ROUTES_NAME: &[u8] = b"\0kadring routing table";
 /// Keys that a walk asks of a shard at a time, at least.
 const PAGE_KEYS_MIN: usize = 16;
+
+/// Whether a record is the node's own: it is nobody else's business.
+#[must_use]
+pub fn is_own(key: &Key) -> bool {
+    *key == STATE_KEY || *key == ROUTES_KEY
+}
 
 /// Whether a key found in the store is a client's key that lives.
 #[must_use]
 pub fn is_live(found: &ScannedKey, now_ms: u64) -> bool {
     let is_over = found.expiry_ms != 0 && found.expiry_ms <= now_ms;
-    !is_over && found.key != STATE_KEY
+    !is_over && !is_own(&found.key)
 }
 
 /// A walk over all shards.
@@ -43,11 +57,25 @@ struct Walk {
     prefix: Prefix,
     from: Key,
     count: usize,
-    found: Vec<Entry>,
+    /// Whether the keys themselves are wanted, which the table does not know.
+    wants_names: bool,
+    found: Vec<Name>,
+    page: Page,
+}
+
+/// A walk's part that the shards are being asked for.
+#[derive(Debug, Default)]
+struct Page {
     /// Shards that have not answered.
     missing: usize,
-    /// Where a shard's page ended first.
+    /// Where a shard's answer ended first.
     limit: Option<Key>,
+    /// All records in the answers.
+    read: BTreeMap<Key, Digested>,
+    /// Records that have changed since the shards were asked.
+    changed: BTreeMap<Key, Option<Digested>>,
+    /// Whether something has changed that nobody can say.
+    is_stale: bool,
 }
 
 /// What became of an attempt.
@@ -69,6 +97,7 @@ pub struct HeldRecords {
     stalled: BTreeSet<(ShardIndex, Key)>,
     /// Values being read, with what else the answer rests on.
     reading: BTreeMap<(ShardIndex, ReadId), (Ticket, Key, Option<Wait>)>,
+    table: DigestTable,
     walks: BTreeMap<Ticket, Walk>,
     pages: BTreeMap<(ShardIndex, ReadId), Ticket>,
     /// Answers that wait for a shard's log, and then for other shards'.
@@ -96,11 +125,14 @@ impl HeldRecords {
                 self.state = Some(state.clone());
                 STATE_KEY
             }
-            StoreRequest::Walk { prefix, from, count } => {
+            StoreRequest::SaveRoutes { .. } => ROUTES_KEY,
+            StoreRequest::Walk { prefix, from, count }
+            | StoreRequest::Names { prefix, from, count } => {
                 let from = (*from).max(prefix.first_key());
                 let found = Vec::with_capacity((*count).min(64));
-                let walk =
-                    Walk { prefix: *prefix, from, count: *count, found, missing: 0, limit: None };
+                let (prefix, count, page) = (*prefix, *count, Page::default());
+                let wants_names = matches!(request, StoreRequest::Names { .. });
+                let walk = Walk { prefix, from, count, wants_names, found, page };
                 self.walk(keyspace, ticket, walk);
                 return;
             }
@@ -129,11 +161,18 @@ impl HeldRecords {
         queued + self.reading.len() + self.walks.len() + self.settling.len() + clearing
     }
 
+    /// Number of records that walks need not read.
+    #[must_use]
+    pub fn digests_known(&self) -> usize {
+        self.table.len()
+    }
+
     /// Takes an event of a shard.
     pub fn handle_event(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, event: &Event) {
         match event {
             Event::Durable(lsn) => self.settle(keyspace, shard, *lsn),
             Event::Failed(_) => {
+                self.forget_digests();
                 let durable = keyspace.store(shard).acknowledged_lsn();
                 self.settle(keyspace, shard, durable);
                 let lost = (shard, durable.next(), Ticket(0))..=(shard, Lsn(u64::MAX), LAST);
@@ -142,6 +181,7 @@ impl HeldRecords {
                 }
                 self.retry(keyspace, shard);
             }
+            Event::Damaged { .. } | Event::Flaw { .. } => self.forget_digests(),
             Event::Writable => self.retry(keyspace, shard),
             Event::Resolved { id } => {
                 if let Some(key) = self.resolving.remove(&(shard, *id)) {
@@ -231,21 +271,36 @@ impl HeldRecords {
                     return Attempt::Done;
                 }
                 let effect = keyspace.store_mut(shard).remove_id(key, *version);
+                if matches!(effect, Ok(Effect::Done(_))) {
+                    self.note(*key, None);
+                }
                 return self.written(keyspace, ticket, shard, (effect, StoreAnswer::Done));
             }
             StoreRequest::Save { state } => {
-                let (key, version) = (STATE_KEY, keyspace.next_version());
-                let shard = keyspace.shard_of(key);
-                let key = KeyRef::given(key, STATE_NAME);
-                let put = SharedPut { key, version, expiry_ms: 0, value: state };
-                let effect = keyspace.store_mut(shard).put_shared(&put);
-                return self.written(keyspace, ticket, shard, (effect, StoreAnswer::Done));
+                return self.save(keyspace, ticket, (STATE_KEY, STATE_NAME), state);
             }
-            StoreRequest::Walk { .. } | StoreRequest::DiscardAll => {
+            StoreRequest::SaveRoutes { table } => {
+                return self.save(keyspace, ticket, (ROUTES_KEY, ROUTES_NAME), table);
+            }
+            StoreRequest::Walk { .. } | StoreRequest::Names { .. } | StoreRequest::DiscardAll => {
                 unreachable!("it is not of one key")
             }
         }
         Attempt::Done
+    }
+
+    /// Stores a record of the node's own.
+    fn save(
+        &mut self,
+        keyspace: &mut Keyspace,
+        ticket: Ticket,
+        (key, name): (Key, &[u8]),
+        value: &Bytes,
+    ) -> Attempt {
+        let (shard, version) = (keyspace.shard_of(key), keyspace.next_version());
+        let put = SharedPut { key: KeyRef::given(key, name), version, expiry_ms: 0, value };
+        let effect = keyspace.store_mut(shard).put_shared(&put);
+        self.written(keyspace, ticket, shard, (effect, StoreAnswer::Done))
     }
 
     fn read_value(&mut self, keyspace: &mut Keyspace, ticket: Ticket, key: Key) -> Attempt {
@@ -287,10 +342,10 @@ impl HeldRecords {
             self.answer(keyspace, ticket, StoreAnswer::Applied(applied), wait);
             return Attempt::Done;
         }
-        let version = record.version;
+        let (version, mut expiry_ms) = (record.version, record.expiry_ms);
         let effect = match &record.content {
             Content::Tombstone => {
-                let expiry_ms = replica::time_ms(&version).clamp(1, now_ms.max(1));
+                expiry_ms = replica::time_ms(&version).clamp(1, now_ms.max(1));
                 let key = KeyRef::given(key, b"");
                 let put = SharedPut { key, version, expiry_ms, value: &Bytes::new() };
                 keyspace.store_mut(shard).put_shared(&put)
@@ -298,7 +353,7 @@ impl HeldRecords {
             Content::Value(_) if Key::of(&record.user_key) != key => Err(WriteError::KeyConflict),
             Content::Value(value) => {
                 let key = KeyRef::hashed(key, &record.user_key);
-                let put = SharedPut { key, version, expiry_ms: record.expiry_ms, value };
+                let put = SharedPut { key, version, expiry_ms, value };
                 keyspace.store_mut(shard).put_shared(&put)
             }
         };
@@ -307,6 +362,9 @@ impl HeldRecords {
             let wait = observed(keyspace, &key);
             self.answer(keyspace, ticket, answer, wait);
             return Attempt::Done;
+        }
+        if matches!(effect, Ok(Effect::Done(_))) {
+            self.note(key, Some(Digested { version, expiry_ms }));
         }
         let answer = StoreAnswer::Applied(Applied::Newer);
         self.written(keyspace, ticket, shard, (effect, answer))
@@ -361,15 +419,56 @@ impl HeldRecords {
         }
     }
 
+    /// A record has changed, or is there no more.
+    fn note(&mut self, key: Key, record: Option<Digested>) {
+        self.table.note(key, record);
+        for walk in self.walks.values_mut() {
+            walk.page.changed.insert(key, record);
+        }
+    }
+
+    /// Nobody can say what has changed.
+    fn forget_digests(&mut self) {
+        self.table.distrust();
+        self.walks.values_mut().for_each(|walk| walk.page.is_stale = true);
+    }
+
+    /// Goes on with a walk: over what the table knows, then over the shards.
     fn walk(&mut self, keyspace: &mut Keyspace, ticket: Ticket, mut walk: Walk) {
-        if !walk.prefix.contains(&walk.from) {
-            self.end_walk(keyspace, ticket, walk.found, None);
-            return;
+        let now = keyspace.now();
+        self.table.handle_time(now.monotonic_ns / 1_000_000);
+        loop {
+            if !walk.prefix.contains(&walk.from) {
+                return self.end_walk(keyspace, ticket, walk, None);
+            }
+            let Some(end) = self.table.known_from(&walk.from).filter(|_| !walk.wants_names) else {
+                break;
+            };
+            let stop = match (end, walk.prefix.end()) {
+                (Some(end), Some(last)) => Some(end.min(last)),
+                (end, last) => end.or(last),
+            };
+            let mut next = None;
+            for (key, record) in self.table.records(walk.from, stop) {
+                if walk.found.len() == walk.count {
+                    next = Some(*key);
+                    break;
+                }
+                let entry = entry_of(*key, *record, now.clock_ms);
+                walk.found.push(Name { entry, user_key: Bytes::new() });
+            }
+            if next.is_some() {
+                return self.end_walk(keyspace, ticket, walk, next);
+            }
+            match end.filter(|end| walk.prefix.contains(end)) {
+                None => return self.end_walk(keyspace, ticket, walk, None),
+                Some(end) => walk.from = end,
+            }
         }
         let shards = keyspace.shards();
         let wanted = walk.count.saturating_sub(walk.found.len());
         let page = (wanted / shards.len()).max(PAGE_KEYS_MIN);
-        (walk.missing, walk.limit) = (shards.len(), None);
+        walk.page = Page { missing: shards.len(), ..Page::default() };
         for shard in shards {
             let read = keyspace.store_mut(shard).scan(walk.from, page);
             self.pages.insert((shard, read), ticket);
@@ -386,34 +485,48 @@ impl HeldRecords {
     ) {
         let now_ms = keyspace.now().clock_ms;
         let Some(walk) = self.walks.get_mut(&ticket) else { return };
-        walk.missing -= 1;
-        walk.limit = match (walk.limit, next) {
+        walk.page.missing -= 1;
+        walk.page.limit = match (walk.page.limit, next) {
             (Some(limit), Some(next)) => Some(limit.min(next)),
             (limit, next) => limit.or(next),
         };
-        let wanted =
-            keys.iter().filter(|found| walk.prefix.contains(&found.key) && found.key != STATE_KEY);
-        walk.found.extend(wanted.map(|found| {
+        for found in keys.iter().filter(|found| !is_own(&found.key)) {
             let ScannedKey { key, version, expiry_ms, .. } = *found;
-            let is_tombstone = expiry_ms != 0 && expiry_ms <= now_ms;
-            Entry { namespace: Namespace::PLAIN, key, version, is_tombstone }
-        }));
-        if walk.missing > 0 {
+            let record = Digested { version, expiry_ms };
+            walk.page.read.insert(key, record);
+            if walk.prefix.contains(&key) {
+                let entry = entry_of(key, record, now_ms);
+                let is_named = walk.wants_names && !entry.is_tombstone;
+                let user_key = if is_named { found.user_key.clone() } else { Bytes::new() };
+                walk.found.push(Name { entry, user_key });
+            }
+        }
+        if walk.page.missing > 0 {
             return;
         }
         let Some(mut walk) = self.walks.remove(&ticket) else { return };
+        let Page { limit, mut read, changed, is_stale, .. } = std::mem::take(&mut walk.page);
+        if !is_stale {
+            for (key, record) in changed {
+                match record {
+                    Some(record) => drop(read.insert(key, record)),
+                    None => drop(read.remove(&key)),
+                }
+            }
+            self.table.learn(walk.from, limit, &read);
+        }
         // Behind the first page's end, others may have more than they have told.
-        if let Some(limit) = walk.limit {
-            walk.found.retain(|entry| entry.key < limit);
+        if let Some(limit) = limit {
+            walk.found.retain(|found| found.entry.key < limit);
         }
-        walk.found.sort_by_key(|entry| entry.key);
+        walk.found.sort_by_key(|found| found.entry.key);
         if walk.found.len() > walk.count {
-            let next = walk.found[walk.count].key;
+            let next = walk.found[walk.count].entry.key;
             walk.found.truncate(walk.count);
-            return self.end_walk(keyspace, ticket, walk.found, Some(next));
+            return self.end_walk(keyspace, ticket, walk, Some(next));
         }
-        match walk.limit.filter(|limit| walk.prefix.contains(limit)) {
-            None => self.end_walk(keyspace, ticket, walk.found, None),
+        match limit.filter(|limit| walk.prefix.contains(limit)) {
+            None => self.end_walk(keyspace, ticket, walk, None),
             Some(limit) => {
                 walk.from = limit;
                 self.walk(keyspace, ticket, walk);
@@ -421,15 +534,14 @@ impl HeldRecords {
         }
     }
 
-    fn end_walk(
-        &mut self,
-        keyspace: &Keyspace,
-        ticket: Ticket,
-        found: Vec<Entry>,
-        next: Option<Key>,
-    ) {
+    fn end_walk(&mut self, keyspace: &Keyspace, ticket: Ticket, walk: Walk, next: Option<Key>) {
         let waits: Vec<Wait> = keyspace.observed_all().collect();
-        self.answer(keyspace, ticket, StoreAnswer::Walked(found, next), waits);
+        let answer = if walk.wants_names {
+            StoreAnswer::Named(walk.found, next)
+        } else {
+            StoreAnswer::Walked(walk.found.into_iter().map(|found| found.entry).collect(), next)
+        };
+        self.answer(keyspace, ticket, answer, waits);
     }
 
     /// Gives all copies up once nothing else is under way, and goes on with what was asked since.
@@ -442,7 +554,11 @@ impl HeldRecords {
         for shard in keyspace.shards() {
             let version = keyspace.next_version();
             match keyspace.store_mut(shard).clear(version) {
-                Ok(lsn) => waits.push(Wait { shard, lsn }),
+                Ok(lsn) => {
+                    self.forget_digests();
+                    self.table.clear();
+                    waits.push(Wait { shard, lsn });
+                }
                 // A shard that is cleared twice is as empty.
                 Err(WriteError::Busy) => return,
                 Err(_) => {
@@ -477,6 +593,12 @@ fn observed(keyspace: &Keyspace, key: &Key) -> Option<Wait> {
     let shard = keyspace.shard_of(*key);
     let lsn = keyspace.store(shard).observed(&KeyRef::given(*key, b""));
     Some(Wait { shard, lsn })
+}
+
+fn entry_of(key: Key, record: Digested, now_ms: u64) -> Entry {
+    let Digested { version, expiry_ms } = record;
+    let is_tombstone = expiry_ms != 0 && expiry_ms <= now_ms;
+    Entry { namespace: Namespace::PLAIN, key, version, is_tombstone }
 }
 
 fn header_of(entry: &StoredEntry) -> Header {

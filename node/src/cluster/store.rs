@@ -11,7 +11,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use wal::record::{Key, Version};
 
-use super::message::{Entry, Found, Record};
+use super::message::{Entry, Found, Name, Record};
 use super::prefix::Prefix;
 use super::replica::{self, Applied};
 
@@ -43,6 +43,15 @@ pub enum StoreRequest {
         /// So many at most.
         count: usize,
     },
+    /// As [`StoreRequest::Walk`], with the keys themselves.
+    Names {
+        /// Only of this prefix.
+        prefix: Prefix,
+        /// From this key on.
+        from: Key,
+        /// So many at most.
+        count: usize,
+    },
     /// Give up a copy if it has still that very version. Leaves no tombstone.
     Discard {
         /// The key's id.
@@ -57,6 +66,11 @@ pub enum StoreRequest {
         /// What [`super::ClusterNode`] is opened with after a restart.
         state: Bytes,
     },
+    /// Keep the routing table, in place of what was kept before.
+    SaveRoutes {
+        /// The table as bytes.
+        table: Bytes,
+    },
 }
 
 /// What became of a store request; everything it rests on is durable.
@@ -68,6 +82,8 @@ pub enum StoreAnswer {
     Applied(Applied),
     /// Of [`StoreRequest::Walk`]: the records, and where to go on.
     Walked(Vec<Entry>, Option<Key>),
+    /// Of [`StoreRequest::Names`]: the same.
+    Named(Vec<Name>, Option<Key>),
     /// Of the others.
     Done,
     /// It failed; what was to be written may have been.
@@ -114,9 +130,19 @@ pub fn execute(store: &mut impl RecordStore, request: StoreRequest, now_ms: u64)
             let (entries, next) = store.walk(&prefix, from, count, now_ms);
             return StoreAnswer::Walked(entries, next);
         }
+        StoreRequest::Names { prefix, from, count } => {
+            let (entries, next) = store.walk(&prefix, from, count, now_ms);
+            let named = entries.into_iter().map(|entry| {
+                let record = store.read(&entry.key, now_ms);
+                Name { entry, user_key: record.map_or_else(Bytes::new, |record| record.user_key) }
+            });
+            return StoreAnswer::Named(named.collect(), next);
+        }
         StoreRequest::Discard { key, version } => store.discard(&key, version),
         StoreRequest::DiscardAll => store.discard_all(),
         StoreRequest::Save { state } => store.save(state),
+        // It is soft: a store in memory does without.
+        StoreRequest::SaveRoutes { .. } => {}
     }
     StoreAnswer::Done
 }

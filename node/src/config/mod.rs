@@ -25,6 +25,7 @@ pub use error::{ConfigError, Origin, Place};
 pub use network::{Choice, MainlineConfig, Mode, PeerV6};
 pub use settings::{SETTINGS, Setting, YES_OR_NO, flag_name, variable_name};
 
+use crate::cluster::coordinator::Consistency;
 use settings::Raw;
 use storage::CheckpointOptions;
 
@@ -113,6 +114,8 @@ pub struct ClusterConfig {
     pub replicas: usize,
     /// A write is refused when fewer than one more of the key's nodes are up.
     pub replicas_to_write_min: usize,
+    /// How keys are read that a command does not change.
+    pub reads: Consistency,
     /// The file that holds the cluster's secret.
     pub secret_file: Option<PathBuf>,
     /// Milliseconds after which a node that is down is removed.
@@ -138,6 +141,7 @@ impl Default for ClusterConfig {
             bootstrap: Vec::new(),
             replicas: 3,
             replicas_to_write_min: 0,
+            reads: Consistency::Majority,
             secret_file: None,
             down_after_ms: 600_000,
             tombstone_grace_ms: 24 * 3_600_000,

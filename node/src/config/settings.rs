@@ -13,6 +13,7 @@ use super::{
     BOOTSTRAP_MAX, Choice, Config, DurabilityMode, IoDriver, LogFormat, Mode, PeerV6, REPLICAS_MAX,
     SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX, VALUE_BYTES_LIMIT, size,
 };
+use crate::cluster::coordinator::Consistency;
 use crate::io::device::SyncMethod;
 use crate::logging;
 
@@ -183,6 +184,27 @@ pub const SETTINGS: &[Setting] = &[
         apply: |config, raw| set(&mut config.cluster.replicas_to_write_min, raw.number()),
         valid: |config| config.cluster.replicas_to_write_min < REPLICAS_MAX,
         show: |config| config.cluster.replicas_to_write_min.to_string(),
+    },
+    Setting {
+        key: "read_consistency",
+        flag: "read-consistency",
+        value_name: "majority|one",
+        help: "How many of a key's nodes a read asks: majority, so that it finds every write that \
+               was acknowledged; one, the first that answers, or a copy up to a minute old",
+        expected: "majority or one",
+        apply: |config, raw| {
+            let reads = match raw.text()? {
+                "majority" => Some(Consistency::Majority),
+                "one" => Some(Consistency::One),
+                _ => None,
+            };
+            set(&mut config.cluster.reads, reads)
+        },
+        valid: |_| true,
+        show: |config| match config.cluster.reads {
+            Consistency::Majority => "majority".to_owned(),
+            Consistency::One => "one".to_owned(),
+        },
     },
     Setting {
         key: "cluster_secret_file",

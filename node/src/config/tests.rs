@@ -65,7 +65,7 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 37] = [
+const SAMPLES: [(&str, &str, &str); 38] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("mode", "mainline", "\"mainline\""),
@@ -75,6 +75,7 @@ const SAMPLES: [(&str, &str, &str); 37] = [
     ("bootstrap", "127.0.0.1:9,[::1]:9", "[\"127.0.0.1:9\", \"[::1]:9\"]"),
     ("replicas", "5", "5"),
     ("min_replicas_to_write", "1", "1"),
+    ("read_consistency", "one", "\"one\""),
     ("cluster_secret_file", "/s", "\"/s\""),
     ("down_after_ms", "9", "9"),
     ("tombstone_grace_ms", "5000", "5000"),

@@ -108,7 +108,10 @@ impl Ledger {
                 }
             }
             (Outcome::Found(None), None) if is_strict => key.check_nothing(&asked, least)?,
-            (Outcome::NoReplicas | Outcome::Loading | Outcome::Found(None), _) => {}
+            (
+                Outcome::NoReplicas | Outcome::NotReady | Outcome::Loading | Outcome::Found(None),
+                _,
+            ) => {}
             (outcome, _) => return Err(format!("{asked:?} answered by {outcome:?}")),
         }
         Ok(())

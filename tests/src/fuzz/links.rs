@@ -11,8 +11,8 @@ use kadring::cluster::links::{LinkEvent, LinkLimits, LinkOptions, PeerLinks};
 use kadring::cluster::message::codec::{Incoming, MessageReader, encode};
 use kadring::cluster::message::control::{ByeReason, ControlFrame, Hello, feature};
 use kadring::cluster::message::{
-    Content, Entry, Found, Header, MemberEntry, PeerMessage, Phase, PutOutcome, PutReason, Record,
-    RequestId, Standing, Sum,
+    Content, Entry, Found, Header, MemberEntry, Name, PeerMessage, Phase, PutOutcome, PutReason,
+    Record, RequestId, Standing, Sum,
 };
 use kadring::cluster::prefix::Prefix;
 use kadring::cluster::secret::MacKey;
@@ -102,7 +102,7 @@ fn draw_message(rng: &mut Rng, len: usize) -> PeerMessage {
         standing: Standing::Suspected,
     };
     let (entries, members) = (vec![entry; rng.usize(..4)], vec![member; rng.usize(..4)]);
-    match rng.u8(..16) {
+    match rng.u8(..18) {
         0 => PeerMessage::Members { wants_answer: rng.bool(), entries: members },
         1 => {
             let target = rng.bool().then(|| NodeId::random(rng));
@@ -140,6 +140,12 @@ fn draw_message(rng: &mut Rng, len: usize) -> PeerMessage {
         12 => PeerMessage::Listed { request, is_whole: rng.bool(), entries },
         13 => PeerMessage::Claim { request, prefix },
         14 => PeerMessage::Have { request, prefix, entries },
+        15 => PeerMessage::Names { request, prefix, from: draw_key(rng), count: rng.u16(..) },
+        16 => {
+            let name = Name { entry, user_key: Bytes::from_static(b"name") };
+            let next = rng.bool().then(|| draw_key(rng));
+            PeerMessage::Named { request, is_ready: rng.bool(), next, names: vec![name; 3] }
+        }
         _ => PeerMessage::HaveIs { request, is_ready: rng.bool(), held: vec![true; 5] },
     }
 }

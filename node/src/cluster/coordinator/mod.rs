@@ -16,12 +16,14 @@
 //! moves.
 
 mod read;
+mod scan;
 mod wait;
 mod write;
 
 use std::collections::BTreeMap;
 
 pub use read::{Consistency, Read};
+pub use scan::Scan;
 pub use wait::WaitLedger;
 pub use write::Write;
 
@@ -56,8 +58,19 @@ pub enum Outcome {
     },
     /// The newest record, if the key has a value.
     Found(Option<Record>),
+    /// A page of keys.
+    Listed {
+        /// So many keys were looked at, deleted ones among them.
+        looked: usize,
+        /// Those that live, in order of their ids.
+        names: Vec<Bytes>,
+        /// Where to go on, if this is not the end of all.
+        next: Option<Key>,
+    },
     /// No majority: what was written may hold or not.
     NoReplicas,
+    /// No majority that has been filled yet: nobody can tell what there is.
+    NotReady,
     /// Another key of the same id exists.
     KeyConflict,
     /// This node has not yet spoken to the cluster.

@@ -10,9 +10,10 @@ use crate::cluster::message::{Content, Found, Header, PeerMessage, PutOutcome, P
 use crate::kademlia::NodeId;
 
 /// How many holders a read asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
     /// A majority.
+    #[default]
     Majority,
     /// The first one that answers.
     One,
@@ -198,7 +199,7 @@ impl Read {
         let pending = self.count(|_, answer| matches!(answer, Answer::Pending));
         if ready < self.candidates.ready_need {
             let possible = ready + pending + self.candidates.left().min(pending);
-            return (possible < self.candidates.ready_need).then_some(Outcome::NoReplicas);
+            return (possible < self.candidates.ready_need).then(|| self.give_up());
         }
         let Some(newest) = self.newest_header() else { return Some(Outcome::Found(None)) };
         let holds = |answer: &Answer, version: Version| match answer {
@@ -303,6 +304,15 @@ impl Read {
             return Some(Outcome::Found(record));
         }
         let is_pending = self.count(|_, answer| matches!(answer, Answer::Pending)) > 0;
-        (!is_pending).then_some(Outcome::NoReplicas)
+        (!is_pending).then(|| self.give_up())
+    }
+
+    /// What is told when no majority of ready holders has answered: whether that is because some
+    /// have not been filled yet.
+    pub(in crate::cluster) fn give_up(&self) -> Outcome {
+        let ready = self.count(|_, answer| matches!(answer, Answer::Is { is_ready: true, .. }));
+        let all = self.count(|_, answer| matches!(answer, Answer::Is { .. }));
+        let need = self.candidates.ready_need;
+        if ready < need && all >= need { Outcome::NotReady } else { Outcome::NoReplicas }
     }
 }

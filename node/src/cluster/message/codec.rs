@@ -127,6 +127,15 @@ fn write_range(body: FieldWriter, message: &PeerMessage) -> (&'static [u8], Fiel
             let body = body.request(*request).u8(u8::from(*is_whole));
             (b"KADP.LISTED", body.list(ENTRIES_MAX, entries, FieldWriter::entry))
         }
+        PeerMessage::Names { request, prefix, from, count } => {
+            let body = body.request(*request).prefix(prefix).bytes(&from.0);
+            (b"KADP.NAMES", body.bytes(&count.to_be_bytes()))
+        }
+        PeerMessage::Named { request, is_ready, next, names } => {
+            let body = body.request(*request).u8(u8::from(*is_ready)).u8(u8::from(next.is_some()));
+            let body = body.bytes(next.as_ref().map_or(&[], |next| &next.0));
+            (b"KADP.NAMED", body.list(ENTRIES_MAX, names, FieldWriter::name))
+        }
         PeerMessage::Claim { request, prefix } => {
             (b"KADP.CLAIM", body.request(*request).prefix(prefix))
         }
@@ -546,6 +555,18 @@ fn read_range(verb: &[u8], fields: &mut FieldReader<'_>) -> Result<PeerMessage, 
             request: fields.request()?,
             is_whole: fields.flag()?,
             entries: fields.list(ENTRIES_MAX, FieldReader::entry)?,
+        },
+        b"KADP.NAMES" => PeerMessage::Names {
+            request: fields.request()?,
+            prefix: fields.prefix()?,
+            from: fields.key()?,
+            count: fields.u16()?,
+        },
+        b"KADP.NAMED" => PeerMessage::Named {
+            request: fields.request()?,
+            is_ready: fields.flag()?,
+            next: if fields.flag()? { Some(fields.key()?) } else { None },
+            names: fields.list(ENTRIES_MAX, FieldReader::name)?,
         },
         b"KADP.CLAIM" => {
             PeerMessage::Claim { request: fields.request()?, prefix: fields.prefix()? }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use wal::record::{Key, Namespace, Version};
 
 use super::codec::MessageError;
-use super::{ADDRESS_LEN_MAX, Entry, MemberEntry, Phase, RequestId, Standing, Sum};
+use super::{ADDRESS_LEN_MAX, Entry, MemberEntry, Name, Phase, RequestId, Standing, Sum};
 use crate::cluster::prefix::Prefix;
 use crate::kademlia::NodeId;
 
@@ -131,6 +131,12 @@ impl<'a> FieldReader<'a> {
         })
     }
 
+    pub(in crate::cluster) fn name(&mut self) -> Result<Name> {
+        let entry = self.entry()?;
+        let len = usize::from(self.u16()?);
+        Ok(Name { entry, user_key: self.bytes(len).map(Bytes::copy_from_slice)? })
+    }
+
     pub(in crate::cluster) fn sum(&mut self) -> Result<Sum> {
         Ok(Sum { hash: u128::from_be_bytes(self.array()?), count: self.u64()? })
     }
@@ -200,5 +206,12 @@ impl FieldWriter {
     pub(in crate::cluster) fn entry(self, entry: &Entry) -> Self {
         let written = self.u8(entry.namespace.0).bytes(&entry.key.0).bytes(&entry.version.0);
         written.u8(u8::from(entry.is_tombstone))
+    }
+
+    /// # Panics
+    /// If the key is longer than keys can be.
+    pub(in crate::cluster) fn name(self, name: &Name) -> Self {
+        let len = u16::try_from(name.user_key.len()).expect("keys have at most 65,535 bytes");
+        self.entry(&name.entry).bytes(&len.to_be_bytes()).bytes(&name.user_key)
     }
 }

@@ -21,6 +21,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub const MEMBERS_MAX: usize = 2_048;
 /// Keys listed in one message.
 pub const ENTRIES_MAX: usize = 1_024;
+/// Bytes of keys told in one message, unless there is one alone.
+pub const NAMES_BYTES_MAX: usize = 256 * 1024;
 /// Prefixes told in one message.
 pub const PREFIXES_MAX: usize = 1_024;
 /// Parts of a prefix whose sums are told in one message.
@@ -64,6 +66,22 @@ impl Record {
     pub fn header(&self) -> Header {
         let is_tombstone = self.content == Content::Tombstone;
         Header { version: self.version, expiry_ms: self.expiry_ms, is_tombstone }
+    }
+
+    /// Bytes of key and value.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let value_len = match &self.content {
+            Content::Value(value) => value.len(),
+            Content::Tombstone => 0,
+        };
+        self.user_key.len() + value_len
+    }
+
+    /// Whether neither key nor value has any byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The record as it counts at that time: what has expired is a tombstone of its version.
@@ -111,6 +129,15 @@ pub struct Entry {
     pub version: Version,
     /// Whether it says that there is nothing.
     pub is_tombstone: bool,
+}
+
+/// A key as clients list it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Id, version and kind.
+    pub entry: Entry,
+    /// The key itself; empty for a tombstone.
+    pub user_key: Bytes,
 }
 
 /// The sum of a part of the key space.
@@ -278,6 +305,28 @@ pub enum PeerMessage {
         is_whole: bool,
         /// The keys, in order.
         entries: Vec<Entry>,
+    },
+    /// `KADP.NAMES`: the keys of a part of a prefix, for a client that lists them.
+    Names {
+        /// Which query.
+        request: RequestId,
+        /// Which prefix.
+        prefix: Prefix,
+        /// From this key on.
+        from: Key,
+        /// So many at most.
+        count: u16,
+    },
+    /// `KADP.NAMED`.
+    Named {
+        /// Which query.
+        request: RequestId,
+        /// Whether the sender is a ready holder of the whole prefix.
+        is_ready: bool,
+        /// Where to go on in the prefix, if these are not all.
+        next: Option<Key>,
+        /// The keys, in order of their ids.
+        names: Vec<Name>,
     },
     /// `KADP.CLAIM`: the sender is filling the prefix; forward writes to it until it releases it.
     Claim {

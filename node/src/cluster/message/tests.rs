@@ -33,6 +33,7 @@ pub(in crate::cluster) fn messages(rng: &mut Rng) -> Vec<PeerMessage> {
     let prefix = Prefix::of(&key, rng.u8(..=160));
     let version = record(rng, None).version;
     let entries = vec![Entry { namespace: Namespace(0), key, version, is_tombstone: rng.bool() }];
+    let name = Name { entry: entries[0], user_key: bytes(rng, 30) };
     let member = MemberEntry {
         node,
         address: bytes(rng, 20),
@@ -61,6 +62,9 @@ pub(in crate::cluster) fn messages(rng: &mut Rng) -> Vec<PeerMessage> {
         PeerMessage::SumsAre { request, sums: vec![Sum { hash: 1 << 100, count: 2 }; 16] },
         PeerMessage::List { request, prefix },
         PeerMessage::Listed { request, is_whole: true, entries: entries.clone() },
+        PeerMessage::Names { request, prefix, from: key, count: rng.u16(..) },
+        PeerMessage::Named { request, is_ready: true, next: None, names: vec![] },
+        PeerMessage::Named { request, is_ready: false, next: Some(key), names: vec![name; 2] },
         PeerMessage::Claim { request, prefix },
         PeerMessage::Claimed { request, held: vec![prefix, Prefix::ALL] },
         PeerMessage::Release { prefix },

@@ -6,8 +6,8 @@ use storage::Now;
 use wal::record::Key;
 
 use super::{
-    ClusterNode, Mutation, Owner, PeerMessage, Phase, PrefixSet, StoreAnswer, Ticket, placement,
-    step,
+    ClusterNode, Found, Mutation, Owner, PeerMessage, Phase, PrefixSet, StoreAnswer, Ticket,
+    placement, step,
 };
 use crate::cluster::exchange::{Exchange, Purpose};
 use crate::cluster::hand_off::{Cleaning, Fill};
@@ -37,7 +37,23 @@ pub(super) struct Background {
     start_ns: Option<u64>,
 }
 
+/// How much a node does of itself just now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackgroundWork {
+    /// Ranges that are being filled.
+    pub fills: usize,
+    /// Comparisons with other holders.
+    pub exchanges: usize,
+}
+
 impl ClusterNode {
+    /// What it does of itself just now.
+    #[must_use]
+    pub fn background_work(&self) -> BackgroundWork {
+        let Background { fills, exchanges, .. } = &self.background;
+        BackgroundWork { fills: fills.len(), exchanges: exchanges.len() }
+    }
+
     /// When there is something to do.
     pub(super) fn background_deadline_ns(&self) -> u64 {
         let background = &self.background;
@@ -216,6 +232,10 @@ impl ClusterNode {
     /// Takes a message for an exchange.
     pub(super) fn on_exchange_answer(&mut self, now: Now, id: u64, message: Option<PeerMessage>) {
         let Some(mut exchange) = self.background.exchanges.remove(&id) else { return };
+        if let Some(PeerMessage::Got { found: Found::Record(record), .. }) = &message {
+            self.counters.records_fetched += 1;
+            self.counters.bytes_fetched += record.len() as u64;
+        }
         let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
         exchange.on_message(message, &mut step);
         self.after_exchange(now, exchange);
@@ -245,6 +265,8 @@ impl ClusterNode {
             self.background.exchanges.insert(exchange.id, exchange);
             return;
         }
+        self.counters.exchanges += 1;
+        self.counters.exchanges_failed += u64::from(exchange.has_failed);
         let id = exchange.id;
         self.queries.0.retain(|_, (owner, _)| *owner != Owner::Exchange(id));
         let Purpose::Fill(prefix) = exchange.purpose else { return };

@@ -79,7 +79,6 @@ impl ClusterNode {
     ) -> Option<StoreAnswer> {
         if let Some(to) = self.background.pushing.remove(&ticket) {
             if let StoreAnswer::Read(Found::Record(record)) = answer {
-                self.counters.records_sent += 1;
                 let request = self.out.take_id();
                 let reason = PutReason::Repair;
                 self.out.send(to, PeerMessage::Put { request, reason, record });

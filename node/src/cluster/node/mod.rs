@@ -18,11 +18,13 @@ use wal::record::{Key, Namespace, Version};
 
 use super::clock::HybridLogicalClock;
 use super::coordinator::{
-    Candidates, CommandId, Consistency, Outcome, Owner, Queries, Read, Step, Write, WriteCommand,
+    Candidates, CommandId, Consistency, Outcome, Owner, Queries, Read, Scan, Step, Write,
+    WriteCommand,
 };
 use super::membership::Membership;
 use super::message::{
-    Content, Found, MemberEntry, PeerMessage, Phase, PutOutcome, Record, RequestId, Standing,
+    Content, ENTRIES_MAX, Found, MemberEntry, PeerMessage, Phase, PutOutcome, PutReason, Record,
+    RequestId, Standing,
 };
 use super::mutation::Mutation;
 use super::outbox::Outbox;
@@ -33,6 +35,7 @@ use super::state::ClusterState;
 use super::store::{StoreAnswer, StoreRequest, Ticket};
 use crate::kademlia::NodeId;
 use background::Background;
+pub use background::BackgroundWork;
 use serve::Serving;
 
 /// Commands under way; further ones are refused.
@@ -91,12 +94,31 @@ pub struct ClusterCounters {
     pub too_far_ahead: u64,
     /// Records that repair, hand-off and forwarding sent.
     pub records_sent: u64,
+    /// Bytes of their keys and values.
+    pub bytes_sent: u64,
+    /// Records that repair and hand-off fetched.
+    pub records_fetched: u64,
+    /// Bytes of their keys and values.
+    pub bytes_fetched: u64,
+    /// Comparisons of ranges that have ended.
+    pub exchanges: u64,
+    /// Of these, those that could not compare or move something.
+    pub exchanges_failed: u64,
     /// Copies given up after all holders had confirmed.
     pub copies_discarded: u64,
     /// Ranges that became complete.
     pub ranges_filled: u64,
     /// How often everything was discarded after too long an absence.
     pub discarded_all: u64,
+}
+
+/// Acknowledged writes that are still on their way to some of their nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplicationLag {
+    /// How many.
+    pub writes: usize,
+    /// For how long the oldest one.
+    pub oldest_ns: u64,
 }
 
 /// One node.
@@ -126,6 +148,17 @@ pub struct ClusterNode {
 enum Command {
     Write(Write),
     Read(Read),
+    Scan(Scan),
+}
+
+impl Command {
+    fn deadline_ns(&self) -> u64 {
+        match self {
+            Self::Write(write) => write.deadline_ns,
+            Self::Read(read) => read.deadline_ns,
+            Self::Scan(scan) => scan.deadline_ns,
+        }
+    }
 }
 
 impl ClusterNode {
@@ -190,6 +223,31 @@ impl ClusterNode {
     #[must_use]
     pub fn counters(&self) -> ClusterCounters {
         self.counters
+    }
+
+    /// How many members are between this node and a key's replica set; nothing if it is in the set.
+    #[must_use]
+    pub fn nodes_between(&self, key: &Key) -> Option<u32> {
+        let target = NodeId::from(*key);
+        let own = self.own.distance(&target);
+        let closer = self.members.known().filter(|entry| entry.node.distance(&target) < own);
+        let between = closer.count().checked_sub(self.settings.replicas)?;
+        u32::try_from(between).ok()
+    }
+
+    /// Writes of its clients that are acknowledged and not on all of their nodes.
+    #[must_use]
+    pub fn replication_lag(&self, now_ns: u64) -> ReplicationLag {
+        let begun = self.commands.values().filter_map(|command| match command {
+            Command::Write(write) if write.is_told => {
+                Some(write.deadline_ns.saturating_sub(self.settings.command_for_ms * 1_000_000))
+            }
+            _ => None,
+        });
+        begun.fold(ReplicationLag::default(), |lag, begun_ns| ReplicationLag {
+            writes: lag.writes + 1,
+            oldest_ns: lag.oldest_ns.max(now_ns.saturating_sub(begun_ns)),
+        })
     }
 
     /// Keys that it should hold and does not hold completely.
@@ -259,6 +317,26 @@ impl ClusterNode {
         id
     }
 
+    /// Lists keys of the whole cluster, in order of their ids: a page of about so many, from a key
+    /// on. The outcome comes as an event.
+    pub fn list(&mut self, now: Now, from: Key, count: usize) -> CommandId {
+        let id = self.take_command();
+        if self.is_loading() || self.commands.len() >= COMMANDS_MAX {
+            self.decided(id, Outcome::Loading);
+            return id;
+        }
+        let placed = self.members.placed();
+        let region = placement::region_of(&from, &placed, self.settings.replicas);
+        let candidates = Candidates::new(&from, &self.members, &self.settings);
+        let count = u16::try_from(count.clamp(1, ENTRIES_MAX)).unwrap_or(u16::MAX);
+        let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
+        let mut scan = Scan::new(id, (region, from, count), candidates, &step);
+        scan.begin(&mut step);
+        self.commands.insert(id, Command::Scan(scan));
+        self.settle(now);
+        id
+    }
+
     fn next_version(&mut self, now: Now) -> Version {
         if self.mutation == Mutation::VersionGoesBack {
             return HybridLogicalClock::new(&self.own.0, Version::default()).next(now.clock_ms);
@@ -309,16 +387,15 @@ impl ClusterNode {
     /// The time has come, or something else happened long enough after it.
     pub fn handle_time(&mut self, now: Now) {
         self.members.handle_time(now, &mut self.out);
-        let over = |command: &Command| match command {
-            Command::Write(write) => write.deadline_ns <= now.monotonic_ns,
-            Command::Read(read) => read.deadline_ns <= now.monotonic_ns,
-        };
+        let over = |command: &Command| command.deadline_ns() <= now.monotonic_ns;
         let due: Vec<(CommandId, Command)> =
             self.commands.extract_if(.., |_, command| over(command)).collect();
         for (id, command) in due {
             match command {
                 Command::Write(write) if write.is_told => self.copied(id, &write, true),
-                _ => self.decided(id, Outcome::NoReplicas),
+                Command::Write(_) => self.decided(id, Outcome::NoReplicas),
+                Command::Read(read) => self.decided(id, read.give_up()),
+                Command::Scan(scan) => self.decided(id, scan.give_up()),
             }
             self.forget_queries(id);
         }
@@ -333,10 +410,7 @@ impl ClusterNode {
     /// When [`ClusterNode::handle_time`] has something to do.
     #[must_use]
     pub fn deadline_ns(&self) -> u64 {
-        let commands = self.commands.values().map(|command| match command {
-            Command::Write(write) => write.deadline_ns,
-            Command::Read(read) => read.deadline_ns,
-        });
+        let commands = self.commands.values().map(Command::deadline_ns);
         let others = self.members.deadline_ns().min(self.save_at_ns);
         commands.fold(others.min(self.background_deadline_ns()), u64::min)
     }
@@ -353,7 +427,12 @@ impl ClusterNode {
 
     /// The next message to send. Nothing comes back to the node itself.
     pub fn poll_send(&mut self) -> Option<(NodeId, PeerMessage)> {
-        self.out.sends.pop_front()
+        let (to, message) = self.out.sends.pop_front()?;
+        if let PeerMessage::Put { reason: PutReason::Repair, record, .. } = &message {
+            self.counters.records_sent += 1;
+            self.counters.bytes_sent += record.len() as u64;
+        }
+        Some((to, message))
     }
 
     /// The next thing to do for the store.
@@ -484,6 +563,10 @@ impl ClusterNode {
                     read.begin(|node| self.members.is_up(node), &mut step);
                 }
                 read.decide(&mut step)
+            }
+            Command::Scan(scan) => {
+                scan.on_answer(from, message, &mut step);
+                scan.decide()
             }
         };
         self.after_answer(id, command, outcome);

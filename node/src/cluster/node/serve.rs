@@ -11,8 +11,9 @@ use super::{
 };
 use crate::cluster::digest::Summing;
 use crate::cluster::exchange::{PAGE_KEYS_MAX, countable};
-use crate::cluster::message::{ENTRIES_MAX, Entry, PREFIXES_MAX, PutReason};
+use crate::cluster::message::{ENTRIES_MAX, Entry, NAMES_BYTES_MAX, Name, PREFIXES_MAX, PutReason};
 use crate::cluster::prefix::Prefix;
+use crate::cluster::records;
 use crate::cluster::replica::{self, Applied};
 use crate::kademlia::NodeId;
 
@@ -36,6 +37,7 @@ enum Waiting {
     Get { from: NodeId, request: RequestId, key: Key, was_ready: bool },
     Sums { from: NodeId, request: RequestId, summing: Summing },
     List { from: NodeId, request: RequestId },
+    Names { from: NodeId, request: RequestId, prefix: Prefix },
     Have { from: NodeId, request: RequestId, prefix: Prefix, entries: Vec<Entry> },
 }
 
@@ -48,6 +50,10 @@ impl ClusterNode {
             }
             PeerMessage::Put { request, reason, record } => {
                 self.serve_put(now, from, (request, reason), record);
+            }
+            PeerMessage::Get { request, key, .. } if records::is_own(&key) => {
+                let (is_ready, found) = (self.is_ready(&key), Found::Nothing);
+                self.out.send(from, PeerMessage::Got { request, is_ready, found });
             }
             PeerMessage::Get { request, key, wants_value } => {
                 let was_ready = self.is_ready(&key);
@@ -71,6 +77,11 @@ impl ClusterNode {
                 let waiting = Waiting::List { from, request };
                 self.wait_for(StoreRequest::Walk { prefix, from: from_key, count }, waiting);
             }
+            PeerMessage::Names { request, prefix, from: from_key, count } => {
+                let waiting = Waiting::Names { from, request, prefix };
+                let count = usize::from(count).clamp(1, ENTRIES_MAX);
+                self.wait_for(StoreRequest::Names { prefix, from: from_key, count }, waiting);
+            }
             PeerMessage::Have { request, prefix, entries } => {
                 let first = entries.first().map_or_else(|| prefix.first_key(), |entry| entry.key);
                 let waiting = Waiting::Have { from, request, prefix, entries };
@@ -81,6 +92,7 @@ impl ClusterNode {
             | PeerMessage::Got { request, .. }
             | PeerMessage::SumsAre { request, .. }
             | PeerMessage::Listed { request, .. }
+            | PeerMessage::Named { request, .. }
             | PeerMessage::Claimed { request, .. }
             | PeerMessage::HaveIs { request, .. } => {
                 self.on_answer(now, from, request, Some(message));
@@ -106,6 +118,11 @@ impl ClusterNode {
         if replica::is_too_far_ahead(&record.version, now, skew_max_ms) {
             self.counters.too_far_ahead += 1;
             let outcome = PutOutcome::TooFarAhead;
+            self.out.send(from, PeerMessage::PutDone { request, outcome });
+            return;
+        }
+        if records::is_own(&record.key) {
+            let outcome = PutOutcome::KeyConflict;
             self.out.send(from, PeerMessage::PutDone { request, outcome });
             return;
         }
@@ -168,6 +185,12 @@ impl ClusterNode {
                 let is_ready = was_ready && self.is_ready(&key);
                 self.out.send(from, PeerMessage::Got { request, is_ready, found });
             }
+            (Waiting::Names { from, request, prefix }, StoreAnswer::Named(names, next)) => {
+                let (names, next) = fitting(names, next);
+                let is_ready =
+                    self.mutation == Mutation::AnswersTooEarly || self.held.covers(&prefix);
+                self.out.send(from, PeerMessage::Named { request, is_ready, next, names });
+            }
             (waiting, StoreAnswer::Walked(entries, next)) => {
                 let grace_ms = self.settings.tombstone_grace_ms;
                 let entries = countable(entries, now, grace_ms);
@@ -204,7 +227,7 @@ impl ClusterNode {
                 let is_ready = self.held.covers(&prefix);
                 self.out.send(from, PeerMessage::HaveIs { request, is_ready, held });
             }
-            Waiting::Put { .. } | Waiting::Get { .. } => {}
+            Waiting::Put { .. } | Waiting::Get { .. } | Waiting::Names { .. } => {}
         }
     }
 
@@ -212,9 +235,22 @@ impl ClusterNode {
         let Some(record) = record else { return };
         let to: Vec<NodeId> = self.subscribers_of(now, &record.key).collect();
         for node in to.into_iter().filter(|node| *node != from) {
-            self.counters.records_sent += 1;
             let (request, reason) = (self.out.take_id(), PutReason::Repair);
             self.out.send(node, PeerMessage::Put { request, reason, record: record.clone() });
         }
     }
+}
+
+/// As many keys as one message takes; at least one.
+fn fitting(mut names: Vec<Name>, next: Option<Key>) -> (Vec<Name>, Option<Key>) {
+    let mut bytes = 0;
+    let too_many = names.iter().position(|name| {
+        let is_first = bytes == 0;
+        bytes += name.user_key.len().max(1);
+        bytes > NAMES_BYTES_MAX && !is_first
+    });
+    let Some(count) = too_many else { return (names, next) };
+    let next = names.get(count).map(|name| name.entry.key);
+    names.truncate(count);
+    (names, next)
 }

@@ -6,6 +6,7 @@ use wal::record::Key;
 use super::{Answer, ClusterCommand, ClusterNode, ClusterSide, Figure, PeerLinks};
 use crate::cluster::membership::Health;
 use crate::cluster::message::{MemberEntry, Phase, Standing};
+use crate::cluster::node::ClusterCounters;
 use crate::cluster::placement::replica_set;
 use crate::io::ConnectionId;
 use crate::kademlia::NodeId;
@@ -72,7 +73,7 @@ impl ClusterSide {
             Figure::gauge(
                 "kadring_peer_commands",
                 "Clients' commands that the cluster is working on.",
-                self.commands.len() as u64,
+                (self.commands.len() + self.listings.len()) as u64,
             ),
             Figure::gauge(
                 "kadring_store_requests",
@@ -80,7 +81,21 @@ impl ClusterSide {
                 self.records.under_way() as u64,
             ),
         ]);
-        figures.extend(self.core.iter().flat_map(core_figures));
+        let (copies, hits) = self.commands.path_copies();
+        figures.extend([
+            Figure::gauge(
+                "kadring_path_copies",
+                "Copies of other nodes' keys in memory, for read_consistency = one.",
+                copies as u64,
+            ),
+            Figure::counter("kadring_path_copies_used_total", "Reads they have answered.", hits),
+        ]);
+        figures.push(Figure::gauge(
+            "kadring_digests_known",
+            "Records that digests are made of without reading them.",
+            self.records.digests_known() as u64,
+        ));
+        figures.extend(self.core.iter().flat_map(|core| core_figures(core, self.now.0)));
         figures
     }
 }
@@ -123,22 +138,101 @@ fn link_figures(links: &PeerLinks) -> Vec<Figure> {
     figures
 }
 
-fn core_figures(core: &ClusterNode) -> Vec<Figure> {
-    let (counters, members) = (core.counters(), core.members());
-    let known = members.known().count() as u64;
-    let up = members.known().filter(|entry| members.is_up(&entry.node)).count() as u64;
-    vec![
-        Figure::gauge("kadring_members", "Members of the cluster.", known),
-        Figure::gauge("kadring_members_up", "Members that are up.", up),
+fn core_figures(core: &ClusterNode, now_ns: u64) -> Vec<Figure> {
+    let mut figures = member_figures(core);
+    let lag = core.replication_lag(now_ns);
+    let background = core.background_work();
+    figures.extend([
         Figure::gauge(
             "kadring_ranges_pending",
             "Ranges of keys that the node is to hold and does not hold completely yet.",
             core.pending().len() as u64,
         ),
+        Figure::gauge(
+            "kadring_writes_spreading",
+            "Acknowledged writes of this node's clients that not all of their nodes have yet.",
+            lag.writes as u64,
+        ),
+        Figure::gauge(
+            "kadring_replication_lag_seconds",
+            "For how long the oldest of these has been under way.",
+            lag.oldest_ns / 1_000,
+        )
+        .micros_to_seconds(),
+        Figure::gauge(
+            "kadring_ranges_filling",
+            "Ranges that are being filled.",
+            background.fills as u64,
+        ),
+        Figure::gauge(
+            "kadring_exchanges",
+            "Comparisons of ranges with other holders that are under way.",
+            background.exchanges as u64,
+        ),
+    ]);
+    figures.extend(counted(core.counters()));
+    figures
+}
+
+fn member_figures(core: &ClusterNode) -> Vec<Figure> {
+    let members = core.members();
+    let count = |wanted: fn(Option<Health>) -> bool| {
+        members.known().filter(|entry| wanted(members.health(&entry.node))).count() as u64
+    };
+    let known = members.known().count() as u64;
+    let suspected = count(|health| matches!(health, Some(Health::Suspected { .. })));
+    let down = count(|health| matches!(health, Some(Health::Down { .. }) | None));
+    let own = members.own().phase;
+    let phases = [Phase::Joining, Phase::Full, Phase::Leaving].map(|phase| {
+        let (name, help) = ("kadring_phase", "1 for how far this node has come as a member.");
+        Figure::gauge(name, help, u64::from(phase == own)).with("phase", phase_name(phase))
+    });
+    let mut figures = phases.to_vec();
+    figures.extend([
+        Figure::gauge("kadring_members", "Members of the cluster.", known),
+        Figure::gauge("kadring_members_up", "Members that are up.", known - suspected - down),
+        Figure::gauge("kadring_members_suspected", "Members that do not answer.", suspected),
+        Figure::gauge("kadring_members_down", "Members that are down.", down),
+    ]);
+    figures
+}
+
+fn counted(counters: ClusterCounters) -> Vec<Figure> {
+    vec![
         Figure::counter(
             "kadring_repair_records_total",
             "Records sent by repair and hand-off, or forwarded.",
             counters.records_sent,
+        ),
+        Figure::counter(
+            "kadring_repair_bytes_total",
+            "Bytes of their keys and values.",
+            counters.bytes_sent,
+        ),
+        Figure::counter(
+            "kadring_repair_records_fetched_total",
+            "Records that repair and hand-off have fetched.",
+            counters.records_fetched,
+        ),
+        Figure::counter(
+            "kadring_repair_fetched_bytes_total",
+            "Bytes of their keys and values.",
+            counters.bytes_fetched,
+        ),
+        Figure::counter(
+            "kadring_exchanges_total",
+            "Comparisons of ranges that have ended.",
+            counters.exchanges,
+        ),
+        Figure::counter(
+            "kadring_exchanges_failed_total",
+            "Of these, those that could not compare or move something.",
+            counters.exchanges_failed,
+        ),
+        Figure::counter(
+            "kadring_refills_total",
+            "How often the node began anew after too long an absence.",
+            counters.discarded_all,
         ),
         Figure::counter(
             "kadring_copies_discarded_total",
@@ -172,19 +266,22 @@ fn located(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
     vec![entry.node.to_string(), address, health(core, &entry.node).to_owned()]
 }
 
-fn described(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
-    let phase = match entry.phase {
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
         Phase::Joining => "joining",
         Phase::Full => "full",
         Phase::Leaving => "leaving",
-    };
+    }
+}
+
+fn described(core: &ClusterNode, entry: &MemberEntry) -> Vec<String> {
     let standing = match entry.standing {
         Standing::Alive => "alive",
         Standing::Suspected => "suspected",
         Standing::Removed => "removed",
     };
     let mut row = located(core, entry);
-    row.splice(2..2, [phase.to_owned(), standing.to_owned()]);
+    row.splice(2..2, [phase_name(entry.phase).to_owned(), standing.to_owned()]);
     row
 }
 

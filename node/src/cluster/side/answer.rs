@@ -16,6 +16,8 @@ pub(super) enum Answer {
     Simple(&'static str),
     Value(Bytes),
     Values(Vec<Option<Bytes>>),
+    /// A cursor, and keys.
+    Page(u64, Vec<Bytes>),
     Error(Vec<u8>),
     /// Rows of words.
     Table(Vec<Vec<String>>),
@@ -91,7 +93,13 @@ pub(super) fn error_of(outcome: &Outcome) -> &'static [u8] {
     match outcome {
         Outcome::Loading => LOADING,
         Outcome::KeyConflict => b"ERR another key has the same SHA-1 id; this key cannot be stored",
-        Outcome::NoReplicas | Outcome::Written { .. } | Outcome::Found(_) => {
+        Outcome::NotReady => {
+            b"NOTREADY no majority of the key's nodes has been filled yet; try again in a moment"
+        }
+        Outcome::NoReplicas
+        | Outcome::Written { .. }
+        | Outcome::Found(_)
+        | Outcome::Listed { .. } => {
             b"NOREPLICAS no majority of the key's nodes has answered; a write may have taken effect"
         }
     }

@@ -3,6 +3,9 @@
 //! A key is read by majority, changed, and written by majority. While a command of this node has
 //! read a key that it may change, others of this node wait for that key: in the order they came.
 //! Nodes do not wait for each other: of two that change a key at once, the later write holds.
+//!
+//! With `read_consistency = one`, what is only read comes from the first holder that answers, or
+//! from the [`PathCache`].
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,7 +13,8 @@ use storage::Now;
 use wal::record::Key;
 
 use super::answer::{Answer, Part, error_of};
-use super::plan::Plan;
+use super::path_cache::PathCache;
+use super::plan::{Action, Plan};
 use crate::cluster::ClusterNode;
 use crate::cluster::coordinator::{CommandId, Consistency, Outcome, WaitLedger, WriteCommand};
 use crate::io::ConnectionId;
@@ -51,7 +55,11 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Commands {
     running: BTreeMap<PeerToken, Running>,
-    parts: BTreeMap<CommandId, (PartId, Stage)>,
+    /// What they wait for, since when.
+    parts: BTreeMap<CommandId, (PartId, Stage, u64)>,
+    /// How keys are read that do not change.
+    reads: Consistency,
+    copies: PathCache,
     /// Keys that a command is about to change, and who waits for them.
     locks: BTreeMap<Key, VecDeque<PartId>>,
     waits: BTreeMap<PeerToken, Waiting>,
@@ -62,6 +70,15 @@ pub(super) struct Commands {
 }
 
 impl Commands {
+    pub(super) fn new(reads: Consistency) -> Self {
+        Self { reads, ..Self::default() }
+    }
+
+    /// Copies that reads may use, and how often they did.
+    pub(super) fn path_copies(&self) -> (usize, u64) {
+        (self.copies.len(), self.copies.hits)
+    }
+
     /// Takes a command on.
     pub(super) fn begin(
         &mut self,
@@ -128,6 +145,14 @@ impl Commands {
             }
             let index = running.next;
             running.next += 1;
+            let (user_key, action) = &running.plan.parts[index];
+            if self.reads == Consistency::One
+                && *action == Action::Read
+                && let Some(found) = self.copies.find(user_key, now)
+            {
+                running.parts[index].old = Some(found);
+                continue;
+            }
             running.under_way += 1;
             self.begin_part(core, now, (token, index));
         }
@@ -159,8 +184,9 @@ impl Commands {
             if action.changes() {
                 self.locks.insert(key, VecDeque::new());
             }
-            let command = core.read(now, user_key, Consistency::Majority);
-            self.parts.insert(command, (part, Stage::Reading));
+            let reads = if action.changes() { Consistency::Majority } else { self.reads };
+            let command = core.read(now, user_key, reads);
+            self.parts.insert(command, (part, Stage::Reading, now.monotonic_ns));
         } else if let Some((value, expiry_ms)) = action.change(None, now.clock_ms) {
             let user_key = user_key.clone();
             self.write(core, now, part, WriteCommand { user_key, value, expiry_ms });
@@ -168,8 +194,9 @@ impl Commands {
     }
 
     fn write(&mut self, core: &mut ClusterNode, now: Now, part: PartId, command: WriteCommand) {
+        self.copies.on_write(&Key::of(&command.user_key), now.monotonic_ns);
         let id = core.write(now, command);
-        self.parts.insert(id, (part, Stage::Writing));
+        self.parts.insert(id, (part, Stage::Writing, now.monotonic_ns));
         if let Some(running) = self.running.get(&part.0) {
             self.writers.insert(id, running.connection);
         }
@@ -190,12 +217,18 @@ impl Commands {
         } else {
             self.writers.remove(&command);
         }
-        let Some((part, stage)) = self.parts.remove(&command) else { return };
+        let Some((part, stage, begun_ns)) = self.parts.remove(&command) else { return };
         let Some(running) = self.running.get_mut(&part.0) else { return };
         let (user_key, action) = &running.plan.parts[part.1];
         match (stage, outcome) {
             (Stage::Reading, Outcome::Found(old)) => {
                 let change = action.change(old.as_ref(), now.clock_ms);
+                if self.reads == Consistency::One
+                    && let Some(record) = &old
+                    && let Some(between) = core.nodes_between(&record.key)
+                {
+                    self.copies.keep(record, between, begun_ns, now.monotonic_ns);
+                }
                 running.parts[part.1].old = old;
                 if let Some((value, expiry_ms)) = change {
                     let user_key = user_key.clone();
@@ -207,7 +240,10 @@ impl Commands {
                     );
                 }
             }
-            (Stage::Writing, Outcome::Written { .. }) => running.parts[part.1].has_changed = true,
+            (Stage::Writing, Outcome::Written { .. }) => {
+                self.copies.on_write(&Key::of(user_key), now.monotonic_ns);
+                running.parts[part.1].has_changed = true;
+            }
             (_, outcome) => running.error = Some(error_of(&outcome)),
         }
         self.end_part(core, now, part);

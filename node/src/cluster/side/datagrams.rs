@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use fastrand::Rng;
 
-use super::{Answer, Content, Figure, Found, OWN_TICKETS, SideOptions, StoreAnswer, StoreRequest};
-use super::{NodeId, PeerToken, Ticket};
+use super::{Answer, Content, Figure, Found, SideOptions, StoreAnswer, StoreRequest};
+use super::{NodeId, PeerToken, ROUTES_TICKET, Ticket};
+use crate::cluster::records;
 use crate::io::{Completion, Monotonic, ReceiveBuffer, Request, SocketId};
 use crate::kademlia::k_bucket::HealthLimits;
 use crate::kademlia::node::{
@@ -28,6 +30,9 @@ use crate::peer::{PEER_SOCKET_V4, PEER_SOCKET_V6};
 
 /// Values being read for find_value; further queries go unanswered.
 const READS_MAX: usize = 1_024;
+
+/// The routing table is saved no more often than that, and only when it has changed.
+const ROUTES_SAVED_EVERY_MS: u64 = 30_000;
 
 /// Datagrams of a source in time; members of a cluster with a secret are not limited.
 const RATES: RateLimits = RateLimits {
@@ -52,6 +57,9 @@ pub(super) struct Datagrams {
     next_ticket: u64,
     store: VecDeque<(Ticket, StoreRequest)>,
     answers: VecDeque<(PeerToken, Answer)>,
+    /// The table that was saved last, and when the next may be.
+    routes: Bytes,
+    routes_due: Monotonic,
     lookups_total: u64,
     lookup_hops_total: u64,
     lookup_timeouts_total: u64,
@@ -87,13 +95,36 @@ impl Datagrams {
             is_open: true,
             lookups: BTreeMap::new(),
             reads: BTreeMap::new(),
-            next_ticket: OWN_TICKETS + 1,
+            next_ticket: ROUTES_TICKET.0 + 1,
             store: VecDeque::new(),
             answers: VecDeque::new(),
+            routes: Bytes::new(),
+            routes_due: now.plus_millis(ROUTES_SAVED_EVERY_MS),
             lookups_total: 0,
             lookup_hops_total: 0,
             lookup_timeouts_total: 0,
             lookup_us_total: 0,
+        }
+    }
+
+    /// Takes the routing table that was saved last: its nodes are asked whether they are there.
+    pub(super) fn restore(&mut self, now: Monotonic, answer: &StoreAnswer) {
+        let StoreAnswer::Read(Found::Record(record)) = answer else { return };
+        let Content::Value(table) = &record.content else { return };
+        match self.node.restore(now, table) {
+            Ok(count) => tracing::info!(count, "the routing table of the last run is asked"),
+            Err(error) => tracing::warn!(%error, "the saved routing table is not used"),
+        }
+        self.routes = table.clone();
+    }
+
+    fn save_routes(&mut self, now: Monotonic) {
+        self.routes_due = now.plus_millis(ROUTES_SAVED_EVERY_MS);
+        let table = Bytes::from(self.node.save());
+        // An empty one is worth less than any that was saved.
+        if !self.node.table().is_empty() && table != self.routes {
+            self.routes = table.clone();
+            self.store.push_back((ROUTES_TICKET, StoreRequest::SaveRoutes { table }));
         }
     }
 
@@ -132,6 +163,9 @@ impl Datagrams {
         if self.node.deadline().is_some_and(|deadline| deadline <= now) {
             self.node.handle_time(now);
         }
+        if self.routes_due <= now {
+            self.save_routes(now);
+        }
         while let Some(event) = self.node.poll_event() {
             match event {
                 NodeEvent::Query { asker, method: name, arguments, .. } => {
@@ -157,7 +191,8 @@ impl Datagrams {
             self.node.respond_error(&asker, code::PROTOCOL, "malformed arguments");
             return;
         };
-        if self.reads.len() < READS_MAX {
+        let is_own = records::is_own(&wal::record::Key(find.target.0));
+        if self.reads.len() < READS_MAX && !is_own {
             let ticket = Ticket(self.next_ticket);
             self.next_ticket += 1;
             let key = wal::record::Key(find.target.0);
@@ -173,6 +208,9 @@ impl Datagrams {
         ticket: Ticket,
         answer: StoreAnswer,
     ) -> Option<StoreAnswer> {
+        if ticket == ROUTES_TICKET {
+            return None;
+        }
         let Some((asker, target)) = self.reads.remove(&ticket) else { return Some(answer) };
         let record = match answer {
             StoreAnswer::Read(Found::Record(record)) => Some(record),
@@ -284,7 +322,8 @@ impl Datagrams {
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
-        self.node.deadline()
+        let routes = (!self.node.table().is_empty()).then_some(self.routes_due);
+        [self.node.deadline(), routes].into_iter().flatten().min()
     }
 
     /// What closes the socket.
@@ -343,5 +382,94 @@ impl Datagrams {
                 counters.rejected + counters.foreign + counters.unexpected + self.gate.limited(),
             ),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::record::{Namespace, Version};
+
+    use super::*;
+    use crate::cluster::coordinator::Consistency;
+    use crate::cluster::message::Record;
+    use crate::cluster::settings::ClusterSettings;
+
+    const START: Monotonic = Monotonic(1_000_000_000);
+
+    fn address(number: u8) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, number], 7400))
+    }
+
+    fn datagrams(number: u8) -> Datagrams {
+        let options = SideOptions {
+            node: NodeId([number; 20]),
+            door: address(number),
+            address: address(number),
+            bootstrap: Vec::new(),
+            settings: ClusterSettings::default(),
+            reads: Consistency::Majority,
+            secret: None,
+            value_bytes_max: 100,
+            seed: [number; 32],
+        };
+        Datagrams::new(START, &options)
+    }
+
+    fn sent(from: &mut Datagrams) -> Vec<(SocketAddr, Vec<u8>)> {
+        let requests = std::iter::from_fn(|| from.poll_request());
+        let sent = requests.map(|request| match request {
+            Request::SendDatagram { to, bytes, .. } => (to, bytes.to_vec()),
+            other => panic!("{other:?}"),
+        });
+        sent.collect()
+    }
+
+    #[test]
+    fn the_routing_table_outlives_the_process() {
+        let (mut one, mut other) = (datagrams(1), datagrams(2));
+        assert!(one.poll_store().is_none());
+        one.learn(START, address(2));
+        loop {
+            let (questions, answers) = (sent(&mut one), sent(&mut other));
+            if questions.is_empty() && answers.is_empty() {
+                break;
+            }
+            for (_, bytes) in questions {
+                other.node.handle_datagram(START, address(1), &bytes);
+            }
+            for (_, bytes) in answers {
+                one.node.handle_datagram(START, address(2), &bytes);
+            }
+            one.advance(START);
+            other.advance(START);
+        }
+        assert_eq!(one.node.table().len(), 1);
+        let due = START.plus_millis(ROUTES_SAVED_EVERY_MS);
+        assert!(one.deadline().is_some_and(|deadline| deadline <= due));
+        one.advance(due);
+        let Some((ticket, StoreRequest::SaveRoutes { table })) = one.poll_store() else {
+            panic!("it is saved")
+        };
+        assert_eq!(one.on_stored(due, ticket, StoreAnswer::Done), None);
+        one.advance(due.plus_millis(ROUTES_SAVED_EVERY_MS));
+        assert!(one.poll_store().is_none(), "it has not changed");
+
+        let mut again = datagrams(1);
+        let key = wal::record::Key([0; 20]);
+        let record = Record {
+            namespace: Namespace::PLAIN,
+            key,
+            user_key: Bytes::new(),
+            version: Version::default(),
+            expiry_ms: 0,
+            content: Content::Value(table),
+        };
+        again.restore(START, &StoreAnswer::Read(Found::Record(record)));
+        let asked: Vec<SocketAddr> = sent(&mut again).into_iter().map(|(to, _)| to).collect();
+        assert_eq!(asked, [address(2)]);
+        // Nobody's table is not asked, and what was lost is not there.
+        let mut third = datagrams(3);
+        third.restore(START, &StoreAnswer::Read(Found::Nothing));
+        assert!(sent(&mut third).is_empty());
     }
 }

@@ -16,6 +16,10 @@ mod about;
 mod answer;
 mod commands;
 mod datagrams;
+mod listing;
+#[cfg(test)]
+mod listing_tests;
+mod path_cache;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -29,12 +33,14 @@ use storage::{Event, Now};
 use self::answer::{Answer, LOADING};
 use self::commands::Commands;
 use self::datagrams::Datagrams;
+use self::listing::{Counted, Listings};
 use super::ClusterNode;
+use super::coordinator::Consistency;
 use super::links::{LinkEvent, LinkLimits, LinkOptions, PeerLinks};
 use super::message::{Content, Found, PeerMessage};
 use super::mutation::Mutation;
 use super::node::{ClusterEvent, Start};
-use super::records::{HeldRecords, STATE_KEY};
+use super::records::{HeldRecords, ROUTES_KEY, STATE_KEY};
 use super::secret::ClusterSecret;
 use super::settings::ClusterSettings;
 use super::state::ClusterState;
@@ -50,6 +56,8 @@ use crate::resp::door::{Answerer, Door, PeerCommand, PeerToken};
 const OWN_TICKETS: u64 = 1 << 63;
 /// The ticket of the saved state.
 const STATE_TICKET: Ticket = Ticket(OWN_TICKETS);
+/// The ticket of the saved routing table.
+const ROUTES_TICKET: Ticket = Ticket(OWN_TICKETS + 1);
 /// Events of links that are taken between two looks at the rest.
 const EVENTS_PER_ROUND_MAX: usize = 1_024;
 
@@ -66,6 +74,8 @@ pub struct SideOptions {
     pub bootstrap: Vec<SocketAddr>,
     /// Settings of the cluster.
     pub settings: ClusterSettings,
+    /// How keys are read that a command does not change.
+    pub reads: Consistency,
     /// The cluster's secret, if it has one.
     pub secret: Option<ClusterSecret>,
     /// The longest value.
@@ -96,6 +106,8 @@ pub fn answerer(command: &Command<'_>) -> Answerer {
         | Command::ExpireTime { .. }
         | Command::PExpireTime { .. }
         | Command::Persist { .. }
+        | Command::Scan(_)
+        | Command::DbSize
         | Command::Cluster(_) => Answerer::Peer,
         Command::Increment { .. } | Command::Append { .. } | Command::SetRange { .. } => {
             Answerer::Nobody(
@@ -131,6 +143,7 @@ pub struct ClusterSide {
     datagrams: Datagrams,
     records: HeldRecords,
     commands: Commands,
+    listings: Listings,
     /// Who waits until the node has left.
     leaving: Vec<PeerToken>,
     listening: bool,
@@ -153,6 +166,7 @@ impl ClusterSide {
         });
         Self {
             datagrams: Datagrams::new(now, &options),
+            commands: Commands::new(options.reads),
             options,
             stage: Stage::Serving,
             core: None,
@@ -160,7 +174,7 @@ impl ClusterSide {
             has_heard: false,
             links,
             records: HeldRecords::default(),
-            commands: Commands::default(),
+            listings: Listings::default(),
             leaving: Vec::new(),
             listening: true,
             now,
@@ -168,13 +182,20 @@ impl ClusterSide {
         }
     }
 
-    /// Reads the state that was saved last, then begins.
+    /// Reads the routing table and the state that were saved last, then begins.
     fn start(&mut self, keyspace: &mut Keyspace, now: Now) {
+        let read = |key| StoreRequest::Read { key, wants_value: true };
         if !std::mem::replace(&mut self.has_asked_state, true) {
-            let request = StoreRequest::Read { key: STATE_KEY, wants_value: true };
-            self.records.ask(keyspace, STATE_TICKET, request);
+            self.records.ask(keyspace, ROUTES_TICKET, read(ROUTES_KEY));
         }
-        let Some((_, answer)) = self.records.poll_answer() else { return };
+        let answer = loop {
+            let Some((ticket, answer)) = self.records.poll_answer() else { return };
+            if ticket == STATE_TICKET {
+                break answer;
+            }
+            self.datagrams.restore(self.now, &answer);
+            self.records.ask(keyspace, STATE_TICKET, read(STATE_KEY));
+        };
         let state = match answer {
             StoreAnswer::Read(Found::Nothing) => None,
             StoreAnswer::Read(Found::Record(record)) => match &record.content {
@@ -231,16 +252,16 @@ impl ClusterSide {
     }
 
     /// Takes clients' commands.
-    fn take_commands(&mut self, door: &mut Door, now: Now) {
+    fn take_commands(&mut self, keyspace: &mut Keyspace, door: &mut Door, now: Now) {
         while let Some(connection) = door.poll_peer_gone() {
             self.commands.forget(connection);
         }
         while let Some(command) = door.poll_peer_command() {
-            self.take_command(now, &command);
+            self.take_command(keyspace, now, &command);
         }
     }
 
-    fn take_command(&mut self, now: Now, command: &PeerCommand) {
+    fn take_command(&mut self, keyspace: &mut Keyspace, now: Now, command: &PeerCommand) {
         let (token, from) = (command.token, (command.token, command.connection));
         let value_bytes_max = self.options.value_bytes_max;
         let (is_begun, knows_cluster) = (self.core.is_some(), self.knows_cluster());
@@ -250,7 +271,19 @@ impl ClusterSide {
                 self.about(now, from, *command);
                 None
             }
+            // It is of this node alone.
+            Command::DbSize if is_begun => {
+                let (ticket, request) = self.listings.count(token);
+                self.records.ask(keyspace, ticket, request);
+                None
+            }
             _ if !knows_cluster => Some(Err(LOADING.to_vec())),
+            Command::Scan(scan) => {
+                if let Some(core) = &mut self.core {
+                    self.listings.scan(core, now, token, scan);
+                }
+                None
+            }
             command => Some(plan::plan(command, bytes, now.clock_ms, value_bytes_max)),
         });
         match (planned, &mut self.core) {
@@ -293,9 +326,15 @@ impl ClusterSide {
             }
             while let Some((ticket, answer)) = self.records.poll_answer() {
                 has_moved = true;
-                match self.datagrams.on_stored(self.now, ticket, answer) {
-                    Some(answer) => core.handle_store(now, ticket, answer),
-                    None => continue,
+                let Some(answer) = self.datagrams.on_stored(self.now, ticket, answer) else {
+                    continue;
+                };
+                match self.listings.on_stored(ticket, answer) {
+                    Ok(Counted::More(ticket, request)) => {
+                        self.records.ask(keyspace, ticket, request);
+                    }
+                    Ok(Counted::Done(token, answer)) => self.commands.answer(token, answer),
+                    Err(answer) => core.handle_store(now, ticket, answer),
                 }
             }
             has_moved |= self.drain_core(keyspace, now);
@@ -313,7 +352,11 @@ impl ClusterSide {
             has_moved = true;
             match event {
                 ClusterEvent::Decided { command, outcome } => {
-                    self.commands.on_decided(core, now, command, outcome);
+                    match self.listings.on_decided(core, now, command, outcome) {
+                        Ok(Some((token, answer))) => self.commands.answer(token, answer),
+                        Ok(None) => {}
+                        Err(outcome) => self.commands.on_decided(core, now, command, outcome),
+                    }
                 }
                 ClusterEvent::Copied { command, copies, is_last } => {
                     self.commands.on_copied(command, copies, is_last);
@@ -371,6 +414,13 @@ impl ClusterSide {
                         }
                     }
                 }
+                Answer::Page(cursor, names) => {
+                    let mut writer = reply.writer();
+                    writer.array_header(2);
+                    writer.bulk(cursor.to_string().as_bytes());
+                    writer.array_header(names.len());
+                    names.iter().for_each(|name| writer.bulk(name));
+                }
                 Answer::Table(rows) => about::write_table(&mut reply.writer(), &rows),
                 Answer::Report(figures, rows) => {
                     let writer = &mut reply.writer();
@@ -419,7 +469,7 @@ impl PeerSide for ClusterSide {
         if self.stage == Stage::Draining {
             return;
         }
-        self.take_commands(door, now);
+        self.take_commands(keyspace, door, now);
         self.pump(keyspace, now);
         self.pump_datagrams(keyspace);
         let without = self.core.as_ref().map_or(0, |core| {

@@ -18,9 +18,9 @@ use crate::resp::command::{
 };
 
 /// SCAN's COUNT, if none is given, as in Redis.
-const SCAN_COUNT_DEFAULT: u64 = 10;
+pub(crate) const SCAN_COUNT_DEFAULT: u64 = 10;
 /// Most keys that one SCAN looks at, whatever COUNT says: one reply stays bounded.
-const SCAN_COUNT_MAX: u64 = 10_000;
+pub(crate) const SCAN_COUNT_MAX: u64 = 10_000;
 
 /// What became of a command.
 #[derive(Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use crate::histogram::Histogram;
 use crate::io::device::{DeviceProbe, SyncMethod};
 use crate::io::{BufferStatistics, SendStatistics};
 use crate::keyspace::{Keyspace, ShardIndex, Spread};
+use crate::peer::Figure;
 use crate::resp::command::Tail;
 
 /// What the door knows of the node around it.
@@ -159,7 +160,7 @@ pub(super) struct Questions {
     asking: BTreeMap<u64, Asking>,
 }
 
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "Server",
     "Clients",
     "Memory",
@@ -170,6 +171,7 @@ const SECTIONS: [&str; 12] = [
     "Keyspace",
     "Kadring",
     "Scrub",
+    CLUSTER,
     MAINLINE,
     DAMAGE,
 ];
@@ -179,6 +181,13 @@ const DAMAGE: &str = "Damage";
 /// What the peer side tells of itself in Mainline mode; there is no such section in another one.
 const MAINLINE: &str = "Mainline";
 const MAINLINE_PREFIX: &str = "kadring_mainline_";
+
+/// What it tells of itself in a cluster; there is no such section on a node alone.
+const CLUSTER: &str = "Cluster";
+/// Tells a peer side in a cluster from another one.
+const MEMBERS: &str = "kadring_members";
+const PHASE: &str = "kadring_phase";
+const PREFIX: &str = "kadring_";
 
 impl Door {
     /// Answers INFO, when all threads have told what they know.
@@ -317,7 +326,11 @@ impl Door {
             || asked.iter().any(|name| ["all", "default", "everything"].contains(&name.as_str()));
         let mut out = String::new();
         for section in SECTIONS {
-            let is_absent = section == MAINLINE && self.mainline().is_empty();
+            let is_absent = match section {
+                MAINLINE => self.mainline().is_empty(),
+                CLUSTER => self.cluster().is_empty(),
+                _ => false,
+            };
             let is_default = all && section != DAMAGE && !is_absent;
             if is_default || asked.contains(&section.to_ascii_lowercase()) {
                 if !out.is_empty() {
@@ -344,23 +357,30 @@ impl Door {
             "Keyspace" => return keys(facts),
             "Scrub" => scrub(facts),
             MAINLINE => return self.mainline(),
+            CLUSTER => return self.cluster(),
             DAMAGE => return damage(facts),
             _ => return self.kadring(facts),
         };
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Figures without their prefix, each with the values of its labels behind it.
     fn mainline(&self) -> Vec<(String, String)> {
-        let figures = self.figures.iter().filter_map(|figure| {
-            let mut name = figure.name.strip_prefix(MAINLINE_PREFIX)?.to_owned();
-            for (_, label) in &figure.labels {
-                name.push('_');
-                name.push_str(label);
-            }
-            Some((name, figure.value.to_string()))
-        });
-        figures.collect()
+        self.figures.iter().filter_map(|figure| field_of(figure, MAINLINE_PREFIX)).collect()
+    }
+
+    /// `cluster_enabled` is of Redis Cluster, which this is not.
+    fn cluster(&self) -> Vec<(String, String)> {
+        if !self.figures.iter().any(|figure| figure.name == MEMBERS) {
+            return Vec::new();
+        }
+        let mut fields = vec![("cluster_enabled".to_owned(), "0".to_owned())];
+        let phases =
+            self.figures.iter().filter(|figure| figure.name == PHASE && figure.value > 0.0);
+        let phases = phases.flat_map(|figure| &figure.labels);
+        fields.extend(phases.map(|(name, phase)| ((*name).to_owned(), phase.clone())));
+        let others = self.figures.iter().filter(|figure| figure.name != PHASE);
+        fields.extend(others.filter_map(|figure| field_of(figure, PREFIX)));
+        fields
     }
 
     fn persistence(&self, facts: &Facts) -> Vec<(&'static str, String)> {
@@ -460,6 +480,16 @@ impl Door {
         }
         fields
     }
+}
+
+/// A figure without its prefix, the values of its labels behind it.
+fn field_of(figure: &Figure, prefix: &str) -> Option<(String, String)> {
+    let mut name = figure.name.strip_prefix(prefix)?.to_owned();
+    for (_, label) in &figure.labels {
+        name.push('_');
+        name.push_str(label);
+    }
+    Some((name, figure.value.to_string()))
 }
 
 /// Times that were not measured, and a cache that is not known, are left out.

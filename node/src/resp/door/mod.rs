@@ -67,11 +67,11 @@ use reply_queue::{Durable, ReplyQueue};
 use task::{Finished, Tasks};
 
 pub use engine::{Order, OrderEnd, OrderId};
-pub(crate) use execute::{expire_applies, lifetime};
+pub(crate) use execute::{SCAN_COUNT_DEFAULT, SCAN_COUNT_MAX, expire_applies, lifetime};
 pub use info::{DurabilityFacts, NodeFacts};
 pub use peer::{Answerer, PeerCommand, PeerCommands, PeerToken};
 pub(crate) use relay::Message;
-pub(crate) use task::{Lifetime, part_of};
+pub(crate) use task::{Lifetime, cursor_key, cursor_of, part_of};
 
 /// Replies of one connection that are still to come, each with reads under way; above, nothing
 /// further is executed until half of them are there.

@@ -168,11 +168,13 @@ impl Walk {
     }
 }
 
-pub(in crate::resp::door) fn cursor_of(key: &Key) -> u64 {
+/// The cursor of a place in the key space.
+pub(crate) fn cursor_of(key: &Key) -> u64 {
     key.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
-fn cursor_key(cursor: u64) -> Key {
+/// The place in the key space that a cursor says.
+pub(crate) fn cursor_key(cursor: u64) -> Key {
     let mut key = [0; 20];
     key[..CURSOR_LEN].copy_from_slice(&cursor.to_be_bytes());
     Key(key)

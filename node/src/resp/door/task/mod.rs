@@ -29,7 +29,8 @@ use many::{Many, Waiting};
 
 pub(crate) use change::Lifetime;
 pub(super) use change::{Change, PutAnswer};
-pub(super) use listing::{Listing, cursor_of};
+pub(super) use listing::Listing;
+pub(crate) use listing::{cursor_key, cursor_of};
 pub(super) use many::{Job, KEYS_PER_STEP_MAX, Step, Tally};
 
 /// Names a task.
