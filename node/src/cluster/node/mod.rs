@@ -204,6 +204,13 @@ impl ClusterNode {
         self.members.own().phase == Phase::Joining && self.members.known().count() < 2
     }
 
+    /// Things under way: commands of clients, queries to others, queries of others, exchanges.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        let queries = self.queries.0.len() + self.serving.waiting_count();
+        self.commands.len() + queries + self.background.exchanges.len()
+    }
+
     /// A link to a node was made, by seed, by Kademlia or by the node itself.
     pub fn add_contact(&mut self, now: Now, node: NodeId, address: Bytes) {
         self.members.add(node, address, &mut self.out);
