@@ -58,6 +58,8 @@ pub(super) struct EngineStore {
     known: BTreeMap<Key, Version>,
     asked: BTreeMap<Ticket, Change>,
     is_damaged: bool,
+    /// Requests in flight whose end was promised.
+    promised: usize,
     rng: Rng,
 }
 
@@ -79,6 +81,7 @@ impl EngineStore {
             known: BTreeMap::new(),
             asked: BTreeMap::new(),
             is_damaged: false,
+            promised: 0,
             rng: rng.fork(),
         }
     }
@@ -207,21 +210,31 @@ impl EngineStore {
         }
     }
 
+    /// Returns for how many requests in flight nobody has been told yet that they will end.
     pub(super) fn turn(&mut self, now: Now) -> usize {
+        self.begin_requests(now);
+        let begun = self.disk.in_flight().saturating_sub(self.promised);
+        self.promised += begun;
+        begun
+    }
+
+    fn begin_requests(&mut self, now: Now) {
         let Running { keyspace, .. } = self.running();
         keyspace.set_now(now);
         keyspace.end_turn();
         self.hand_over_events();
-        let Some(Running { keyspace, .. }) = &mut self.running else { return 0 };
-        let mut begun = 0;
+        let Some(Running { keyspace, .. }) = &mut self.running else { return };
         while let Some((shard, request)) = keyspace.poll_request() {
             self.disk.submit(shard, request);
-            begun += 1;
         }
-        begun
     }
 
     pub(super) fn complete(&mut self, now: Now) {
+        self.promised = self.promised.saturating_sub(1);
+        self.end_request(now);
+    }
+
+    fn end_request(&mut self, now: Now) {
         if let Some((shard, completion)) = self.disk.complete_one() {
             let Running { keyspace, .. } = self.running();
             keyspace.set_now(now);
@@ -268,8 +281,8 @@ impl EngineStore {
                 assert_eq!(ticket, OWN_TICKET, "nothing else was asked");
                 return answer;
             }
-            self.turn(now);
-            self.complete(now);
+            self.begin_requests(now);
+            self.end_request(now);
         }
         panic!("the store stands still");
     }
@@ -287,7 +300,7 @@ impl EngineStore {
     }
 
     pub(super) fn stop(&mut self, stop: Stop, rng: &mut Rng) {
-        self.running = None;
+        (self.running, self.promised) = (None, 0);
         self.disk = match stop {
             Stop::PowerLoss => {
                 let plan = CrashPlan::draw(rng);

@@ -6,7 +6,6 @@ use kadring::cluster::message::{MemberEntry, Phase, Standing};
 use kadring::cluster::mutation::Mutation;
 use kadring::cluster::node::{ClusterNode, Start};
 use kadring::cluster::placement::responsibility;
-use kadring::cluster::prefix::PrefixSet;
 use kadring::cluster::state::ClusterState;
 use kadring::kademlia::NodeId;
 use storage::{LogClock, Now};
@@ -125,7 +124,7 @@ impl Host {
         if let Some(state) = &mut state
             && opened.is_suspect
         {
-            state.held = PrefixSet::default();
+            state.on_loss();
         }
         let now = self.now(now_ns);
         self.core = Some(ClusterNode::new(

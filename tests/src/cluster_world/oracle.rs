@@ -183,8 +183,7 @@ impl World {
 
     /// Reads every key, at every node if there are few.
     fn read_everything(&mut self) -> Result<(), String> {
-        let all: Vec<usize> =
-            (0..self.hosts.len()).filter(|at| self.hosts[*at].is_up()).collect();
+        let all: Vec<usize> = (0..self.hosts.len()).filter(|at| self.hosts[*at].is_up()).collect();
         let (before, mut wanted) = (self.counted.reads, 0);
         for key in 0..self.mix.keys {
             let asked = if all.len() <= READ_WHOLE {
@@ -223,8 +222,7 @@ impl World {
     }
 
     fn some_live(&mut self) -> usize {
-        let all: Vec<usize> =
-            (0..self.hosts.len()).filter(|at| self.hosts[*at].is_up()).collect();
+        let all: Vec<usize> = (0..self.hosts.len()).filter(|at| self.hosts[*at].is_up()).collect();
         all[self.rng.usize(..all.len())]
     }
 

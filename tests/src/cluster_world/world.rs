@@ -34,13 +34,30 @@ const TURNS_AT_ONCE: u32 = 1_000;
 
 #[derive(Debug)]
 pub(super) enum Event {
-    Deliver { from: usize, to: usize, boot: u32, message: PeerMessage },
-    Unreachable { at: usize, boot: u32, other: NodeId },
+    Deliver {
+        from: usize,
+        to: usize,
+        boot: u32,
+        message: PeerMessage,
+    },
+    Unreachable {
+        at: usize,
+        boot: u32,
+        other: NodeId,
+    },
     /// A disk request ends.
-    Disk { at: usize, boot: u32 },
+    Disk {
+        at: usize,
+        boot: u32,
+    },
     /// It tries to find the cluster.
-    Seek { at: usize, boot: u32 },
-    Restart { at: usize },
+    Seek {
+        at: usize,
+        boot: u32,
+    },
+    Restart {
+        at: usize,
+    },
     Act(Action),
     Command,
     Fault,
@@ -415,12 +432,7 @@ impl World {
         }
     }
 
-    pub(super) fn ask_write(
-        &mut self,
-        at: usize,
-        key: u32,
-        is_value: bool,
-    ) -> Result<(), String> {
+    pub(super) fn ask_write(&mut self, at: usize, key: u32, is_value: bool) -> Result<(), String> {
         let now = self.now_of(at);
         let expires = is_value && self.rng.u8(..8) == 0;
         let expiry_ms = if expires { now.clock_ms + self.rng.u64(500..20_000) } else { 0 };

@@ -134,6 +134,7 @@ impl ClusterNode {
     pub fn new(start: Start, now: Now) -> Self {
         let mut rng = Rng::with_seed(start.seed);
         let out = Outbox::new(&mut rng);
+        let nonce = rng.u32(..).to_be_bytes();
         let is_new = start.state.is_none();
         let is_founder = is_new && start.is_founder;
         let state = start.state.unwrap_or_default();
@@ -151,7 +152,7 @@ impl ClusterNode {
             own: start.node,
             settings: start.settings,
             members,
-            clock: HybridLogicalClock::new(&start.node.0, start.version_max),
+            clock: HybridLogicalClock::new(&start.node.0, start.version_max).with_nonce(nonce),
             queries: Queries::default(),
             out,
             commands: BTreeMap::new(),
