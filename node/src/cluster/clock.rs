@@ -1,7 +1,8 @@
 //! The hybrid logical clock that orders a key's versions across nodes.
 //!
 //! A version is 16 bytes, ordered bytewise: 48 bits of milliseconds since 1970 and 16 bits of
-//! counter, big-endian, then the first 8 bytes of the node's id.
+//! counter, big-endian, then the first 8 bytes of the node's id; in a cluster the last 4 of these
+//! are drawn anew by each process.
 
 use wal::record::Version;
 
@@ -20,6 +21,15 @@ impl HybridLogicalClock {
         clock.node.copy_from_slice(&node_id[..8]);
         clock.witness(seen);
         clock
+    }
+
+    /// Tells the versions of this process from those that earlier ones of the node have drawn. It
+    /// does not know these if only other nodes hold them, and a clock that was set back meanwhile
+    /// would draw them again, for other records.
+    #[must_use]
+    pub fn with_nonce(mut self, nonce: [u8; 4]) -> Self {
+        self.node[4..].copy_from_slice(&nonce);
+        self
     }
 
     /// Goes above a version seen elsewhere.
@@ -51,6 +61,13 @@ mod tests {
             assert!(next > last);
             last = next;
         }
+    }
+
+    #[test]
+    fn processes_of_one_node_never_draw_the_same_version() {
+        let clock = HybridLogicalClock::new(&[7; 20], Version::default());
+        let (mut first, mut second) = (clock.with_nonce([1; 4]), clock.with_nonce([2; 4]));
+        assert_ne!(first.next(1000), second.next(1000));
     }
 
     #[test]

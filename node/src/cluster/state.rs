@@ -45,6 +45,12 @@ impl ClusterState {
         body.bytes(&crc.to_be_bytes()).0.into()
     }
 
+    /// The store has lost records that it had acknowledged: nothing is held completely any more,
+    /// and all ranges are filled again before the node answers for them.
+    pub fn on_loss(&mut self) {
+        self.held = PrefixSet::default();
+    }
+
     /// The bytes as state.
     ///
     /// # Errors

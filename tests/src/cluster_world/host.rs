@@ -1,7 +1,5 @@
 //! [`Host`]: a machine with a disk, and a node while it runs.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use fastrand::Rng;
 use kadring::cluster::message::{MemberEntry, Phase, Standing};
@@ -9,79 +7,80 @@ use kadring::cluster::mutation::Mutation;
 use kadring::cluster::node::{ClusterNode, Start};
 use kadring::cluster::placement::responsibility;
 use kadring::cluster::state::ClusterState;
-use kadring::cluster::store::{
-    ModelStore, RecordStore, StoreAnswer, StoreRequest, Ticket, execute,
-};
 use kadring::kademlia::NodeId;
-use storage::Now;
+use storage::{LogClock, Now};
 
+use super::START_MS;
+use super::engine::EngineStore;
+use super::plan::Engine;
+use super::store::{HostStore, ModelDisk, Stop};
 use super::swarm::Mix;
 
+const MS: u64 = 1_000_000;
+
 /// A machine.
+#[derive(Debug)]
 pub(super) struct Host {
     pub(super) id: NodeId,
     pub(super) core: Option<ClusterNode>,
     /// How often it was started.
     pub(super) boot: u32,
     pub(super) skew_ms: u64,
+    pub(super) is_founder: bool,
+    /// Hosts that it finds the cluster by.
+    pub(super) seeds: Vec<usize>,
     pub(super) is_leaving: bool,
     pub(super) is_dead: bool,
-    is_new: bool,
-    current: ModelStore,
-    pub(super) durable: ModelStore,
-    /// What `durable` lacks.
-    pending: VecDeque<Pending>,
-}
-
-struct Pending {
-    due_ns: u64,
-    ticket: Ticket,
-    request: StoreRequest,
-    answer: StoreAnswer,
-    now_ms: u64,
+    pub(super) store: HostStore,
+    clock: LogClock,
+    /// The state that was there when it was started last.
+    started_with: ClusterState,
 }
 
 impl Host {
-    fn new(id: NodeId, skew_ms: u64) -> Self {
+    pub(super) fn new(mix: &Mix, engine: Engine, rng: &mut Rng) -> Self {
+        let id = NodeId::random(rng);
+        let store = match engine {
+            Engine::Model => HostStore::Model(Box::new(ModelDisk::default())),
+            Engine::Real { shards } => {
+                HostStore::Engine(Box::new(EngineStore::new(id.0, shards, rng)))
+            }
+        };
         Self {
             id,
             core: None,
             boot: 0,
-            skew_ms,
+            skew_ms: mix.skew(rng),
+            is_founder: false,
+            seeds: Vec::new(),
             is_leaving: false,
             is_dead: false,
-            is_new: true,
-            current: ModelStore::default(),
-            durable: ModelStore::default(),
-            pending: VecDeque::new(),
+            store,
+            clock: LogClock::new(0, START_MS, 0),
+            started_with: ClusterState::default(),
         }
     }
 
-    /// Hosts that have been a cluster for long.
-    pub(super) fn cluster(mix: &Mix, mutation: Mutation, rng: &mut Rng) -> Vec<Self> {
-        let ids: Vec<NodeId> = (0..mix.hosts).map(|_| NodeId::random(rng)).collect();
+    /// Makes hosts that have been a cluster for long.
+    pub(super) fn settle(hosts: &mut [Self], replicas: usize) -> Result<(), String> {
+        let ids: Vec<NodeId> = hosts.iter().map(|host| host.id).collect();
         let entry = |node: &NodeId| {
             let (phase, standing) = (Phase::Full, Standing::Alive);
             MemberEntry { node: *node, address: Bytes::new(), incarnation: 1, phase, standing }
         };
         let members: Vec<MemberEntry> = ids.iter().map(entry).collect();
-        let with_state = |id: &NodeId| {
-            let mut host = Self::new(*id, mix.skew(rng));
-            let held = responsibility(id, &ids, mix.replicas);
-            let contact_ms = super::START_MS;
-            let state = ClusterState { contact_ms, held, members: members.clone() };
-            host.durable.save(state.encode());
-            host.is_new = false;
-            let now = Now { monotonic_ns: 0, clock_ms: super::START_MS + host.skew_ms };
-            host.start(mix, mutation, rng.u64(..), now);
-            host
-        };
-        ids.iter().map(with_state).collect()
+        for host in hosts {
+            let held = responsibility(&host.id, &ids, replicas);
+            let state = ClusterState { contact_ms: START_MS, held, members: members.clone() };
+            let now = Now { monotonic_ns: 0, clock_ms: START_MS };
+            host.store.plant(now, state.encode())?;
+        }
+        Ok(())
     }
 
-    /// A host that has never run.
-    pub(super) fn joiner(mix: &Mix, rng: &mut Rng) -> Self {
-        Self::new(NodeId::random(rng), mix.skew(rng))
+    /// The time on its own clock.
+    pub(super) fn now(&mut self, now_ns: u64) -> Now {
+        self.clock.read(START_MS + now_ns / MS + self.skew_ms, now_ns).now
     }
 
     /// The node, if it is still the same process.
@@ -89,69 +88,65 @@ impl Host {
         self.core.as_mut().filter(|_| self.boot == boot)
     }
 
-    /// Whether it has left for good.
+    pub(super) fn is_up(&self) -> bool {
+        self.core.is_some()
+    }
+
+    /// Whether it has left for good, as far as its disk knows.
     pub(super) fn has_left(&self) -> bool {
-        let state = ClusterState::decode(&self.durable.state()).unwrap_or_default();
-        let own = state.members.iter().find(|entry| entry.node == self.id);
+        let own = self.started_with.members.iter().find(|entry| entry.node == self.id);
         own.is_some_and(|entry| {
             entry.phase == Phase::Leaving && entry.standing == Standing::Removed
         })
     }
 
-    pub(super) fn start(&mut self, mix: &Mix, mutation: Mutation, seed: u64, now: Now) {
+    /// Starts a node on what its disk has.
+    pub(super) fn start(
+        &mut self,
+        mix: &Mix,
+        mutation: Mutation,
+        seed: u64,
+        now_ns: u64,
+    ) -> Result<(), String> {
         self.boot += 1;
-        self.current = self.durable.clone();
-        let versions = self.current.records().map(|record| record.version);
-        let version_max = versions.max().unwrap_or_default();
-        let bytes = self.current.state();
-        let state = ClusterState::decode(&bytes).ok();
-        assert!(state.is_some() || bytes.is_empty(), "the state is what was saved");
+        let wall_ms = START_MS + now_ns / MS + self.skew_ms;
+        let opened = self.store.open(Now { monotonic_ns: now_ns, clock_ms: wall_ms })?;
+        self.clock = LogClock::new(opened.log_ms, wall_ms, now_ns);
+        let mut state = ClusterState::decode(&opened.state).ok();
+        if state.is_none() && !opened.state.is_empty() {
+            return Err("the state is not what was saved".to_owned());
+        }
+        self.started_with = state.clone().unwrap_or_default();
+        if self.has_left() {
+            self.store.stop(Stop::Kill, &mut Rng::with_seed(seed));
+            return Ok(());
+        }
+        if let Some(state) = &mut state
+            && opened.is_suspect
+        {
+            state.on_loss();
+        }
+        let now = self.now(now_ns);
         self.core = Some(ClusterNode::new(
             Start {
                 node: self.id,
                 address: Bytes::new(),
                 settings: mix.settings(),
-                is_founder: false,
+                is_founder: self.is_founder,
                 state,
-                version_max,
+                version_max: opened.version_max,
                 seed,
                 mutation,
             },
             now,
         ));
+        Ok(())
     }
 
-    /// Stops; if it crashes, only what is durable stays, and perhaps a little more.
-    pub(super) fn stop(&mut self, is_crash: bool, rng: &mut Rng) {
-        let count = self.pending.len();
-        let kept = if is_crash { rng.usize(..=count) } else { count };
-        for pending in self.pending.drain(..).take(kept) {
-            execute(&mut self.durable, pending.request, pending.now_ms);
+    /// Stops, if it is up.
+    pub(super) fn stop(&mut self, stop: Stop, rng: &mut Rng) {
+        if self.core.take().is_some() {
+            self.store.stop(stop, rng);
         }
-        self.pending.clear();
-        self.core = None;
-    }
-
-    /// Does what the store is asked; says when that is durable.
-    pub(super) fn execute(
-        &mut self,
-        due_ns: u64,
-        ticket: Ticket,
-        request: StoreRequest,
-        now_ms: u64,
-    ) -> u64 {
-        let last = self.pending.back().map_or(0, |pending| pending.due_ns);
-        let due_ns = due_ns.max(last);
-        let answer = execute(&mut self.current, request.clone(), now_ms);
-        self.pending.push_back(Pending { due_ns, ticket, request, answer, now_ms });
-        due_ns
-    }
-
-    /// What was asked by that ticket, and all before it, is durable now.
-    pub(super) fn make_durable(&mut self, ticket: Ticket) -> StoreAnswer {
-        let Some(pending) = self.pending.pop_front() else { panic!("{ticket:?} was not asked") };
-        assert_eq!(pending.ticket, ticket, "the log is in order");
-        execute(&mut self.durable, pending.request, pending.now_ms);
-        pending.answer
     }
 }

@@ -1,29 +1,88 @@
-//! The simulated cluster: a few seeds of it, and that the oracle notices what it should.
+//! The simulated cluster: a few seeds of each scenario, and that the oracles notice what they
+//! should.
 
 use super::*;
 
-#[test]
-fn seeds_keep_to_the_promise() {
-    for seed in 0..8 {
-        if let Err(error) = run(seed, Mutation::Nothing) {
+const REAL: Engine = Engine::Real { shards: 2 };
+
+#[track_caller]
+fn check(plan: Plan, seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        if let Err(error) = run(seed, plan) {
             panic!("{error}");
         }
     }
 }
 
+fn plan(scenario: Scenario, engine: Engine) -> Plan {
+    Plan { scenario, nodes: 8, engine, ..Plan::default() }
+}
+
+#[test]
+fn seeds_keep_to_the_promise() {
+    check(Plan::default(), 0..8);
+}
+
+#[test]
+fn seeds_of_the_real_engine_keep_to_the_promise() {
+    check(plan(Scenario::Swarm, REAL), 0..3);
+}
+
+#[test]
+fn every_scenario_keeps_to_the_promise() {
+    for scenario in Scenario::ALL {
+        check(plan(scenario, Engine::Model), 0..1);
+    }
+}
+
+#[test]
+fn disk_faults_of_the_real_engine_are_borne() {
+    for scenario in [Scenario::Rolling, Scenario::Wipe, Scenario::Blackout] {
+        check(plan(scenario, REAL), 0..1);
+    }
+}
+
 #[test]
 fn a_seed_runs_the_same_way_twice() {
-    for seed in [0, 1] {
-        let first = run(seed, Mutation::Nothing);
-        assert!(first.is_ok());
-        assert_eq!(first, run(seed, Mutation::Nothing));
+    for plan in [
+        Plan::default(),
+        plan(Scenario::Churn, Engine::Model),
+        plan(Scenario::Swarm, REAL),
+        plan(Scenario::Rolling, REAL),
+    ] {
+        let first = run(1, plan).map(|outcome| outcome.summary);
+        assert!(first.is_ok(), "{first:?}");
+        assert_eq!(first, run(1, plan).map(|outcome| outcome.summary));
+        let other = run(2, plan).map(|outcome| outcome.summary.hash);
+        assert_ne!(first.map(|summary| summary.hash), other);
     }
+}
+
+#[test]
+fn copies_and_quick_repair_keep_what_one_copy_loses() {
+    let usual = survival::Trial {
+        nodes: 10,
+        keys: 40,
+        length_s: 300,
+        lifetime_s: 120,
+        replicas: 3,
+        interval_s: 5,
+    };
+    let survived = |replicas| {
+        let run = survival::run(1, survival::Trial { replicas, ..usual }).unwrap();
+        assert!(run.deaths >= 10, "{}", run.deaths);
+        assert_eq!(run.curve[0].1, 1.0);
+        run.survived
+    };
+    assert!(survived(1) < 0.5);
+    assert!(survived(3) > 0.9);
 }
 
 /// One of so many seeds must notice the defect.
 #[track_caller]
 fn check_caught(mutation: Mutation, seeds: u64) {
-    let caught = (0..seeds).find(|seed| run(*seed, mutation).is_err());
+    let plan = Plan { mutation, ..Plan::default() };
+    let caught = (0..seeds).find(|seed| run(*seed, plan).is_err());
     assert!(caught.is_some(), "{mutation:?} went unnoticed in {seeds} seeds");
 }
 

@@ -167,6 +167,7 @@ impl ClusterNode {
     pub fn new(start: Start, now: Now) -> Self {
         let mut rng = Rng::with_seed(start.seed);
         let out = Outbox::new(&mut rng);
+        let nonce = rng.u32(..).to_be_bytes();
         let is_new = start.state.is_none();
         let is_founder = is_new && start.is_founder;
         let state = start.state.unwrap_or_default();
@@ -184,7 +185,7 @@ impl ClusterNode {
             own: start.node,
             settings: start.settings,
             members,
-            clock: HybridLogicalClock::new(&start.node.0, start.version_max),
+            clock: HybridLogicalClock::new(&start.node.0, start.version_max).with_nonce(nonce),
             queries: Queries::default(),
             out,
             commands: BTreeMap::new(),
@@ -260,6 +261,13 @@ impl ClusterNode {
     #[must_use]
     pub fn is_loading(&self) -> bool {
         self.members.own().phase == Phase::Joining && self.members.known().count() < 2
+    }
+
+    /// Things under way: commands of clients, queries to others, queries of others, exchanges.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        let queries = self.queries.0.len() + self.serving.waiting_count();
+        self.commands.len() + queries + self.background.exchanges.len()
     }
 
     /// A link to a node was made, by seed, by Kademlia or by the node itself.

@@ -41,6 +41,13 @@ enum Waiting {
     Have { from: NodeId, request: RequestId, prefix: Prefix, entries: Vec<Entry> },
 }
 
+impl Serving {
+    /// Queries of others that wait for the store.
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
 impl ClusterNode {
     /// Takes a message, of others or of its own.
     pub(super) fn dispatch(&mut self, now: Now, from: NodeId, message: PeerMessage) {

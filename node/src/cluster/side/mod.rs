@@ -196,7 +196,7 @@ impl ClusterSide {
             self.datagrams.restore(self.now, &answer);
             self.records.ask(keyspace, STATE_TICKET, read(STATE_KEY));
         };
-        let state = match answer {
+        let mut state = match answer {
             StoreAnswer::Read(Found::Nothing) => None,
             StoreAnswer::Read(Found::Record(record)) => match &record.content {
                 Content::Value(bytes) => ClusterState::decode(bytes)
@@ -209,6 +209,12 @@ impl ClusterSide {
                 None
             }
         };
+        if keyspace.stores().any(|(_, store)| store.status().suspect)
+            && let Some(state) = &mut state
+        {
+            tracing::warn!("records are lost: all ranges are filled again from other nodes");
+            state.on_loss();
+        }
         let versions = keyspace.stores().map(|(_, store)| store.version_max());
         let version_max = versions.max().unwrap_or_default();
         let seed = u64::from_be_bytes(*self.options.seed.first_chunk().expect("32 bytes"));

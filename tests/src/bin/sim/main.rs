@@ -4,7 +4,9 @@
 //! sim store --seeds 500 --operations 5000     long traces, crashes at sampled places
 //! sim store --seeds 200                       short traces, a crash at every disk request
 //! sim store --exhaustive                      every image that a power loss can leave
-//! sim cluster --seeds 1000                    a cluster of nodes with model stores
+//! sim cluster --seeds 1000                    a small cluster; each seed draws what goes wrong
+//! sim cluster --scenario all --nodes 12 --engine real --json F --svg D
+//! sim survival                                what is left after deaths, by copies and repair
 //! sim errors --seeds 4                        each request fails in each way
 //! sim net --nodes 10000 --dead 10%            a network of nodes, a tenth killed at once
 //! sim net --scenario all --nodes 1000 --json net.json --svg plots/
@@ -15,6 +17,8 @@
 
 #![expect(clippy::print_stdout, reason = "the output is what this program is for")]
 
+mod cluster;
+
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,7 +27,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use clap::{Args, Parser, Subcommand};
-use kadring_tests::cluster_world::{self, Mutation};
 use kadring_tests::mainline_world::{report as siege_report, siege};
 use kadring_tests::net_world::network::Faults;
 use kadring_tests::net_world::report;
@@ -161,14 +164,10 @@ enum What {
         #[arg(long, value_parser = planted)]
         bug: Option<PlantedBug>,
     },
-    /// A cluster: real cores, model stores, a network that loses and delays, nodes that crash.
-    Cluster {
-        #[command(flatten)]
-        seeds: Seeds,
-        /// Plants a defect, which the oracle must notice.
-        #[arg(long, value_parser = planted_in_cluster)]
-        bug: Option<Mutation>,
-    },
+    /// A cluster: real cores, a network that loses and delays, nodes that crash, come and go.
+    Cluster(cluster::Cluster),
+    /// What is left of what was stored after nodes have died, by copies and repair interval.
+    Survival(cluster::Lives),
     /// One store without crashes, as often as it has requests: each fails in each way.
     Errors {
         #[command(flatten)]
@@ -206,7 +205,8 @@ fn main() -> ExitCode {
             }
             run_stores(&seeds, trial)
         }
-        What::Cluster { seeds, bug } => run_clusters(&seeds, bug.unwrap_or_default()),
+        What::Cluster(arguments) => cluster::run_clusters(&arguments),
+        What::Survival(arguments) => cluster::run_survival(&arguments),
         What::Errors { seeds, operations, nth, error, sticky } => {
             let error = error.map(|name| errors::named(&name).ok_or(name));
             let error = match error.transpose() {
@@ -320,40 +320,6 @@ fn peak_memory() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
-}
-
-fn planted_in_cluster(name: &str) -> Result<Mutation, String> {
-    match name {
-        "resurrects" => Ok(Mutation::RepairResurrects),
-        "unconfirmed" => Ok(Mutation::DropsUnconfirmed),
-        "backwards" => Ok(Mutation::VersionGoesBack),
-        "early" => Ok(Mutation::AnswersTooEarly),
-        _ => Err("one of resurrects, unconfirmed, backwards, early".to_owned()),
-    }
-}
-
-fn run_clusters(seeds: &Seeds, bug: Mutation) -> ExitCode {
-    let total = Mutex::new(cluster_world::Summary::default());
-    let failed = run_all(seeds, |seed| {
-        let summary = cluster_world::run(seed, bug).map_err(|error| vec![error])?;
-        total.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(&summary);
-        Ok(())
-    });
-    let total = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    println!(
-        "{} messages, {} writes, {} reads, {} refused, {} crashes, {} cuts, {} moves, \
-         {} copies given up, agreement after {} ms at most",
-        total.messages,
-        total.writes,
-        total.reads,
-        total.refused,
-        total.crashes,
-        total.cuts,
-        total.moves,
-        total.discarded,
-        total.converged_ms
-    );
-    finish(seeds, failed)
 }
 
 fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
