@@ -18,6 +18,7 @@ mod byte_flips;
 mod clients;
 mod cluster;
 mod cluster_command;
+mod cluster_intruders;
 mod cluster_kills;
 mod cluster_many;
 mod cluster_rig;
