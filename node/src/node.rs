@@ -184,13 +184,15 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
             "this file system takes no O_DIRECT: writes go through the page cache and fdatasync"
         );
     }
-    let threads = config.pread_threads;
+    let (threads, buffer_bytes) = (config.pread_threads, config.io_buffer_bytes);
     match config.io {
         IoDriver::Uring => {
-            serve(directory, (&config, secret), durability, make_uring, &mut on_event)
+            let make = move |directory, spread| make_uring(directory, spread, buffer_bytes);
+            serve(directory, (&config, secret), durability, make, &mut on_event)
         }
         IoDriver::TokioUring => {
-            serve(directory, (&config, secret), durability, make_tokio_uring, &mut on_event)
+            let make = move |directory, spread| make_tokio_uring(directory, spread, buffer_bytes);
+            serve(directory, (&config, secret), durability, make, &mut on_event)
         }
         IoDriver::Pread => {
             let make = move |directory, spread: Spread| {
@@ -202,8 +204,11 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     }
 }
 
-fn make_uring(directory: DataDirectory, spread: Spread) -> Result<UringIo, RunError> {
-    let UringOptions { buffer_bytes, .. } = UringOptions::default();
+fn make_uring(
+    directory: DataDirectory,
+    spread: Spread,
+    buffer_bytes: usize,
+) -> Result<UringIo, RunError> {
     let options = UringOptions {
         buffer_bytes: buffer_bytes_of(buffer_bytes, spread),
         handle_signals: spread.thread == 0,
@@ -217,8 +222,11 @@ fn make_uring(directory: DataDirectory, spread: Spread) -> Result<UringIo, RunEr
     Ok(io)
 }
 
-fn make_tokio_uring(directory: DataDirectory, spread: Spread) -> Result<TokioUringIo, RunError> {
-    let TokioUringOptions { buffer_bytes, .. } = TokioUringOptions::default();
+fn make_tokio_uring(
+    directory: DataDirectory,
+    spread: Spread,
+    buffer_bytes: usize,
+) -> Result<TokioUringIo, RunError> {
     let options = TokioUringOptions {
         buffer_bytes: buffer_bytes_of(buffer_bytes, spread),
         handle_signals: spread.thread == 0,
@@ -234,7 +242,7 @@ fn buffer_bytes_of(whole: usize, spread: Spread) -> usize {
     if spread.thread == 0 {
         return whole;
     }
-    (whole / usize::from(spread.thread_count)).max(BUFFER_BYTES_PER_THREAD_MIN)
+    (whole / usize::from(spread.thread_count)).max(BUFFER_BYTES_PER_THREAD_MIN.min(whole))
 }
 
 /// What writes promise and how that is kept, by configuration and by what the device is good at.

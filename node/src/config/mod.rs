@@ -81,6 +81,8 @@ pub struct Config {
     pub io: IoDriver,
     /// Blocking file threads of the `pread` driver, 1 to 64.
     pub pread_threads: usize,
+    /// Memory for disk buffers, registered with the ring where that is allowed; not for `pread`.
+    pub io_buffer_bytes: usize,
     /// What a reply to a write promises.
     pub durability: DurabilityMode,
     /// How writes are made durable; `None` is what was measured to be best on this device.
@@ -295,6 +297,7 @@ impl Default for Config {
             threads: None,
             io: IoDriver::Uring,
             pread_threads: 4,
+            io_buffer_bytes: 64 << 20,
             durability: DurabilityMode::Always,
             sync_method: None,
             segment_bytes: 64 << 20,

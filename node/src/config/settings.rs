@@ -386,6 +386,17 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| config.pread_threads.to_string(),
     },
     Setting {
+        key: "io_buffer_bytes",
+        flag: "io-buffer-bytes",
+        value_name: "SIZE",
+        help: "Memory for disk buffers of the ring drivers, in steps of 4MiB; 4MiB to 4GiB; what \
+               does not fit takes plain memory",
+        expected: "a size from 4MiB to 4GiB",
+        apply: |config, raw| set(&mut config.io_buffer_bytes, raw.size()),
+        valid: |config| (4 << 20..=4 << 30).contains(&config.io_buffer_bytes),
+        show: |config| size::format(config.io_buffer_bytes as u64),
+    },
+    Setting {
         key: "durability",
         flag: "durability",
         value_name: "always|interval|os",

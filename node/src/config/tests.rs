@@ -89,6 +89,7 @@ const SAMPLES: [(&str, &str, &str); 38] = [
     ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
     ("pread_threads", "9", "9"),
+    ("io_buffer_bytes", "8MiB", "8388608"),
     ("durability", "os", "\"os\""),
     ("sync_method", "sync", "\"sync\""),
     ("segment_bytes", "8MiB", "8388608"),
@@ -160,6 +161,7 @@ fn every_field_has_a_setting() {
         threads,
         io,
         pread_threads,
+        io_buffer_bytes,
         durability,
         sync_method,
         segment_bytes,
@@ -183,6 +185,7 @@ fn every_field_has_a_setting() {
     assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);
     assert_ne!(pread_threads, defaults.pread_threads);
+    assert_ne!(io_buffer_bytes, defaults.io_buffer_bytes);
     assert_ne!(durability, defaults.durability);
     assert_ne!(sync_method, defaults.sync_method);
     assert_ne!(segment_bytes, defaults.segment_bytes);

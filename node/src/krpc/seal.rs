@@ -68,6 +68,14 @@ pub struct SealCounters {
     pub senders_forgotten: u64,
 }
 
+impl SealCounters {
+    /// Datagrams that were not taken.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.truncated + self.forged + self.reflected + self.replayed + self.too_old
+    }
+}
+
 /// Seals the datagrams of one process.
 #[derive(Debug)]
 pub struct Sealer {

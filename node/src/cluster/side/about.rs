@@ -106,14 +106,19 @@ fn link_figures(links: &PeerLinks) -> Vec<Figure> {
         + counters.refused_secret
         + counters.refused_cluster
         + counters.refused_version
-        + counters.refused_garbage;
+        + counters.refused_own
+        + counters.refused_garbage
+        + counters.refused_late
+        + counters.refused_source
+        + counters.refused_full
+        + counters.bad_messages;
     let up = links.links().count() as u64;
     let mut figures = vec![Figure::gauge("kadring_links", "Links to other nodes that are up.", up)];
     let counted = [
         ("kadring_links_broken_total", "Links that broke.", counters.broken),
         (
             "kadring_links_refused_total",
-            "Links refused for a wrong secret, cluster, version or form.",
+            "Links refused or ended: wrong secret, cluster, version, id or form, too slow, too many.",
             refused,
         ),
         ("kadring_link_messages_sent_total", "Messages sent over links.", counters.messages_sent),

@@ -338,6 +338,7 @@ impl Datagrams {
     pub(super) fn figures(&self) -> Vec<Figure> {
         let counters = self.node.counters();
         let routes = self.node.table().len() as u64;
+        let stopped = self.gate.limited() + self.gate.seals().refused();
         vec![
             Figure::gauge("kadring_routes", "Entries of the routing table.", routes),
             Figure::counter(
@@ -379,7 +380,7 @@ impl Datagrams {
             Figure::counter(
                 "kadring_krpc_rejected_total",
                 "Datagrams that were no message of this cluster.",
-                counters.rejected + counters.foreign + counters.unexpected + self.gate.limited(),
+                counters.rejected + counters.foreign + counters.unexpected + stopped,
             ),
         ]
     }
