@@ -13,6 +13,9 @@
 //! libtorrent runs beside it where its Python package is installed: all in memory, and its table
 //! stays nearly empty, since it takes one node of an address.
 //!
+//! `--held N` also fills a node with N items of 200 B, with a small read cache, and tells what its
+//! memory grows by: at most the index' budget of 16 B for each, and the cache.
+//!
 //! The server runs on core 0, the generator on core 1. Contestants take turns.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
@@ -39,12 +42,23 @@ use std::time::{Duration, Instant};
 const TABLE: Table = Table { name_width: 24, width: 10 };
 /// Bytes of a stored value, its length prefix not counted.
 const VALUE_LEN: usize = 500;
+/// The same where memory is measured.
+const HELD_VALUE_LEN: usize = 200;
+/// Bytes of values that the node whose memory is measured may cache.
+const HELD_CACHE_BYTES: usize = 16 << 20;
+/// Bytes of index for each item (DESIGN 3.5).
+const HELD_BYTES_EACH_MAX: f64 = 16.0;
+/// Items put at a time where memory is measured.
+const HELD_STEP: usize = 20_000;
 /// Items that are asked for.
 const ITEM_COUNT: usize = 1_000;
 /// Addresses that fill the routing table.
 const NEIGHBOURS: usize = 300;
 /// A query without an answer for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How kadring is started.
+const ARGUMENTS: [&str; 8] =
+    ["--mode", "mainline", "--peer", "127.0.0.1:0", "--bootstrap", "none", "--log", "error"];
 /// The end of every query, with room for its transaction id.
 const QUERY_END: &[u8] = b"1:t4:\0\0\0\x001:y1:qe";
 
@@ -63,6 +77,9 @@ struct Arguments {
     /// Puts of a turn.
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     puts: usize,
+    /// Items of 200 B whose memory is measured; a million is what a node holds at most.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    held: usize,
 }
 
 /// A server and how it is reached.
@@ -118,13 +135,17 @@ struct Put {
 
 impl Put {
     fn immutable(rng: &mut fastrand::Rng) -> Self {
-        let value = random_value(rng);
+        Self::of_len(VALUE_LEN, rng)
+    }
+
+    fn of_len(len: usize, rng: &mut fastrand::Rng) -> Self {
+        let value = random_value(len, rng);
         let target = Item::Immutable(&value).target().0;
         Self { value, signed: None, target }
     }
 
     fn mutable(rng: &mut fastrand::Rng) -> Self {
-        let value = random_value(rng);
+        let value = random_value(VALUE_LEN, rng);
         let mut seed = [0; 32];
         rng.fill(&mut seed);
         let key = SigningKey::from_seed(&seed);
@@ -147,8 +168,8 @@ impl Put {
     }
 }
 
-fn random_value(rng: &mut fastrand::Rng) -> Vec<u8> {
-    let mut content = vec![0; VALUE_LEN];
+fn random_value(len: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
+    let mut content = vec![0; len];
     rng.fill(&mut content);
     let mut value = Vec::new();
     Writer::new(&mut value).bytes(&content);
@@ -355,15 +376,58 @@ fn answer_pings(nodes: &[(UdpSocket, [u8; 20])]) -> io::Result<()> {
 }
 
 fn ours(starter: &Starter, report: &mut Report) -> Result<Contestant, Box<dyn Error>> {
-    let arguments =
-        ["--mode", "mainline", "--peer", "127.0.0.1:0", "--bootstrap", "none", "--log", "error"];
-    let server = starter.kadring("kadring", &arguments)?;
+    let server = starter.kadring("kadring", &ARGUMENTS)?;
     let address = server.peer.ok_or("kadring has no peer door")?;
     let known = fill_table(&server, address)?;
     println!("routing table of kadring: {known} nodes");
     report.set("table_nodes", known);
     let pid = server.pid();
     Ok(Contestant { name: "kadring, durable", address, pid, _process: Box::new(server) })
+}
+
+/// Fills a node with items and tells what its memory grows by.
+fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<dyn Error>> {
+    let cache = HELD_CACHE_BYTES.to_string();
+    let mut arguments = ARGUMENTS.to_vec();
+    arguments.extend(["--cache-bytes", &cache]);
+    let server = starter.kadring("kadring", &arguments)?;
+    let address = server.peer.ok_or("kadring has no peer door")?;
+    let pid = server.pid();
+    let contestant = Contestant { name: "kadring", address, pid, _process: Box::new(()) };
+    let mut rng = fastrand::Rng::with_seed(4);
+    let mut put = |count: usize| {
+        let puts: Vec<Put> = (0..count).map(|_| Put::of_len(HELD_VALUE_LEN, &mut rng)).collect();
+        put_all((&contestant, 256), &puts)
+    };
+    // Buffers that a node has once, whatever it holds.
+    put(HELD_STEP.min(count))?;
+    let before = resident_bytes(pid)?;
+    let mut rest = count;
+    while rest > 0 {
+        let step = rest.min(HELD_STEP);
+        put(step)?;
+        rest -= step;
+    }
+    let after = resident_bytes(pid)?;
+    let held = sum_in_info(&server.info()?, "items");
+    let grown = after.saturating_sub(before) as f64;
+    let each = (grown - HELD_CACHE_BYTES as f64) / count as f64;
+    println!(
+        "\n{held} items of {HELD_VALUE_LEN} B held: {before} bytes resident before, {after} after; \
+         without {HELD_CACHE_BYTES} of cache {each:.1} B for each"
+    );
+    report.set("held_items", held);
+    report.set("held_bytes_before", before);
+    report.set("held_bytes_after", after);
+    report.set("held_bytes_each", each);
+    report.judge("memory for each item within 16 B and the cache", each <= HELD_BYTES_EACH_MAX);
+    Ok(())
+}
+
+fn resident_bytes(pid: u32) -> Result<u64, Box<dyn Error>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: u64 = text.split(' ').nth(1).ok_or("statm has no second field")?.parse()?;
+    Ok(pages * 4_096)
 }
 
 /// libtorrent, or `None` where it is not installed.
@@ -476,6 +540,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     report.set("signature_micros", signature);
     report.set("signature_share", share);
+    if arguments.held > 0 {
+        hold(&starter, &mut report, arguments.held)?;
+    }
     report.judge("get of 500 B with a full table, 150,000/s", gets[0].rate() >= 150_000.0);
     report.judge("find_node with a full table, 150,000/s", finds[0].rate() >= 150_000.0);
     if let (Some(durable), Some(memory)) = (puts.first(), puts.get(1)) {
