@@ -134,8 +134,12 @@ fn node_of_both_families_answers_each_with_what_it_wants() {
         let query = [query.as_bytes(), &token, end].concat();
         asker.0.send_to(&query, to).unwrap();
         let mut buffer = [0; 4_096];
-        let is_stored = |reply: &[u8]| find(reply, "t").is_some_and(|id| id == b"2:yy");
-        while !is_stored(&buffer[..asker.0.recv_from(&mut buffer).unwrap().0]) {}
+        loop {
+            let (len, _) = asker.0.recv_from(&mut buffer).unwrap();
+            if find(&buffer[..len], "t").is_some_and(|id| id == b"2:yy") {
+                break;
+            }
+        }
     }
     for (asker, to) in &askers {
         let reply = asker.ask(*to, "get_peers", &format!("{INFO_HASH}4:wantl2:n42:n6e"));

@@ -1,9 +1,9 @@
 //! [`Unplaced`]: items that a client has put while this node knew no other one.
 //!
 //! ```text
-//! waiting ── neighbours, and some time ──> loading ── record ──> being put ── somebody has it ──> (gone)
-//!    ^                                                              │
-//!    └─────────────────── nobody has it, later again ───────────────┘
+//! waiting ── neighbours, some time ──> loading ── record ──> being put ── somebody has it ──> (gone)
+//!    ^                                                          │
+//!    └───────────────── nobody has it, later again ─────────────┘
 //! ```
 //!
 //! The node holds such items itself; here it remembers to put them at others. Their keys are part
@@ -61,7 +61,7 @@ impl Unplaced {
             self.due = None;
             return None;
         }
-        let due = *self.due.get_or_insert(now.plus_millis(PLACE_AFTER_MS));
+        let due = *self.due.get_or_insert_with(|| now.plus_millis(PLACE_AFTER_MS));
         let under_way = self.items.values().filter(|phase| **phase != Phase::Waiting).count();
         if now < due || under_way >= PLACED_AT_ONCE_MAX {
             return None;

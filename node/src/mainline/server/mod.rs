@@ -135,7 +135,7 @@ pub struct ServerCounters {
 #[derive(Debug)]
 struct Who<A> {
     asker: A,
-    /// What was asked, as in [`QueryKind::index`]; `None`: nothing that can be read, or by ourselves.
+    /// What was asked, as in [`QueryKind::index`]; `None`: nothing that can be read, or by us.
     kind: Option<usize>,
     from: SocketAddr,
     own: NodeId,
@@ -290,8 +290,8 @@ impl<A> Server<A> {
         self.carry_out(now, target);
     }
 
-    /// Looks an item up for ourselves; of a mutable one only what is newer than `seq`. It is answered
-    /// as a get is, without nodes.
+    /// Looks an item up for ourselves; of a mutable one only what is newer than `seq`. It is
+    /// answered as a get is, without nodes.
     pub fn look_up(&mut self, now: Now, target: NodeId, seq: Option<i64>, asker: A) {
         let who = self.ourselves(asker);
         let get = GetWork { who, seq, nodes: [None, None], token: [0; 8], is_near: false };
