@@ -13,6 +13,9 @@
 //! libtorrent runs beside it where its Python package is installed: all in memory, and its table
 //! stays nearly empty, since it takes one node of an address.
 //!
+//! `--held N` also fills a node with N items of 200 B, with a small read cache, and tells what its
+//! memory grows by: at most the index' budget of 16 B for each, and the cache.
+//!
 //! The server runs on core 0, the generator on core 1. Contestants take turns.
 
 #![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
@@ -21,7 +24,9 @@
 
 use clap::Parser;
 use kadring::krpc::bencode::Writer;
-use kadring::mainline::item::{BATCH_MAX, Item, MutableItem, Signed, SigningKey, verify_all};
+use kadring::mainline::item::{
+    BATCH_MAX, Item, MutableItem, Signed, SigningKey, mutable_target, verify_all,
+};
 use kadring_benches::{
     Flags, Latencies, Measuring, Report, Sample, Server, ServerFlags, Starter, Summary, Table,
     cpu_of_process, interleave, sum_in_info,
@@ -37,14 +42,27 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const TABLE: Table = Table { name_width: 24, width: 10 };
+/// Items share so many bits with kadring's id: with a full table it stores what is near alone.
+const NEAR_BITS: u32 = 5;
 /// Bytes of a stored value, its length prefix not counted.
 const VALUE_LEN: usize = 500;
+/// The same where memory is measured.
+const HELD_VALUE_LEN: usize = 200;
+/// Bytes of values that the node whose memory is measured may cache.
+const HELD_CACHE_BYTES: usize = 16 << 20;
+/// Bytes of index for each item (DESIGN 3.5).
+const HELD_BYTES_EACH_MAX: f64 = 16.0;
+/// Items put at a time where memory is measured.
+const HELD_STEP: usize = 20_000;
 /// Items that are asked for.
 const ITEM_COUNT: usize = 1_000;
 /// Addresses that fill the routing table.
 const NEIGHBOURS: usize = 300;
 /// A query without an answer for so long is lost.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How kadring is started.
+const ARGUMENTS: [&str; 8] =
+    ["--mode", "mainline", "--peer", "127.0.0.1:0", "--bootstrap", "none", "--log", "error"];
 /// The end of every query, with room for its transaction id.
 const QUERY_END: &[u8] = b"1:t4:\0\0\0\x001:y1:qe";
 
@@ -63,6 +81,9 @@ struct Arguments {
     /// Puts of a turn.
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     puts: usize,
+    /// Items of 200 B whose memory is measured; a million is what a node holds at most.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    held: usize,
 }
 
 /// A server and how it is reached.
@@ -111,35 +132,73 @@ fn find_node_query(target: &[u8; 20]) -> Vec<u8> {
 /// What is put: an item with all that a query for it needs.
 struct Put {
     value: Vec<u8>,
-    /// Key, seq and signature of a mutable one.
-    signed: Option<([u8; 32], i64, [u8; 64])>,
+    /// Key, salt, seq and signature of a mutable one.
+    signed: Option<([u8; 32], [u8; 8], i64, [u8; 64])>,
     target: [u8; 20],
 }
 
-impl Put {
-    fn immutable(rng: &mut fastrand::Rng) -> Self {
-        let value = random_value(rng);
-        let target = Item::Immutable(&value).target().0;
-        Self { value, signed: None, target }
+/// Makes items that a node stores.
+struct Maker {
+    rng: fastrand::Rng,
+    /// The node's id.
+    near: [u8; 20],
+    bits: u32,
+}
+
+impl Maker {
+    fn is_near(&self, target: &[u8; 20]) -> bool {
+        let first = |id: &[u8; 20]| u32::from_be_bytes([id[0], id[1], id[2], id[3]]);
+        (first(target) ^ first(&self.near)).leading_zeros() >= self.bits
     }
 
-    fn mutable(rng: &mut fastrand::Rng) -> Self {
-        let value = random_value(rng);
+    fn immutable(&mut self, len: usize) -> Put {
+        loop {
+            let value = random_value(len, &mut self.rng);
+            let target = Item::Immutable(&value).target().0;
+            if self.is_near(&target) {
+                return Put { value, signed: None, target };
+            }
+        }
+    }
+
+    /// Each with a key of its own; its salt brings it near.
+    fn mutable(&mut self) -> Put {
+        let value = random_value(VALUE_LEN, &mut self.rng);
         let mut seed = [0; 32];
-        rng.fill(&mut seed);
+        self.rng.fill(&mut seed);
         let key = SigningKey::from_seed(&seed);
-        let signature = key.sign(b"", 1, &value);
         let (public, seq) = (key.public(), 1);
-        let item =
-            MutableItem { key: &public, salt: b"", seq, signature: &signature, value: &value };
-        let target = Item::Mutable(item).target().0;
-        Self { signed: Some((public, seq, signature)), target, value }
+        loop {
+            let salt = self.rng.u64(..).to_be_bytes();
+            let target = mutable_target(&public, &salt).0;
+            if self.is_near(&target) {
+                let signature = key.sign(&salt, seq, &value);
+                return Put { signed: Some((public, salt, seq, signature)), target, value };
+            }
+        }
     }
+}
 
+/// The id of a node.
+fn id_of(address: SocketAddr) -> Result<[u8; 20], Box<dyn Error>> {
+    let mut id = None;
+    let ping = query("ping", |_| ());
+    Asker::new(address, 1)?.run(
+        |number| (number == 0).then(|| ping.clone()),
+        |_, reply, _| {
+            let at = reply.windows(7).position(|window| window == b"2:id20:");
+            id = at.and_then(|at| reply.get(at + 7..at + 27)?.try_into().ok());
+        },
+    )?;
+    Ok(id.ok_or("a ping was answered without an id")?)
+}
+
+impl Put {
     fn query(&self, token: &[u8]) -> Vec<u8> {
         query("put", |writer| {
-            if let Some((key, seq, signature)) = &self.signed {
-                writer.bytes(b"k").bytes(key).bytes(b"seq").integer(*seq);
+            if let Some((key, salt, seq, signature)) = &self.signed {
+                writer.bytes(b"k").bytes(key).bytes(b"salt").bytes(salt);
+                writer.bytes(b"seq").integer(*seq);
                 writer.bytes(b"sig").bytes(signature);
             }
             writer.bytes(b"token").bytes(token).bytes(b"v").value(&self.value);
@@ -147,8 +206,8 @@ impl Put {
     }
 }
 
-fn random_value(rng: &mut fastrand::Rng) -> Vec<u8> {
-    let mut content = vec![0; VALUE_LEN];
+fn random_value(len: usize, rng: &mut fastrand::Rng) -> Vec<u8> {
+    let mut content = vec![0; len];
     rng.fill(&mut content);
     let mut value = Vec::new();
     Writer::new(&mut value).bytes(&content);
@@ -274,11 +333,22 @@ fn put_all(
     })?;
     let count = latencies.count();
     let sample = measuring.finish(cpu_of_process(contestant.pid), count, latencies);
-    if refused + asker.lost > 0 {
-        let lost = asker.lost;
-        return Err(format!("{}: {refused} puts refused, {lost} lost", contestant.name).into());
-    }
+    check(contestant, (count, refused, asker.lost))?;
     Ok(sample)
+}
+
+/// Sockets lose what comes too fast, and a lost query costs its asker time; few may be.
+fn check(
+    contestant: &Contestant,
+    (count, refused, lost): (u64, u64, u64),
+) -> Result<(), Box<dyn Error>> {
+    if lost > 0 {
+        println!("{}: {lost} QUERIES LOST of {}", contestant.name, count + lost);
+    }
+    if refused > 0 || lost * 20 > count {
+        return Err(format!("{}: {refused} refused, {lost} lost", contestant.name).into());
+    }
+    Ok(())
 }
 
 /// Asks the same kind of query for a while.
@@ -294,9 +364,7 @@ fn ask_for(
     let next = |number| (Instant::now() < until).then(|| next(number));
     asker.run(next, |_, _, took| latencies.record(took, 1))?;
     let count = latencies.count();
-    if asker.lost * 1_000 > count {
-        return Err(format!("{}: {} of {count} queries lost", contestant.name, asker.lost).into());
-    }
+    check(contestant, (count, 0, asker.lost))?;
     Ok(measuring.finish(cpu_of_process(contestant.pid), count, latencies))
 }
 
@@ -355,15 +423,60 @@ fn answer_pings(nodes: &[(UdpSocket, [u8; 20])]) -> io::Result<()> {
 }
 
 fn ours(starter: &Starter, report: &mut Report) -> Result<Contestant, Box<dyn Error>> {
-    let arguments =
-        ["--mode", "mainline", "--peer", "127.0.0.1:0", "--bootstrap", "none", "--log", "error"];
-    let server = starter.kadring("kadring", &arguments)?;
+    let server = starter.kadring("kadring", &ARGUMENTS)?;
     let address = server.peer.ok_or("kadring has no peer door")?;
     let known = fill_table(&server, address)?;
     println!("routing table of kadring: {known} nodes");
     report.set("table_nodes", known);
     let pid = server.pid();
     Ok(Contestant { name: "kadring, durable", address, pid, _process: Box::new(server) })
+}
+
+/// Fills a node with items and tells what its memory grows by.
+fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<dyn Error>> {
+    let cache = HELD_CACHE_BYTES.to_string();
+    let mut arguments = ARGUMENTS.to_vec();
+    arguments.extend(["--cache-bytes", &cache]);
+    let server = starter.kadring("kadring", &arguments)?;
+    let address = server.peer.ok_or("kadring has no peer door")?;
+    let pid = server.pid();
+    let contestant = Contestant { name: "kadring", address, pid, _process: Box::new(()) };
+    // Its table is empty: everything is near.
+    let rng = fastrand::Rng::with_seed(4);
+    let mut maker = Maker { rng, near: [0; 20], bits: 0 };
+    let mut put = |count: usize| {
+        let puts: Vec<Put> = (0..count).map(|_| maker.immutable(HELD_VALUE_LEN)).collect();
+        put_all((&contestant, 256), &puts)
+    };
+    // Buffers that a node has once, whatever it holds.
+    put(HELD_STEP.min(count))?;
+    let before = resident_bytes(pid)?;
+    let mut rest = count;
+    while rest > 0 {
+        let step = rest.min(HELD_STEP);
+        put(step)?;
+        rest -= step;
+    }
+    let after = resident_bytes(pid)?;
+    let held = sum_in_info(&server.info()?, "items");
+    let grown = after.saturating_sub(before) as f64;
+    let each = (grown - HELD_CACHE_BYTES as f64) / count as f64;
+    println!(
+        "\n{held} items of {HELD_VALUE_LEN} B held: {before} bytes resident before, {after} after; \
+         without {HELD_CACHE_BYTES} of cache {each:.1} B for each"
+    );
+    report.set("held_items", held);
+    report.set("held_bytes_before", before);
+    report.set("held_bytes_after", after);
+    report.set("held_bytes_each", each);
+    report.judge("memory for each item within 16 B and the cache", each <= HELD_BYTES_EACH_MAX);
+    Ok(())
+}
+
+fn resident_bytes(pid: u32) -> Result<u64, Box<dyn Error>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: u64 = text.split(' ').nth(1).ok_or("statm has no second field")?.parse()?;
+    Ok(pages * 4_096)
 }
 
 /// libtorrent, or `None` where it is not installed.
@@ -411,13 +524,14 @@ fn show(report: &mut Report, what: &str, contestants: &[Contestant], summaries: 
 
 /// Microseconds to check one signature, in batches as full as they get.
 fn signature_micros(rounds: usize) -> f64 {
-    let mut rng = fastrand::Rng::with_seed(9);
-    let puts: Vec<Put> = (0..BATCH_MAX).map(|_| Put::mutable(&mut rng)).collect();
+    let rng = fastrand::Rng::with_seed(9);
+    let mut maker = Maker { rng, near: [0; 20], bits: 0 };
+    let puts: Vec<Put> = (0..BATCH_MAX).map(|_| maker.mutable()).collect();
     let signed: Vec<Signed> = puts
         .iter()
         .filter_map(|put| {
-            let (key, seq, signature) = put.signed.as_ref()?;
-            let item = MutableItem { key, salt: b"", seq: *seq, signature, value: &put.value };
+            let (key, salt, seq, signature) = put.signed.as_ref()?;
+            let item = MutableItem { key, salt, seq: *seq, signature, value: &put.value };
             Some(Signed::of(&item))
         })
         .collect();
@@ -437,9 +551,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     contestants.extend(theirs()?);
     let turns = flags.turns(3.0, 5);
     let put_count = if flags.smoke { 200 } else { arguments.puts };
-    let mut rng = fastrand::Rng::with_seed(2);
+    let near = id_of(contestants[0].address)?;
+    let mut maker = Maker { rng: fastrand::Rng::with_seed(2), near, bits: NEAR_BITS };
 
-    let items: Vec<Put> = (0..ITEM_COUNT).map(|_| Put::immutable(&mut rng)).collect();
+    let items: Vec<Put> = (0..ITEM_COUNT).map(|_| maker.immutable(VALUE_LEN)).collect();
     for contestant in &contestants {
         put_all((contestant, 64), &items)?;
     }
@@ -458,14 +573,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         })
     })?;
     show(&mut report, "find_node", &contestants, &finds);
-    let mut puts_of = |make: fn(&mut fastrand::Rng) -> Put| {
+    let mut puts_of = |make: fn(&mut Maker) -> Put| {
         take_turns(&contestants, turns.repeats, |contestant| {
-            let puts: Vec<Put> = (0..put_count).map(|_| make(&mut rng)).collect();
+            let puts: Vec<Put> = (0..put_count).map(|_| make(&mut maker)).collect();
             put_all((contestant, arguments.put_window), &puts)
         })
     };
-    let puts = puts_of(Put::immutable)?;
-    let mutable = puts_of(Put::mutable)?;
+    let puts = puts_of(|maker| maker.immutable(VALUE_LEN))?;
+    let mutable = puts_of(Maker::mutable)?;
     show(&mut report, "put of 500 B", &contestants, &puts);
     show(&mut report, "put mutable of 500 B", &contestants, &mutable);
 
@@ -476,6 +591,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     report.set("signature_micros", signature);
     report.set("signature_share", share);
+    if arguments.held > 0 {
+        hold(&starter, &mut report, arguments.held)?;
+    }
     report.judge("get of 500 B with a full table, 150,000/s", gets[0].rate() >= 150_000.0);
     report.judge("find_node with a full table, 150,000/s", finds[0].rate() >= 150_000.0);
     if let (Some(durable), Some(memory)) = (puts.first(), puts.get(1)) {

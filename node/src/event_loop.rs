@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use storage::{Event, LogClock, SnapshotFile};
@@ -60,6 +61,8 @@ pub(crate) enum Mail {
     Snapshot(String),
     /// A shard has made its part.
     Snapshotted(ShardIndex, Result<Vec<SnapshotFile>, DiskError>),
+    /// Addresses of nodes to start from, whose names were looked up; to the first thread.
+    Seeds(Vec<SocketAddr>),
     /// A thread is gone before its time; to the first thread.
     Lost(ThreadIndex),
 }
@@ -286,6 +289,11 @@ impl<I: Io> EventLoop<I> {
             Mail::Compact => self.keyspace.compact(),
             Mail::Snapshot(id) => begin_shards(&mut self.keyspace, &id),
             Mail::Snapshotted(shard, result) => self.snapshots.handle_shard(shard, result),
+            Mail::Seeds(seeds) => {
+                if let Some(peer) = &mut self.peer {
+                    peer.add_seeds(&mut self.keyspace, &seeds);
+                }
+            }
             Mail::Lost(thread) => {
                 return Err(io::Error::other(format!("thread {thread} has failed")));
             }

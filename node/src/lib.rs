@@ -29,6 +29,7 @@ pub mod keyspace;
 pub mod krpc;
 pub mod logging;
 pub mod mainline;
+mod mode_note;
 pub mod node;
 pub mod offline;
 pub mod peer;

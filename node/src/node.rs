@@ -15,16 +15,18 @@ use crate::cluster::secret::ClusterSecret;
 use crate::cluster::side;
 use crate::config::{Config, DurabilityMode, IoDriver, Mode, SHARDS_MAX};
 use crate::crew::{self, Crew, Found, Opening, Service};
-use crate::event_loop::{CLIENT_DOOR, EventLoop, Post, run_procedure, run_procedures};
+use crate::event_loop::{CLIENT_DOOR, EventLoop, Mail, Post, run_procedure, run_procedures};
 use crate::io::device::{self, DeviceProbe};
 use crate::io::directory::{self, DataDirectory, DirectoryOptions};
 use crate::io::mailbox::mailbox;
 use crate::io::pread::{PreadIo, PreadOptions};
+use crate::io::resolver::Resolver;
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
 use crate::io::uring::{UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex, Spread, ThreadIndex};
 use crate::mainline::peer_side::{self, MainlineSide, StartError};
+use crate::mode_note;
 use crate::peer::{ADMIN_DOOR, PeerSide};
 use crate::peer_door::{self, PeerDoorError};
 use crate::resp::door::{Door, DurabilityFacts, NodeFacts, PeerCommands};
@@ -107,6 +109,19 @@ pub enum RunError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// `--mode` contradicts the data directory.
+    #[error(
+        "data directory {} was made by a node with --mode {}, not {}",
+        path.display(), holds.name(), asked.name()
+    )]
+    OtherMode {
+        /// The directory.
+        path: PathBuf,
+        /// The mode that it was made in.
+        holds: Mode,
+        /// The mode asked for.
+        asked: Mode,
+    },
     /// `--shards` contradicts the data directory.
     #[error("data directory {} has {stored} shards, not {asked}", path.display())]
     ShardCount {
@@ -174,6 +189,7 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     process::raise_open_files_limit();
     let secret = peer_door::read_secret(&config.cluster)?;
     let directory = open_directory(&config.data_dir, true)?;
+    mode_note::check(config.mode, &config.data_dir, &directory)?;
     let durability = durability_of(&config, &directory);
     if let Err(error) = at_rest::remove_unfinished(&config.data_dir.join(SNAPSHOTS_DIRECTORY)) {
         tracing::warn!(%error, "an unfinished snapshot is left");
@@ -367,7 +383,12 @@ fn serve<I: Io>(
         damage_found: reports.iter().map(|report| report.damage.len() as u64).sum(),
         tail_uncertain_bytes: reports.iter().map(|report| report.tail_uncertain_bytes).sum(),
     };
-    let post = begin_service(&crew, &mut io, &facts, (log_ms, wall_ms, monotonic_ns))?;
+    let names = config.seed_names();
+    let times = (log_ms, wall_ms, monotonic_ns);
+    let post = begin_service((&crew, &mut io), &facts, times, !names.is_empty())?;
+    let own_box = post.outboxes[0].clone();
+    let deliver = move |seeds| own_box.send(Mail::Seeds(seeds));
+    let _resolver = Resolver::spawn(names, deliver);
     let (clock, mut keyspace) = crew::begin((log_ms, wall_ms, monotonic_ns), spread, stores);
     let mut door = Door::new(config.limits.clone(), config.requirepass.clone(), facts);
     door.set_snapshots(known_snapshots(config));
@@ -453,12 +474,13 @@ fn spread_of(config: &Config, shard_count: u16) -> Result<Spread, RunError> {
     Ok(Spread { shard_count, thread_count, thread: 0 })
 }
 
-/// Makes the mailboxes of all threads and has the crew serve. Returns the first thread's post.
+/// Makes the mailboxes of all threads and has the crew serve. Returns the first thread's post,
+/// whose mail ends the driver's wait if there are other threads, or `has_mail` says so.
 fn begin_service<I: Io>(
-    crew: &Crew,
-    io: &mut I,
+    (crew, io): (&Crew, &mut I),
     facts: &NodeFacts,
     (log_ms, wall_ms, monotonic_ns): (u64, u64, u64),
+    has_mail: bool,
 ) -> Result<Post, RunError> {
     let spread = facts.spread;
     let (mut outboxes, mut ends) = (Vec::new(), Vec::new());
@@ -479,7 +501,7 @@ fn begin_service<I: Io>(
         crew.serve(thread, Service { facts, log_ms, started, post });
     }
     if let Some(socket) = own.wake_socket.take()
-        && spread.thread_count > 1
+        && (spread.thread_count > 1 || has_mail)
     {
         io.submit(Request::Watch(socket));
     }

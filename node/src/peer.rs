@@ -5,6 +5,7 @@
 //! answers is said to the client door ([`crate::resp::door::PeerCommands`]).
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use storage::Event;
 
@@ -35,6 +36,10 @@ pub trait PeerSide: fmt::Debug {
     /// Takes an event of the store, which may answer something it has asked. Events of others'
     /// questions come here, too.
     fn handle_event(&mut self, keyspace: &mut Keyspace, shard: ShardIndex, event: &Event);
+
+    /// Takes addresses of nodes to start from, whose names were looked up meanwhile. Nobody looks
+    /// names up for a peer side that is given none.
+    fn add_seeds(&mut self, _keyspace: &mut Keyspace, _seeds: &[SocketAddr]) {}
 
     /// After all completions, at least once in each turn: time, replies, work for the store,
     /// commands of clients and answers to them.

@@ -32,6 +32,7 @@ mod full_disk;
 mod golden;
 mod held_records;
 mod mainline;
+mod mainline_ipv6;
 mod mainline_libtorrent;
 mod mainline_net;
 mod mainline_records;

@@ -11,12 +11,15 @@ use kadring::mainline::item::SigningKey;
 use kadring::mainline::text;
 use kadring_tests::conformance::case::{Condition, Step};
 use kadring_tests::conformance::{all, run};
-use kadring_tests::node_process::EXIT_DEADLINE;
+use kadring_tests::http_client::HttpClient;
+use kadring_tests::node_process::{Driver, EXIT_DEADLINE, NodeOptions, NodeProcess};
 use kadring_tests::resp_client::Reply;
 use mainline::errors::{ConcurrencyError, PutMutableError};
 use mainline::{Dht, Id, MutableItem, Testnet};
 
-use crate::mainline_net::{Network, ask, figure, kadring, peer, start_node, wait_until};
+use crate::mainline_net::{
+    Network, ask, figure, kadring, peer, start_node, start_node_with, wait_until,
+};
 use crate::{TestNode, directory};
 
 /// A reply that comes at all comes by then.
@@ -151,14 +154,92 @@ fn orderly_stop_keeps_everything_at_once() {
     let mut exchange = |datagram: &[u8]| exchange(&socket, address, datagram);
     let token = put(&mut exchange, b"5:after");
     assert!(!token.is_empty());
+    // Peers are written a few seconds after they were announced, or now.
+    let announced = exchange(&announce_query(&token_of(&exchange(GET_PEERS).unwrap()))).unwrap();
+    assert!(contains(&announced, b"1:y1:r"), "{}", announced.escape_ascii());
     let node = node.terminate_and_restart();
     assert_eq!((node.node.ready().node.as_str(), peer(&node)), (id.as_str(), address));
+    let peers = exchange(GET_PEERS).unwrap();
+    assert!(contains(&peers, b"6:\x7f\0\0\x01\x1b\x59"), "{}", peers.escape_ascii());
     let get = get_query(b"5:after");
     let reply = exchange(&get).unwrap();
     assert!(contains(&reply, b"5:after"), "{}", reply.escape_ascii());
     // A token of before is still good.
     let again = exchange(&put_query(&token, b"5:after")).unwrap();
     assert!(contains(&again, b"1:y1:r"), "{}", again.escape_ascii());
+}
+
+#[test]
+fn directory_of_another_mode_is_refused() {
+    let node = start_node("127.0.0.1:0", "none");
+    let TestNode { node, directory } = node;
+    node.terminate().unwrap();
+    let data = directory.path().join("data");
+    let data = data.to_str().unwrap();
+    let refused = |mode: &str| {
+        let words = ["run", "--mode", mode, "--data-dir", data, "--client", "127.0.0.1:0"];
+        let output = kadring_tests::node_process::run_to_end(&words, &[]).unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(5), 1), "{stderr}");
+        stderr
+    };
+    let line = refused("private");
+    assert!(
+        line.contains("--mode mainline, not private; start it with --mode mainline, or"),
+        "{line}"
+    );
+    // One that does not say is taken for what the start says; from then on it does.
+    let note = directory.path().join("data/node.toml");
+    std::fs::write(&note, "mode = \"private\"\n").unwrap();
+    assert!(refused("mainline").contains("--mode private"));
+    std::fs::remove_file(&note).unwrap();
+    let options = NodeOptions::new(std::path::Path::new(data), Driver::Uring);
+    let node = NodeProcess::start(options).unwrap_or_else(|error| panic!("{error}"));
+    node.terminate().unwrap();
+    assert!(std::fs::read_to_string(&note).unwrap().contains("mode = \"private\""));
+}
+
+/// An operator with one node finds what he has put; the first neighbour gets it.
+#[test]
+fn lone_node_keeps_items_until_a_neighbour_comes() {
+    let lone = start_node("127.1.0.1:0", "none");
+    let put = ask(&mut lone.client(), &["KAD.BEP44.PUT", "4:lone"]);
+    assert_eq!(field(&put, "stored"), Some(&Reply::Integer(1)), "{put:?}");
+    let here = Reply::Array(vec![
+        Reply::Bulk(peer(&lone).to_string().into_bytes()),
+        Reply::Bulk(b"stored here".to_vec()),
+    ]);
+    assert_eq!(field(&put, "replicas"), Some(&Reply::Array(vec![here])));
+    let target = text::hex(&kadring::mainline::item::immutable_target(b"4:lone").0);
+    assert_eq!(kadring(&lone, &["get", &target]).unwrap(), "lone");
+    wait_until("it is told that nobody else has it", || figure(&lone, "unplaced") == 1.0);
+    let second = start_node("127.2.0.1:0", &peer(&lone).to_string());
+    wait_until("the item is at the second node", || figure(&lone, "unplaced") == 0.0);
+    drop(lone);
+    assert_eq!(kadring(&second, &["get", &target]).unwrap(), "lone");
+}
+
+/// Names are looked up while the node serves, by the system: this one is in /etc/hosts.
+#[test]
+fn seeds_are_found_by_name() {
+    let first = start_node("127.0.0.1:0", "none");
+    let name = format!("localhost:{}", peer(&first).port());
+    let second = start_node("127.0.0.1:0", &name);
+    wait_until("the second node knows the first", || figure(&second, "table_nodes_ipv4") == 1.0);
+}
+
+/// Names without an address neither stop nor delay a start, and are told of as not ready. What is
+/// given here is no name for any resolver.
+#[test]
+fn names_without_an_address_do_not_stop_a_start() {
+    let label = "a".repeat(70);
+    let variables = [("KADRING_ADMIN", "127.0.0.1:0")];
+    let node = start_node_with("127.0.0.1:0", &format!("{label}:1"), &variables);
+    let admin = node.node.ready().line.split(' ').find_map(|word| word.strip_prefix("admin="));
+    let mut admin = HttpClient::connect(admin.unwrap().parse().unwrap()).unwrap();
+    let readiness = admin.get("/readyz", "").unwrap();
+    assert_eq!(readiness.status, 503);
+    assert_eq!(ask(&mut node.client(), &["PING"]), Reply::Simple("PONG".to_owned()));
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
@@ -182,11 +263,28 @@ fn put_query(token: &[u8], value: &[u8]) -> Vec<u8> {
     query
 }
 
+const GET_PEERS: &[u8] = b"d1:ad2:id20:abcdefghij01234567899:info_hash20:iiiiiiiiiiiiiiiiiiii\
+                          e1:q9:get_peers1:t2:cc1:y1:qe";
+
+/// A peer at port 7001.
+fn announce_query(token: &[u8]) -> Vec<u8> {
+    let mut query = b"d1:ad2:id20:abcdefghij01234567899:info_hash20:iiiiiiiiiiiiiiiiiiii\
+                      4:porti7001e5:token"
+        .to_vec();
+    query.extend_from_slice(format!("{}:", token.len()).as_bytes());
+    query.extend_from_slice(token);
+    query.extend_from_slice(b"e1:q13:announce_peer1:t2:dd1:y1:qe");
+    query
+}
+
+fn token_of(reply: &[u8]) -> Vec<u8> {
+    let raw = kadring_tests::conformance::runner::find(reply, "r.token").unwrap();
+    kadring::krpc::bencode::Reader::new(raw).bytes().unwrap().to_vec()
+}
+
 /// Puts an immutable value by hand; returns the token.
 fn put(exchange: &mut dyn FnMut(&[u8]) -> Option<Vec<u8>>, value: &[u8]) -> Vec<u8> {
-    let reply = exchange(&get_query(value)).unwrap();
-    let raw = kadring_tests::conformance::runner::find(&reply, "r.token").unwrap();
-    let token = kadring::krpc::bencode::Reader::new(raw).bytes().unwrap().to_vec();
+    let token = token_of(&exchange(&get_query(value)).unwrap());
     let reply = exchange(&put_query(&token, value)).unwrap();
     assert!(contains(&reply, b"1:y1:r"), "{}", reply.escape_ascii());
     token
@@ -311,7 +409,7 @@ fn keys_of_redis_clients_are_refused_and_the_rest_is_not() {
         assert!(!matches!(answered, Reply::Error(_)), "{words:?}: {answered:?}");
     }
     // And the other way round.
-    let plain = TestNode::start(kadring_tests::node_process::Driver::Uring);
+    let plain = TestNode::start(Driver::Uring);
     let refused = ask(&mut plain.client(), &["KAD.BEP44.PUT", "1:a"]);
     assert!(refused.is_error("ERR this node is not one of BitTorrent's DHT"), "{refused:?}");
     // It says nothing, and is gone.

@@ -19,7 +19,6 @@ mod flags;
 mod mainline;
 mod network;
 mod progress;
-mod resolve;
 mod run;
 mod snapshot;
 mod table;

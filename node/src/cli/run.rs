@@ -7,8 +7,7 @@ use sd_notify::NotifyState;
 
 use super::error::{CliError, directory_exit_code, directory_remedy};
 use super::exit_code::ExitCode;
-use super::resolve;
-use crate::config::{Config, Mode, Sources};
+use crate::config::{Config, Sources};
 use crate::io::process;
 use crate::logging;
 use crate::node::{self, RunError, RunEvent};
@@ -23,11 +22,8 @@ pub(super) fn run(sources: &Sources<'_>) -> Result<(), CliError> {
         let gone = |error| RunError::Other(Box::new(error));
         process::end_with_parent(&parent.to_string_lossy()).map_err(gone)?;
     }
-    let mut config = Config::load(sources)?;
+    let config = Config::load(sources)?;
     logging::init(&config.log)?;
-    if config.mode == Mode::Mainline {
-        config.bootstrap = Some(resolve::resolve(config.bootstrap_names()));
-    }
     node::run(config, announce)?;
     Ok(())
 }
@@ -70,6 +66,7 @@ pub(super) fn exit_code(error: &RunError) -> ExitCode {
         }
         RunError::Peer(PeerDoorError::Driver(_)) => ExitCode::Failure,
         RunError::Directory(error) => directory_exit_code(error),
+        RunError::OtherMode { .. } => ExitCode::DirectoryUnusable,
         RunError::ShardCount { .. } | RunError::ThreadCount { .. } | RunError::DiskLimit { .. } => {
             ExitCode::Usage
         }
@@ -95,6 +92,9 @@ pub(super) fn remedy(error: &RunError) -> String {
             "name a file of 16 to 4096 bytes that this user can read with --cluster-secret-file"
         }
         RunError::Directory(error) => directory_remedy(error),
+        RunError::OtherMode { holds, .. } => {
+            return format!("start it with --mode {}, or give another --data-dir", holds.name());
+        }
         RunError::ShardCount { .. } => "leave --shards out, or give another --data-dir",
         RunError::ThreadCount { .. } => "lower --threads, or leave it out",
         RunError::DiskLimit { .. } => "raise disk_bytes_max, lower segment_bytes, or set it to 0",
@@ -119,6 +119,7 @@ pub(super) fn remedy(error: &RunError) -> String {
 mod tests {
     use super::{exit_code, ready_line, remedy};
     use crate::cli::exit_code::ExitCode;
+    use crate::config::Mode;
     use crate::node::{DirectoryError, RunError};
     use std::io;
 
@@ -175,6 +176,11 @@ mod tests {
                 RunError::Ring { source: system(io::ErrorKind::PermissionDenied) },
                 ExitCode::RingUnavailable,
                 "--io pread",
+            ),
+            (
+                RunError::OtherMode { path: path(), holds: Mode::Mainline, asked: Mode::Private },
+                ExitCode::DirectoryUnusable,
+                "--mode mainline, or give another --data-dir",
             ),
             (
                 RunError::ShardCount { path: path(), stored: 4, asked: 2 },

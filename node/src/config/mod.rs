@@ -405,6 +405,16 @@ impl Config {
                 expected: "1: a node with a peer door has one thread so far",
             });
         }
+        if let Some(advertise) = self.cluster.advertise.filter(|_| is_mainline) {
+            let mut families = self.mainline_addresses().into_iter().flatten();
+            if !families.any(|address| address.is_ipv4() == advertise.is_ipv4()) {
+                return Err(ConfigError::ValueRefused {
+                    place: place("advertise"),
+                    found: advertise.to_string(),
+                    expected: "an address of a family that the peer door has, or add peer_v6",
+                });
+            }
+        }
         let Some(peer) = self.cluster_door() else { return Ok(()) };
         if self.cluster.secret_file.is_none() && !peer.ip().to_canonical().is_loopback() {
             return Err(ConfigError::SecretMissing { peer });

@@ -170,6 +170,13 @@ impl Config {
         }
     }
 
+    /// The nodes to start from whose addresses are still to be looked up.
+    #[must_use]
+    pub fn seed_names(&self) -> Vec<String> {
+        let is_name = |name: &String| name.parse::<SocketAddr>().is_err();
+        self.bootstrap_names().into_iter().filter(is_name).collect()
+    }
+
     /// The nodes to start from whose addresses are known.
     #[must_use]
     pub fn seeds(&self) -> Vec<SocketAddr> {
@@ -268,6 +275,22 @@ mod tests {
         assert_eq!(addresses("8.8.8.8:9", at), found(Some("8.8.8.8:9"), Some("[::1]:7")));
     }
 
+    /// The id of one family would follow an address of the other.
+    #[test]
+    fn advertised_address_is_of_a_family_that_there_is() {
+        let is_valid = |advertise: &str, peer_v6| {
+            let mut config = Config { mode: Mode::Mainline, ..Config::default() };
+            config.cluster.peer = "0.0.0.0:9".parse().ok();
+            config.cluster.advertise = advertise.parse().ok();
+            config.mainline.peer_v6 = peer_v6;
+            config.validate().map_err(|error| error.to_string())
+        };
+        assert_eq!(is_valid("192.0.2.1:9", PeerV6::Off), Ok(()));
+        assert_eq!(is_valid("[2001:db8::1]:9", PeerV6::Auto), Ok(()));
+        let refused = is_valid("[2001:db8::1]:9", PeerV6::Off).unwrap_err();
+        assert!(refused.starts_with("advertise is [2001:db8::1]:9; give an address"), "{refused}");
+    }
+
     /// A node on loopback cannot reach them, and a test must not try.
     #[test]
     fn public_routers_are_for_public_nodes_alone() {
@@ -283,5 +306,6 @@ mod tests {
         let config =
             Config { bootstrap: parse_bootstrap("10.0.0.1:5,name.example:6"), ..Config::default() };
         assert_eq!(config.seeds(), ["10.0.0.1:5".parse().unwrap()]);
+        assert_eq!(config.seed_names(), ["name.example:6"]);
     }
 }

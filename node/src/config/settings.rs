@@ -106,7 +106,8 @@ pub const SETTINGS: &[Setting] = &[
         key: "advertise",
         flag: "advertise",
         value_name: "ADDR",
-        help: "Where other nodes reach the peer door, if not at its own address",
+        help: "Where other nodes reach the peer door, if not at its own address; in Mainline mode \
+               the node's id follows this IP address, and what others see counts for nothing",
         expected: "an IP address and port such as 192.0.2.1:7400, or none",
         apply: |config, raw| set(&mut config.cluster.advertise, raw.optional()),
         valid: |config| {

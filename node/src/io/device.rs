@@ -12,20 +12,18 @@
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, Mode, OFlags, openat};
-use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2};
-use wal::disk::{BLOCK_SIZE, FileName, IoBuffer};
+use rustix::fs::{self, AtFlags, OFlags, openat};
+use rustix::io::{Errno, ReadWriteFlags, pwrite, pwritev2};
+use wal::disk::{BLOCK_SIZE, IoBuffer};
 
 use super::clock;
 use super::directory::DataDirectory;
+use super::notes;
 
 /// The probe's result, in the data directory.
 const FILE_NAME: &str = "device.toml";
-const FILE_NAME_NEW: &str = "device.toml.new";
 /// The file that is written to while measuring.
 const SCRATCH_NAME: &str = ".device-probe";
-/// Bytes of a result that can be one.
-const FILE_BYTES_MAX: usize = 4096;
 /// Durable writes of each kind; their median counts.
 const ROUNDS: usize = 100;
 /// After this long no further round begins, on slow devices.
@@ -106,13 +104,13 @@ impl DeviceProbe {
     /// synced. What fails is logged; the choice is then a guess and is not noted down.
     #[must_use]
     pub fn read_or_measure(directory: &DataDirectory) -> Self {
-        let known = read(directory).and_then(|text| Self::from_toml(&text));
+        let known = notes::read(directory, FILE_NAME).and_then(|text| Self::from_toml(&text));
         if let Some(known) = known.filter(|known| known.direct == directory.direct()) {
             return known;
         }
         match Self::measure(directory) {
             Ok(probe) => {
-                if let Err(error) = write(directory, &probe.to_toml()) {
+                if let Err(error) = notes::write(directory, FILE_NAME, &probe.to_toml()) {
                     tracing::warn!(%error, "cannot note down how the device takes durable writes");
                 }
                 tracing::info!(
@@ -269,26 +267,6 @@ fn whole(written: usize, asked: usize) -> Result<(), Errno> {
 fn create(directory: &DataDirectory, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     openat(directory.root(), name, flags, DataDirectory::file_mode())
-}
-
-/// Reads the result, if there is one and it is as short as one.
-fn read(directory: &DataDirectory) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = openat(directory.root(), FILE_NAME, flags, Mode::empty()).ok()?;
-    let mut bytes = vec![0; FILE_BYTES_MAX];
-    let len = pread(&file, &mut bytes, 0).ok()?;
-    bytes.truncate(len);
-    String::from_utf8(bytes).ok()
-}
-
-/// Replaces the result, durably.
-fn write(directory: &DataDirectory, text: &str) -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
-    let file = create(directory, FILE_NAME_NEW, flags)?;
-    write_all(&file, text.as_bytes(), 0)?;
-    fs::fsync(&file)?;
-    directory.rename(&FileName::new(FILE_NAME_NEW), &FileName::new(FILE_NAME))?;
-    directory.sync_directory(&FileName::new(""))
 }
 
 /// Asks the kernel about the device's cache. Some file systems do not lead to one device.

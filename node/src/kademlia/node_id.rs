@@ -34,6 +34,13 @@ impl NodeId {
         Distance(distance)
     }
 
+    /// Returns the first 64 bits as a number.
+    #[must_use]
+    pub fn first_bits(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// Counts the leading bits that both ids share: 160 for equal ids.
     #[must_use]
     pub fn shared_bits(&self, other: &Self) -> u32 {

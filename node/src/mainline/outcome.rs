@@ -18,6 +18,8 @@ pub const REPLICAS_MAX: usize = 64;
 pub enum ReplicaOutcome {
     /// It has stored the item.
     Stored,
+    /// It is this node itself, and has stored the item, since it knows no other one.
+    Kept,
     /// It has the item, of this seq if mutable.
     Holds(Option<i64>),
     /// It does not have it, or none newer than asked for.
@@ -48,10 +50,11 @@ impl PutOutcome {
         &self.replicas
     }
 
-    /// How many have stored it.
+    /// How many have stored it, this node itself among them.
     #[must_use]
     pub fn stored(&self) -> usize {
-        self.replicas.iter().filter(|(_, outcome)| *outcome == ReplicaOutcome::Stored).count()
+        use ReplicaOutcome::{Kept, Stored};
+        self.replicas.iter().filter(|(_, outcome)| matches!(outcome, Stored | Kept)).count()
     }
 
     /// The error that most of those who answered gave, if that is more than half: 301 and 302 tell
@@ -81,6 +84,12 @@ impl GetOutcome {
     #[must_use]
     pub fn new(target: NodeId, salt: &[u8]) -> Self {
         Self { target, salt: salt.to_vec(), replicas: Vec::new(), best: None }
+    }
+
+    /// Where it is looked for.
+    #[must_use]
+    pub fn target(&self) -> NodeId {
+        self.target
     }
 
     /// Takes a replica's response. Returns true if it brought a better item than all before: of

@@ -462,6 +462,79 @@ fn mirror_takes_newer_versions_and_leaves_fresh_ones_alone() {
     assert_eq!(held.seq, 2);
 }
 
+/// An operator with one node finds what he has put, also after a restart, and others get it once
+/// there are some.
+#[test]
+fn lone_node_keeps_what_its_client_puts_and_hands_it_on_when_others_come() {
+    let mut town = Town::new(18);
+    town.add(0, V4, options(Vec::new()));
+    let item = Item::Immutable(b"4:lone");
+    let put = town.put(0, &item, None);
+    assert_eq!((put.stored(), &put.replicas()[0].1), (1, &ReplicaOutcome::Kept));
+    assert_eq!(town.get(0, Get::of(item.target())).best(), Some(item));
+    let newest = |town: &mut Town, place| {
+        let target = signed(b"s", 1, b"1:a", |item| item.target());
+        let get = Get { salt: b"s".to_vec(), ..Get::of(target) };
+        match town.get(place, get).best() {
+            Some(Item::Mutable(item)) => item.seq,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (seq, value) in [(1, b"1:a"), (2, b"1:b")] {
+        let put = signed(b"s", seq, value, |item| town.put(0, item, Some(1)));
+        assert_eq!((put.stored(), newest(&mut town, 0)), (1, seq));
+    }
+    let put = signed(b"s", 3, b"1:c", |item| town.put(0, item, Some(1)));
+    assert_eq!((put.stored(), put.conflict(), newest(&mut town, 0)), (0, Some(301), 2));
+    assert_eq!(town.node(0).unplaced(), 2);
+
+    town.advance(MINUTE_MS);
+    let host = town.world.kill(0).unwrap();
+    town.start(0, MainlineOptions { sockets: V4, ..options(Vec::new()) }, host.engine);
+    assert_eq!(town.node(0).unplaced(), 2, "it is remembered over a restart");
+    town.advance(MINUTE_MS);
+    for number in 1..4 {
+        town.add(number, V4, options(vec![address_v4(0)]));
+    }
+    town.advance(MINUTE_MS);
+    assert_eq!(town.node(0).unplaced(), 0);
+    assert_eq!(town.holders(&item.target()), [0, 1, 2, 3]);
+    town.world.kill(0);
+    assert_eq!(town.get(1, Get::of(item.target())).best(), Some(item));
+    assert_eq!(newest(&mut town, 2), 2);
+}
+
+/// What the operator says of our address counts more than what others see.
+#[test]
+fn ids_follow_the_advertised_address() {
+    let ip = std::net::IpAddr::from([203, 0, 114, 9]);
+    let advertised = [Some(ip), None];
+    let mut town = Town::of(19, 12, V4);
+    town.add(12, V4, MainlineOptions { advertised, ..options(vec![address_v4(0)]) });
+    town.advance(10 * MINUTE_MS);
+    let own = town.node(12).own(Family::V4).unwrap();
+    assert!(node_id_by_ip::fits(&own, ip) && town.node(12).counters().ids_changed == 0);
+    // An id of an earlier life at another address is of no use.
+    let host = town.world.kill(3).unwrap();
+    let sockets = MainlineOptions { sockets: V4, ..options(vec![address_v4(0)]) };
+    town.start(3, MainlineOptions { advertised, ..sockets }, host.engine);
+    town.advance(MINUTE_MS);
+    assert!(node_id_by_ip::fits(&town.node(3).own(Family::V4).unwrap(), ip));
+}
+
+/// Seeds whose names are found late are as good as early ones.
+#[test]
+fn seeds_that_become_known_later_are_asked() {
+    let mut town = Town::of(20, 10, V4);
+    town.add(10, V4, MainlineOptions { awaits_seeds: true, ..options(Vec::new()) });
+    town.advance(MINUTE_MS);
+    assert!(!town.node(10).is_ready() && town.node(10).table(Family::V4).unwrap().is_empty());
+    town.act(10, |node, now| node.add_seeds(now, &[address_v4(0), address_v6(0)]));
+    town.advance(MINUTE_MS);
+    assert!(town.node(10).is_ready());
+    assert!(town.node(10).table(Family::V4).unwrap().len() >= 5);
+}
+
 #[test]
 fn one_machine_may_have_a_whole_network_if_loopback_is_exempt() {
     let mut town = Town::new(14);

@@ -188,6 +188,9 @@ pub struct KademliaNode {
     counters: NodeCounters,
 }
 
+/// Bytes of a reply around its body and transaction id, about: addresses, version, cluster id.
+const ENVELOPE_LEN: usize = 96;
+
 impl KademliaNode {
     /// A node that knows its seeds alone; `rng` is its own from now on.
     #[must_use]
@@ -632,9 +635,14 @@ impl KademliaNode {
             private: self.private,
             body,
         };
-        let mut datagram = Vec::with_capacity(REPLY_NODES_BYTES_MAX + 160);
+        let body_len = match body {
+            Body::Query { arguments, .. } => arguments.len(),
+            Body::Response { values } => values.len(),
+            Body::Error { text, .. } => text.len(),
+        };
+        // Little too much: what is given back costs as much again as the reply.
+        let mut datagram = Vec::with_capacity(body_len + transaction.len() + ENVELOPE_LEN);
         message.encode(&mut datagram);
-        datagram.shrink_to_fit();
         self.transmit(to, datagram);
     }
 

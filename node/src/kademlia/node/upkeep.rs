@@ -28,6 +28,8 @@ const SEED_GAP_MIN_MS: u64 = 500;
 const SEED_GAP_MAX_MS: u64 = 30_000;
 /// While other nodes answer, one seed is asked so often.
 const SEED_CHECK_GAP_MS: u64 = 5 * 60 * 1000;
+/// Seeds that are kept of those that come after the start.
+const SEEDS_MAX: usize = 256;
 /// Seeds asked at once.
 const SEEDS_ASKED_MAX: usize = 8;
 /// The self-lookup is repeated after this, then after twice as long each time,
@@ -89,6 +91,17 @@ impl Upkeep {
         self.seeds.is_empty()
     }
 
+    /// Takes further seeds, to be asked soon.
+    fn add_seeds(&mut self, now: Monotonic, seeds: &[SocketAddr]) {
+        for seed in seeds {
+            if self.seeds.len() < SEEDS_MAX && !self.seeds.contains(seed) {
+                self.seeds.push(*seed);
+                self.seed_gap_ms = SEED_GAP_MIN_MS;
+                self.seeds_due = self.seeds_due.min(now);
+            }
+        }
+    }
+
     /// Takes our own address off the seeds.
     pub(super) fn forget_seed(&mut self, address: &SocketAddr) {
         self.seeds.retain(|seed| seed != address);
@@ -101,6 +114,11 @@ impl KademliaNode {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.upkeep.is_ready
+    }
+
+    /// Takes further nodes to start from, when their addresses become known later.
+    pub fn add_seeds(&mut self, now: Monotonic, seeds: &[SocketAddr]) {
+        self.upkeep.add_seeds(now, seeds);
     }
 
     pub(super) fn become_ready(&mut self) {

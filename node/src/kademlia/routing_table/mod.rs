@@ -250,20 +250,49 @@ impl RoutingTable {
     /// first.
     pub fn closest(&self, now: Monotonic, target: &NodeId, count: usize, found: &mut Vec<Contact>) {
         let end = found.len() + count;
-        let mut sorted: Vec<(Distance, Contact)> = Vec::with_capacity(2 * self.limits.k);
+        let mut nearest = Vec::with_capacity(count);
         for bucket in self.buckets_by_distance(target) {
             if found.len() >= end {
                 return;
             }
-            let usable = self.buckets[bucket]
-                .entries()
-                .iter()
-                .filter(|entry| entry.health(now, self.limits.health) != Health::Bad);
-            sorted.clear();
-            sorted.extend(usable.map(|entry| (entry.contact.id.distance(target), entry.contact)));
-            sorted.sort_unstable_by_key(|(distance, _)| *distance);
-            let room = end - found.len();
-            found.extend(sorted.iter().take(room).map(|(_, contact)| *contact));
+            let entries = self.buckets[bucket].entries();
+            self.nearest(now, target, (entries, end - found.len()), &mut nearest);
+            found.extend(nearest.iter().map(|(_, entry)| entry.contact));
+        }
+    }
+
+    /// Puts the up to `count` entries that are nearest to `target`, and not bad, into `nearest`,
+    /// with the first bits of their distances. The first bucket may have over a hundred entries,
+    /// and every other query asks for some of them: nearly all are passed over at a glance.
+    fn nearest<'a>(
+        &self,
+        now: Monotonic,
+        target: &NodeId,
+        (entries, count): (&'a [Entry], usize),
+        nearest: &mut Vec<(u64, &'a Entry)>,
+    ) {
+        nearest.clear();
+        let first = target.first_bits();
+        for entry in entries {
+            let bits = entry.contact.id.first_bits() ^ first;
+            let is_full = nearest.len() == count;
+            if is_full && nearest.last().is_none_or(|(last, _)| bits > *last) {
+                continue;
+            }
+            if entry.health(now, self.limits.health) == Health::Bad {
+                continue;
+            }
+            let at = nearest.partition_point(|(other_bits, other)| {
+                let distance = |entry: &Entry| entry.contact.id.distance(target);
+                *other_bits < bits || (*other_bits == bits && distance(other) < distance(entry))
+            });
+            if at == count {
+                continue;
+            }
+            if is_full {
+                nearest.pop();
+            }
+            nearest.insert(at, (bits, entry));
         }
     }
 

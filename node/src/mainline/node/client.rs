@@ -18,8 +18,8 @@ use crate::mainline::values::Values;
 use super::event::{
     Announce, Ended, FamilyLookup, Get, MainlineEvent, OperationId, RefusedOperation,
 };
-use super::operation::{FINDS_MAX, Goal, OPERATIONS_MAX, Operation, Stored, Storing};
-use super::{MainlineNode, place};
+use super::operation::{FINDS_MAX, Goal, OPERATIONS_MAX, Operation, Republisher, Stored, Storing};
+use super::{MainlineNode, Origin, place};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -33,7 +33,7 @@ impl MainlineNode {
         let outcome = GetOutcome::new(get.target, &get.salt);
         let seq = get.newer_than;
         let kind = QueryKind::Get { target: get.target, seq, want: Want::default() };
-        let goal = Goal::Get { outcome };
+        let goal = Goal::Get { outcome, newer_than: seq };
         self.begin_lookups(now, goal, get.target, kind)
     }
 
@@ -145,6 +145,76 @@ impl MainlineNode {
         Ok(operation)
     }
 
+    /// All lookups of an operation have ended, or none could be begun.
+    fn on_looked_up(&mut self, now: Now, id: OperationId) {
+        let Some(operation) = self.operations.get_mut(id) else { return };
+        match &mut operation.goal {
+            Goal::Get { outcome, .. } if matches!(outcome.best(), Some(Item::Immutable(_))) => {
+                self.end(now, id, false);
+            }
+            // What we hold ourselves counts, too.
+            Goal::Get { outcome, newer_than } => {
+                let (target, seq) = (outcome.target(), *newer_than);
+                self.server.look_up(now, target, seq, Origin::Operation(id));
+            }
+            Goal::Store(Storing { what: Stored::Mirrored { .. }, .. }) => {
+                self.compare_mirrored(now, id);
+            }
+            Goal::Store(storing) => {
+                let unplaced = storing.take_unplaced();
+                self.operations.waiting.insert(id);
+                if let Some((record, cas)) = unplaced {
+                    self.keep_here(now, id, &record, cas);
+                }
+            }
+            _ => self.end(now, id, false),
+        }
+    }
+
+    /// Holds an item of an operation ourselves, as there is nobody else.
+    fn keep_here(&mut self, now: Now, id: OperationId, record: &[u8], cas: Option<i64>) {
+        let Ok(Record { item, .. }) = Record::decode(record) else { return };
+        self.server.adopt(now, &item, cas, Origin::Operation(id));
+    }
+
+    /// Takes the answer of our own server to an operation; `Err`: it has refused.
+    pub(super) fn on_own_answer(
+        &mut self,
+        now: Now,
+        id: OperationId,
+        result: Result<&[u8], &Reject>,
+    ) {
+        let here = self.here;
+        let Some(operation) = self.operations.get_mut(id) else { return };
+        match &mut operation.goal {
+            Goal::Get { outcome, .. } => {
+                let values = result.ok().and_then(|values| Values::decode(values).ok());
+                if let Some(values) = values.filter(|values| values.value.is_some())
+                    && outcome.on_values(here, &values)
+                    && let Some(item) = outcome.best()
+                {
+                    let record = Record { put_ms: 0, item }.encode();
+                    self.push_event(MainlineEvent::Found { operation: id, from: here, record });
+                }
+                self.end(now, id, false);
+            }
+            Goal::Store(storing) => {
+                storing.under_way -= 1;
+                let outcome = match result {
+                    Ok(_) => ReplicaOutcome::Kept,
+                    Err(reject) => ReplicaOutcome::Refused(reject.code()),
+                };
+                storing.outcome.on_outcome(here, outcome);
+                if result.is_ok() {
+                    self.unplaced.insert(storing.target);
+                    self.save_soon(Monotonic(now.monotonic_ns));
+                }
+                self.operations.waiting.insert(id);
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn begin(
         &mut self,
         now: Now,
@@ -164,7 +234,7 @@ impl MainlineNode {
             }
         }
         if self.operations.get_mut(operation).is_some_and(|begun| begun.lookups.is_empty()) {
-            self.end(now, operation, false);
+            self.on_looked_up(now, operation);
         }
         operation
     }
@@ -181,7 +251,7 @@ impl MainlineNode {
         let Some((id, operation)) = self.operations.of_lookup(lookup) else { return };
         let address = from.address;
         match &mut operation.goal {
-            Goal::Get { outcome } => {
+            Goal::Get { outcome, .. } => {
                 if !outcome.on_values(address, &values) {
                     return;
                 }
@@ -223,19 +293,18 @@ impl MainlineNode {
         let Some(operation) = self.operations.get_mut(id) else { return };
         operation.looked_up.push(FamilyLookup::of(family, outcome));
         let is_last = operation.lookups.is_empty();
-        match &mut operation.goal {
-            Goal::Store(storing) if !matches!(storing.what, Stored::Mirrored { .. }) => {
-                for contact in &outcome.closest {
-                    if storing.tokens.contains_key(&contact.address) {
-                        storing.waiting.push_back((family, contact.address));
-                    }
+        if let Goal::Store(storing) = &mut operation.goal
+            && !matches!(storing.what, Stored::Mirrored { .. })
+        {
+            for contact in &outcome.closest {
+                if storing.tokens.contains_key(&contact.address) {
+                    storing.waiting.push_back((family, contact.address));
                 }
-                self.operations.waiting.insert(id);
             }
-            Goal::Store(_) if is_last => self.compare_mirrored(now, id),
-            Goal::Store(_) => {}
-            _ if is_last => self.end(now, id, false),
-            _ => {}
+            self.operations.waiting.insert(id);
+        }
+        if is_last {
+            self.on_looked_up(now, id);
         }
     }
 
@@ -296,15 +365,23 @@ impl MainlineNode {
             return;
         };
         let result = match goal {
-            Goal::Get { outcome } => Ended::Get(outcome),
+            Goal::Get { outcome, .. } => Ended::Get(outcome),
             Goal::Peers { found } => Ended::Peers { count: found.len() },
             Goal::Sample { found } => Ended::Sample { count: found.len() },
             Goal::Ping { answer, .. } => Ended::Ping(answer),
             Goal::Store(Storing {
-                what: Stored::Mirrored { is_newer, is_lacking, .. },
+                target,
+                what: Stored::Mirrored { client, is_newer, is_lacking, .. },
                 outcome,
                 ..
-            }) => return self.end_mirrored(&outcome, is_lacking, is_newer),
+            }) => match client {
+                Republisher::Mirror => return self.end_mirrored(&outcome, is_lacking, is_newer),
+                Republisher::Unplaced => {
+                    let time = Monotonic(now.monotonic_ns);
+                    self.unplaced.on_put(time, &target, outcome.stored() > 0);
+                    return self.save_soon(time);
+                }
+            },
             Goal::Store(Storing { target, outcome, .. }) => Ended::Put { target, outcome },
         };
         // Never dropped: somebody waits for it.

@@ -20,6 +20,7 @@ mod operation;
 mod side;
 pub mod state;
 mod storing;
+mod unplaced;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -40,13 +41,15 @@ use super::retention::Held;
 use super::server::{Incoming, LoadFailed, Output, Server, ServerLimits, StoreFailed};
 use super::token::TokenKeys;
 
-use event::{MainlineEvent, SOCKET_V4, SOCKET_V6, Scanned, StoreWork};
+use event::{MainlineEvent, OperationId, SOCKET_V4, SOCKET_V6, Scanned, StoreWork};
 use mirror::{Mirror, MirrorOptions, MirrorProgress, SCAN_ITEMS_MAX};
-use operation::Operations;
 pub use operation::{OPERATION_TIMEOUT_MS, OPERATIONS_MAX, STORES_AT_ONCE_MAX};
+use operation::{Operations, Republisher};
 pub use side::{CONTACT_MS, CONTACTED_MAX};
 use side::{Side, SideOptions};
 use state::{SideState, State, StateError};
+use unplaced::Unplaced;
+pub use unplaced::{PLACE_AFTER_MS, PLACE_GAP_MS, UNPLACED_MAX};
 
 /// Events that wait to be taken, before further finds are dropped; ends of operations never are.
 pub const EVENTS_MAX: usize = 4_096;
@@ -76,8 +79,12 @@ impl Defences {
 pub struct MainlineOptions {
     /// Which sockets there are: of IPv4, of IPv6.
     pub sockets: [bool; 2],
+    /// Our own address, for answers that tell of what this node does itself.
+    pub here: SocketAddr,
     /// Addresses of nodes to begin with, of both families.
     pub seeds: Vec<SocketAddr>,
+    /// Whether further ones are being looked up, for [`MainlineNode::add_seeds`].
+    pub awaits_seeds: bool,
     /// Limits of the server. `locals` and `rates.loopback_exempt` hold for tables and lookups, too.
     pub server: ServerLimits,
     /// Our addresses as the operator knows them: ids fit them from the start.
@@ -96,7 +103,9 @@ impl MainlineOptions {
     pub fn new(seeds: Vec<SocketAddr>) -> Self {
         Self {
             sockets: [true; 2],
+            here: SocketAddr::from(([0; 4], 0)),
             seeds,
+            awaits_seeds: false,
             server: ServerLimits::default(),
             advertised: [None; 2],
             announced: Announced::Unknown,
@@ -122,6 +131,8 @@ pub struct Entropy {
 pub enum Origin {
     /// A node that has sent a query.
     Remote(Family, Asker),
+    /// An operation of a client of ours.
+    Operation(OperationId),
     /// Nobody: we store an item ourselves.
     Own,
 }
@@ -150,12 +161,16 @@ pub struct MainlineNode {
     server: Server<Origin>,
     operations: Operations,
     mirror: Option<Mirror>,
+    unplaced: Unplaced,
+    here: SocketAddr,
     rng: Rng,
     work: VecDeque<StoreWork>,
     events: VecDeque<MainlineEvent>,
     /// Whether a list of keys is asked of the engine.
     is_listing: bool,
     save_at: Monotonic,
+    /// Whether the node is to find others before it is ready, though it knows no seeds yet.
+    awaits_seeds: bool,
     /// When something was told last.
     now: Now,
     counters: MainlineCounters,
@@ -190,11 +205,14 @@ impl MainlineNode {
             server: Server::new(own, server, TokenKeys::new(tokens), tables),
             operations: Operations::default(),
             mirror: options.mirror.map(|mirror| Mirror::new(now.clock_ms, mirror)),
+            unplaced: Unplaced::default(),
+            here: options.here,
             rng,
             work: VecDeque::new(),
             events: VecDeque::new(),
             is_listing: false,
             save_at: time,
+            awaits_seeds: options.awaits_seeds,
             now,
             counters: MainlineCounters::default(),
         }
@@ -219,6 +237,7 @@ impl MainlineNode {
             }
             side.external.restore(&saved.external);
             known += side.node.restore(time, &saved.table).unwrap_or(0);
+            side.follow_advertised(time, &mut self.rng);
             if saved.is_reached {
                 side.reachability.restore();
                 side.node.set_read_only(side.reachability.is_read_only());
@@ -228,9 +247,22 @@ impl MainlineNode {
         if let (Some(mirror), Some(round)) = (&mut self.mirror, state.mirror) {
             mirror.restore(round);
         }
+        state.unplaced.into_iter().for_each(|target| self.unplaced.insert(target));
         self.save_at = time.plus_millis(SAVE_GAP_MS);
         self.settle(now);
         Ok(known)
+    }
+
+    /// Takes addresses of nodes to begin with that were not known at the start.
+    pub fn add_seeds(&mut self, now: Now, seeds: &[SocketAddr]) {
+        let time = Monotonic(now.monotonic_ns);
+        for side in self.sides.iter_mut().flatten() {
+            let of_family = |seed: &&SocketAddr| Family::of(seed) == side.family;
+            let seeds: Vec<SocketAddr> = seeds.iter().filter(of_family).copied().collect();
+            side.has_seeds |= !seeds.is_empty();
+            side.node.add_seeds(time, &seeds);
+        }
+        self.settle(now);
     }
 
     /// Takes in a torrent's peers that an earlier life has written; tells whether they are any.
@@ -293,6 +325,14 @@ impl MainlineNode {
         self.settle(now);
     }
 
+    /// Hands out, as work for the engine, peers that have changed and are not written yet; tells
+    /// whether that were all. Before a stop it is called until it says so.
+    pub fn flush_peers(&mut self, now: Now) -> bool {
+        let is_done = self.server.flush_peers();
+        self.settle(now);
+        is_done
+    }
+
     /// Returns when [`handle_time`](Self::handle_time) has something to do next.
     #[must_use]
     pub fn deadline(&self) -> Option<Monotonic> {
@@ -305,6 +345,7 @@ impl MainlineNode {
             self.server.has_unverified().then_some(now),
             self.server.deadline_ms().map(clock),
             mirror.map(clock),
+            self.unplaced.deadline(),
             self.operations.deadline(),
         ];
         others.into_iter().flatten().chain(sides).min()
@@ -317,6 +358,12 @@ impl MainlineNode {
         target: NodeId,
         record: Result<Option<Bytes>, LoadFailed>,
     ) {
+        if let Ok(record) = &record
+            && self.unplaced.on_loaded(&target, record.is_some())
+            && let Some(record) = record
+        {
+            self.begin_republish(now, record.clone(), Republisher::Unplaced);
+        }
         self.server.handle_loaded(now, target, record);
         self.settle(now);
     }
@@ -381,6 +428,7 @@ impl MainlineNode {
             tokens: self.server.token_state(),
             sides: [side(&self.sides[0]), side(&self.sides[1])],
             mirror: self.mirror.as_ref().map(Mirror::state),
+            unplaced: self.unplaced.targets(),
         };
         state.encode()
     }
@@ -389,6 +437,10 @@ impl MainlineNode {
     /// founds a network.
     #[must_use]
     pub fn is_ready(&self) -> bool {
+        if self.awaits_seeds && self.sides.iter().flatten().all(|side| side.node.table().is_empty())
+        {
+            return false;
+        }
         let has_seeds = self.sides.iter().flatten().any(|side| side.has_seeds);
         let mut sides = self.sides.iter().flatten();
         sides.any(|side| side.is_ready && (side.has_seeds || !has_seeds))
@@ -418,6 +470,13 @@ impl MainlineNode {
         self.side(family).map(|side| side.node.table())
     }
 
+    /// The nodes known in a family that are good, questionable and bad now.
+    #[must_use]
+    pub fn table_health(&self, family: Family) -> [usize; 3] {
+        let now = Monotonic(self.now.monotonic_ns);
+        self.side(family).map(|side| side.table_health(now)).unwrap_or_default()
+    }
+
     /// How many nodes a family's network has, about; known after some lookups of clients.
     #[must_use]
     pub fn network_size(&self, family: Family) -> Option<f64> {
@@ -443,6 +502,12 @@ impl MainlineNode {
     #[must_use]
     pub fn mirror(&self) -> Option<MirrorProgress> {
         self.mirror.as_ref().map(Mirror::progress)
+    }
+
+    /// Items that clients have put here while nobody else was known, and nobody else holds yet.
+    #[must_use]
+    pub fn unplaced(&self) -> usize {
+        self.unplaced.len()
     }
 
     /// Counts operations under way, republishing included.
@@ -507,7 +572,7 @@ impl MainlineNode {
     /// Takes what the parts have to say, until they are silent.
     fn settle(&mut self, now: Now) {
         self.now = now;
-        self.settle_server();
+        self.settle_server(now);
         loop {
             let mut is_silent = true;
             for family in [Family::V4, Family::V6] {
@@ -519,17 +584,28 @@ impl MainlineNode {
                 }
             }
             let has_begun = self.republish(now);
+            self.place_items(now);
             self.store_waiting(now);
-            if is_silent && !has_begun {
+            let has_answered = self.settle_server(now);
+            if is_silent && !has_begun && !has_answered {
                 break;
             }
         }
-        self.settle_server();
     }
 
-    fn settle_server(&mut self) {
+    /// Takes what the server wants; tells whether it has answered an operation of ours.
+    fn settle_server(&mut self, now: Now) -> bool {
+        let mut has_answered = false;
         while let Some(output) = self.server.poll_output() {
             match output {
+                Output::Respond { asker: Origin::Operation(id), values } => {
+                    has_answered = true;
+                    self.on_own_answer(now, id, Ok(&values));
+                }
+                Output::Refuse { asker: Origin::Operation(id), reject } => {
+                    has_answered = true;
+                    self.on_own_answer(now, id, Err(&reject));
+                }
                 Output::Respond { asker: Origin::Remote(family, asker), values } => {
                     if let Some(side) = self.sides[place(family)].as_mut() {
                         side.node.respond(&asker, &values);
@@ -550,6 +626,7 @@ impl MainlineNode {
                 }
             }
         }
+        has_answered
     }
 
     fn on_node_event(&mut self, now: Now, family: Family, event: NodeEvent) {
@@ -612,8 +689,19 @@ impl MainlineNode {
             self.work.push_back(StoreWork::Scan { after, count: SCAN_ITEMS_MAX });
         }
         let Some(record) = mirror.poll_item(now.clock_ms) else { return false };
-        self.begin_republish(now, record);
+        self.begin_republish(now, record, Republisher::Mirror);
         true
+    }
+
+    /// Loads what is to be put at others now that there are some.
+    fn place_items(&mut self, now: Now) {
+        let has_neighbours =
+            || self.sides.iter().flatten().any(|side| !side.node.table().is_empty());
+        let has_items = self.unplaced.len() > 0;
+        let has_neighbours = has_items && has_neighbours();
+        while let Some(target) = self.unplaced.poll(Monotonic(now.monotonic_ns), has_neighbours) {
+            self.work.push_back(StoreWork::Load { target });
+        }
     }
 
     fn save_soon(&mut self, now: Monotonic) {

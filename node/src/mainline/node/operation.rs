@@ -41,10 +41,21 @@ pub(super) struct Operation {
 /// What is wanted.
 #[derive(Debug)]
 pub(super) enum Goal {
-    Get { outcome: GetOutcome },
-    Peers { found: BTreeSet<SocketAddr> },
-    Sample { found: BTreeSet<NodeId> },
-    Ping { began: Monotonic, answer: Option<(NodeId, u64)> },
+    Get {
+        outcome: GetOutcome,
+        /// Only mutable items newer than this are wanted.
+        newer_than: Option<i64>,
+    },
+    Peers {
+        found: BTreeSet<SocketAddr>,
+    },
+    Sample {
+        found: BTreeSet<NodeId>,
+    },
+    Ping {
+        began: Monotonic,
+        answer: Option<(NodeId, u64)>,
+    },
     Store(Storing),
 }
 
@@ -68,8 +79,21 @@ pub(super) enum Stored {
     Item { record: Vec<u8>, cas: Option<i64> },
     /// A peer.
     Peer(Announce),
-    /// An item of the mirror, and what others hold of it.
-    Mirrored { record: Vec<u8>, held: GetOutcome, is_newer: bool, is_lacking: bool },
+    /// An item that we hold, and what others hold of it.
+    Mirrored {
+        client: Republisher,
+        record: Vec<u8>,
+        held: GetOutcome,
+        is_newer: bool,
+        is_lacking: bool,
+    },
+}
+
+/// Who wants an item that we hold to be put at others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Republisher {
+    Mirror,
+    Unplaced,
 }
 
 impl Storing {
@@ -88,6 +112,17 @@ impl Storing {
         if self.tokens.len() < TOKENS_MAX {
             self.tokens.insert(from, token.to_vec());
         }
+    }
+
+    /// Takes the item of a put that there is nobody to send to: we are to hold it ourselves.
+    pub(super) fn take_unplaced(&mut self) -> Option<(Vec<u8>, Option<i64>)> {
+        let has_replicas = !self.outcome.replicas().is_empty();
+        if !self.is_done() || has_replicas {
+            return None;
+        }
+        let Stored::Item { record, cas } = &self.what else { return None };
+        self.under_way += 1;
+        Some((record.clone(), *cas))
     }
 
     pub(super) fn is_done(&self) -> bool {

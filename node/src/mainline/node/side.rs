@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use fastrand::Rng;
 
 use crate::io::Monotonic;
+use crate::kademlia::k_bucket::Health;
 use crate::kademlia::node::{LookupOutcome, NodeLimits};
 use crate::kademlia::routing_table::CrowdLimits;
 use crate::kademlia::{ContactRules, KademliaNode, NodeId, NodeOptions, TableLimits};
@@ -35,6 +36,8 @@ pub(super) struct Side {
     pub(super) reachability: Reachability,
     pub(super) has_seeds: bool,
     pub(super) is_ready: bool,
+    /// Our address, if the operator has told it.
+    advertised: Option<IpAddr>,
     contacted: Contacted,
     size: SizeEstimate,
 }
@@ -73,6 +76,7 @@ impl Side {
             reachability,
             has_seeds,
             is_ready: false,
+            advertised,
             contacted: Contacted::default(),
             size: SizeEstimate::default(),
         }
@@ -105,6 +109,10 @@ impl Side {
     ) -> Option<NodeId> {
         let before = self.external.address();
         let decided = self.external.vote(by, address)?;
+        if self.advertised.is_some() {
+            // The operator knows better than those who see us through a proxy or another way out.
+            return None;
+        }
         if before.is_some() {
             self.reachability.on_move();
             self.node.set_read_only(self.reachability.is_read_only());
@@ -117,6 +125,16 @@ impl Side {
         Some(id)
     }
 
+    /// Draws another id if the one of an earlier life does not fit the address that the operator
+    /// has told.
+    pub(super) fn follow_advertised(&mut self, now: Monotonic, rng: &mut Rng) {
+        if let Some(ip) = self.advertised
+            && !node_id_by_ip::fits(&self.node.own(), ip)
+        {
+            self.node.set_own(now, node_id_by_ip::draw(ip, rng));
+        }
+    }
+
     /// Takes what a lookup has found as a sign of how many nodes there are.
     pub(super) fn on_lookup(&mut self, outcome: &LookupOutcome) {
         let wanted = TableLimits::MAINLINE.k;
@@ -125,6 +143,20 @@ impl Side {
         {
             self.size.add(wanted, &last.id.distance(&outcome.target).0);
         }
+    }
+
+    /// The nodes of the table that are good, questionable and bad.
+    pub(super) fn table_health(&self, now: Monotonic) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for entry in self.node.table().entries() {
+            let index = match entry.health(now, TableLimits::MAINLINE.health) {
+                Health::Good => 0,
+                Health::Questionable => 1,
+                Health::Bad => 2,
+            };
+            counts[index] += 1;
+        }
+        counts
     }
 
     /// How many nodes the family's network has, about.

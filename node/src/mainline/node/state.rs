@@ -14,6 +14,7 @@
 //! | 18, 34 | the routing table: [`kademlia::node::saved`](crate::kademlia::node::saved) |
 //! | 19, 35 | empty: others have reached us |
 //! | 48 | the mirror's round, 45 bytes: version 1, when it began, items due in it so far, in the last, whether a place follows, the place |
+//! | 49 | items that nobody else holds yet: 20 bytes each |
 //!
 //! Numbers are little-endian. Parts with other tags are passed over; a part that does not fit
 //! spoils itself alone.
@@ -29,6 +30,7 @@ pub const STATE_BYTES_MAX: usize = 512 * 1024;
 
 const TOKENS: u8 = 1;
 const MIRROR: u8 = 48;
+const UNPLACED: u8 = 49;
 const MIRROR_VERSION: u8 = 1;
 
 /// Why bytes are no state.
@@ -80,6 +82,8 @@ pub struct State {
     pub sides: [SideState; 2],
     /// Of the mirror.
     pub mirror: Option<MirrorState>,
+    /// Items that nobody else holds yet.
+    pub unplaced: Vec<NodeId>,
 }
 
 impl State {
@@ -106,6 +110,10 @@ impl State {
         }
         if let Some(mirror) = &self.mirror {
             part(MIRROR, &mirror.encode());
+        }
+        if !self.unplaced.is_empty() {
+            let targets: Vec<u8> = self.unplaced.iter().flat_map(|target| target.0).collect();
+            part(UNPLACED, &targets);
         }
         let crc = crc32fast::hash(&bytes).to_le_bytes();
         bytes.extend_from_slice(&crc);
@@ -140,6 +148,10 @@ impl State {
         match tag {
             TOKENS => self.tokens = value.to_vec(),
             MIRROR => self.mirror = MirrorState::decode(value),
+            UNPLACED => {
+                let (targets, _) = value.as_chunks::<20>();
+                self.unplaced = targets.iter().copied().map(NodeId).collect();
+            }
             _ => {
                 let families = [Family::V4, Family::V6].into_iter().zip(&mut self.sides);
                 for (family, side) in families {
@@ -207,7 +219,8 @@ mod tests {
         };
         let mirror =
             MirrorState { began_ms: 5, due: 6, due_before: 7, after: Some(NodeId([8; 20])) };
-        State { tokens: vec![1; 17], sides: [side(1), side(2)], mirror: Some(mirror) }
+        let unplaced = vec![NodeId([9; 20]), NodeId([10; 20])];
+        State { tokens: vec![1; 17], sides: [side(1), side(2)], mirror: Some(mirror), unplaced }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::mainline::query::{AnnouncePeer, Put, QueryKind, Want};
 use super::client::encode;
 use super::event::OperationId;
 use super::mirror::Republished;
-use super::operation::{Goal, STORES_AT_ONCE_MAX, Stored, Storing};
+use super::operation::{Goal, Republisher, STORES_AT_ONCE_MAX, Stored, Storing};
 use super::{MainlineNode, Origin, place};
 
 impl MainlineNode {
@@ -64,17 +64,22 @@ impl MainlineNode {
 
     /// Holds an item ourselves, whoever else does.
     pub(super) fn adopt(&mut self, now: Now, item: &Item<'_>) {
-        self.server.adopt(now, item, Origin::Own);
+        self.server.adopt(now, item, None, Origin::Own);
     }
 
     /// Begins to republish an item of ours.
-    pub(super) fn begin_republish(&mut self, now: Now, record: Bytes) {
+    pub(super) fn begin_republish(&mut self, now: Now, record: Bytes, client: Republisher) {
         let Ok(Record { item, .. }) = Record::decode(&record) else { return };
         let target = item.target();
         let salt = if let Item::Mutable(item) = &item { item.salt } else { &[] };
         let held = GetOutcome::new(target, salt);
-        let what =
-            Stored::Mirrored { record: record.to_vec(), held, is_newer: false, is_lacking: false };
+        let what = Stored::Mirrored {
+            client,
+            record: record.to_vec(),
+            held,
+            is_newer: false,
+            is_lacking: false,
+        };
         let kind = QueryKind::Get { target, seq: None, want: Want::default() };
         self.begin(now, Goal::Store(Storing::new(target, what)), target, kind);
     }
@@ -85,7 +90,7 @@ impl MainlineNode {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let looked_up = &operation.looked_up;
         let Goal::Store(storing) = &mut operation.goal else { return };
-        let Stored::Mirrored { record, held, is_newer, is_lacking } = &mut storing.what else {
+        let Stored::Mirrored { record, held, is_newer, is_lacking, .. } = &mut storing.what else {
             return;
         };
         let Ok(Record { item: ours, .. }) = Record::decode(record) else { return };

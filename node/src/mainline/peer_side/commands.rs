@@ -268,6 +268,7 @@ fn write_replicas(reply: &mut ReplyWriter<'_>, replicas: &[(SocketAddr, ReplicaO
         bulk(reply, &address.to_string());
         match outcome {
             ReplicaOutcome::Stored => bulk(reply, "stored"),
+            ReplicaOutcome::Kept => bulk(reply, "stored here"),
             ReplicaOutcome::Holds(None) => bulk(reply, "holds"),
             ReplicaOutcome::Holds(Some(seq)) => bulk(reply, &format!("holds seq {seq}")),
             ReplicaOutcome::Lacks => bulk(reply, "lacks"),

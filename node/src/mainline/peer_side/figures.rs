@@ -40,6 +40,13 @@ fn queries(node: &MainlineNode) -> Vec<Figure> {
             Figure::counter("kadring_mainline_queries_total", help, count).with("method", *method)
         })
         .collect();
+    let help = "Queries of others that could be read, by method and by what became of them.";
+    for (method, outcomes) in QueryKind::METHODS.iter().zip(counters.outcomes) {
+        for (outcome, count) in ["answered", "refused"].into_iter().zip(outcomes) {
+            let figure = Figure::counter("kadring_mainline_replies_total", help, count);
+            figures.push(figure.with("method", *method).with("outcome", outcome));
+        }
+    }
     let help = "Queries of others, by what became of them.";
     let outcome = |outcome, count| {
         Figure::counter("kadring_mainline_answers_total", help, count).with("outcome", outcome)
@@ -73,7 +80,13 @@ fn of_family(node: &MainlineNode, family: Family) -> impl Iterator<Item = Figure
         0,
     );
     network.value = size;
-    [
+    let health = ["good", "questionable", "bad"].into_iter().zip(node.table_health(family));
+    let health = health.map(|(state, count)| {
+        let help = "Nodes in the routing table, by whether they have answered lately.";
+        let figure = Figure::gauge("kadring_mainline_table_health", help, count as u64);
+        figure.with("state", state)
+    });
+    let rest = [
         Figure::gauge("kadring_mainline_table_nodes", "Nodes in the routing table.", len),
         network,
         Figure::gauge(
@@ -111,20 +124,26 @@ fn of_family(node: &MainlineNode, family: Family) -> impl Iterator<Item = Figure
             "Lookups that have ended.",
             counters.lookups,
         ),
-    ]
-    .into_iter()
+    ];
+    health.chain(rest)
 }
 
 /// What is held.
-fn stored(node: &MainlineNode, held: u64) -> [Figure; 4] {
+fn stored(node: &MainlineNode, held: u64) -> [Figure; 6] {
     let peers = node.server().peers();
     [
         Figure::gauge("kadring_mainline_items", "Items held.", held),
+        Figure::gauge(
+            "kadring_mainline_unplaced",
+            "Items that clients have put here and no other node holds yet.",
+            node.unplaced() as u64,
+        ),
         Figure::gauge(
             "kadring_mainline_torrents",
             "Torrents that peers are held of.",
             peers.len() as u64,
         ),
+        Figure::gauge("kadring_mainline_peers", "Peers held.", peers.count() as u64),
         Figure::gauge(
             "kadring_mainline_peers_bytes",
             "Bytes of memory that peers take.",

@@ -43,7 +43,7 @@ pub use starting::{StartError, start};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
-    /// No more queries are taken; the state is to be written.
+    /// No more queries are taken; peers not yet written and the state are to be.
     Draining,
     /// What was promised is being made durable, the state with it.
     Saving,
@@ -149,9 +149,13 @@ impl MainlineSide {
 
     /// Goes on stopping, if it is.
     fn go_on_stopping(&mut self, keyspace: &mut Keyspace) {
-        if self.phase == Phase::Draining {
-            self.phase = Phase::Saving;
-            self.records.take(keyspace, StoreWork::SaveState(self.node.state()));
+        if self.phase == Phase::Draining && self.records.has_room() {
+            // Peers of the last seconds: nobody has waited for them, but they are to survive.
+            let is_flushed = self.node.flush_peers(keyspace.now());
+            if is_flushed {
+                self.phase = Phase::Saving;
+                self.records.take(keyspace, StoreWork::SaveState(self.node.state()));
+            }
             self.exchange(keyspace);
             self.send();
         }
@@ -207,6 +211,10 @@ impl PeerSide for MainlineSide {
         self.records.handle_event(keyspace, shard, event);
     }
 
+    fn add_seeds(&mut self, keyspace: &mut Keyspace, seeds: &[SocketAddr]) {
+        self.node.add_seeds(keyspace.now(), seeds);
+    }
+
     fn turn(&mut self, keyspace: &mut Keyspace, door: &mut Door) {
         let now = keyspace.now();
         self.operations.take(&mut self.node, keyspace, door);
@@ -235,8 +243,9 @@ impl PeerSide for MainlineSide {
     fn deadline(&self) -> Option<Monotonic> {
         match self.phase {
             Phase::Serving => self.node.deadline(),
-            Phase::Draining => Some(Monotonic(0)),
-            Phase::Saving | Phase::Closing => None,
+            Phase::Draining if self.records.has_room() => Some(Monotonic(0)),
+            // The log says when it has room, and when what was written is durable.
+            Phase::Draining | Phase::Saving | Phase::Closing => None,
         }
     }
 

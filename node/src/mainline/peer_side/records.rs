@@ -46,6 +46,8 @@ pub enum Outcome {
 enum Waiting {
     Stored(NodeId),
     Loaded(NodeId, Option<Bytes>),
+    /// Nobody but a stop.
+    Peers,
     State,
 }
 
@@ -143,6 +145,12 @@ impl Records {
             !waiting.is_empty() && keyspace.store(*shard).failure().is_none()
         };
         self.outcomes.is_empty() && self.refused.is_empty() && !self.waiting.iter().any(is_open)
+    }
+
+    /// Whether the log has taken everything so far.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.refused.is_empty()
     }
 
     /// Takes an event of a store.
@@ -262,7 +270,7 @@ impl Records {
                 Ok(wait) => match write {
                     Write::Item { target, .. } => self.wait(wait, Waiting::Stored(target)),
                     Write::State(_) => self.wait(wait, Waiting::State),
-                    Write::Peers { .. } => {}
+                    Write::Peers { .. } => self.wait(wait, Waiting::Peers),
                 },
                 Err(WriteError::Busy) => return self.refused.push_front(write),
                 Err(error) => {
@@ -315,6 +323,7 @@ impl Records {
             self.outcomes.push_back(match waiting {
                 Waiting::Stored(target) => Outcome::Stored(target, Ok(())),
                 Waiting::Loaded(target, record) => Outcome::Loaded(target, Ok(record)),
+                Waiting::Peers => continue,
                 Waiting::State => Outcome::StateSaved,
             });
         }
@@ -326,6 +335,7 @@ impl Records {
             self.outcomes.push_back(match waiting {
                 Waiting::Stored(target) => Outcome::Stored(target, Err(StoreFailed)),
                 Waiting::Loaded(target, _) => Outcome::Loaded(target, Err(LoadFailed)),
+                Waiting::Peers => continue,
                 Waiting::State => Outcome::StateSaved,
             });
         }

@@ -61,7 +61,8 @@ pub fn start<I: Io>(
     pump.records.load_state(pump.keyspace);
     let state = pump.state()?;
     let now = pump.keyspace.now();
-    let mut node = MainlineNode::new(now, options(config, open), entropy());
+    let options = MainlineOptions { here: address, ..options(config, open) };
+    let mut node = MainlineNode::new(now, options, entropy());
     match state.map(|state| node.restore(now, &state)) {
         None => tracing::info!("a new node of BitTorrent's DHT"),
         Some(Ok(nodes)) => tracing::info!(nodes, "the node's state is back"),
@@ -99,7 +100,19 @@ fn options(config: &Config, sockets: [bool; 2]) -> MainlineOptions {
     };
     let keep_ms = mainline.mirror_s.saturating_mul(1_000);
     let mirror = (keep_ms > 0).then(|| MirrorOptions { keep_ms, ..MirrorOptions::default() });
-    MainlineOptions { sockets, server, announced, mirror, ..MainlineOptions::new(config.seeds()) }
+    let mut advertised = [None; 2];
+    if let Some(address) = config.cluster.advertise {
+        advertised[usize::from(address.is_ipv6())] = Some(address.ip());
+    }
+    MainlineOptions {
+        sockets,
+        server,
+        announced,
+        mirror,
+        advertised,
+        awaits_seeds: !config.seed_names().is_empty(),
+        ..MainlineOptions::new(config.seeds())
+    }
 }
 
 fn entropy() -> Entropy {

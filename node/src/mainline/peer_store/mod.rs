@@ -81,6 +81,8 @@ pub struct PeerStore {
     /// By distance from us: the last one is the farthest.
     torrents: BTreeMap<Distance, PackedPeers>,
     bytes: usize,
+    /// Peers of all torrents.
+    count: usize,
     dirty: BTreeSet<Distance>,
     swept_to: Option<Distance>,
     sample: Vec<Distance>,
@@ -96,6 +98,7 @@ impl PeerStore {
             own,
             torrents: BTreeMap::new(),
             bytes: 0,
+            count: 0,
             dirty: BTreeSet::new(),
             swept_to: None,
             sample: Vec::new(),
@@ -113,6 +116,12 @@ impl PeerStore {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.torrents.is_empty()
+    }
+
+    /// Number of peers of all torrents, those among them that have expired a short while ago.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// Memory in use, about.
@@ -163,10 +172,12 @@ impl PeerStore {
         let is_new = !self.torrents.contains_key(&distance);
         let peers = self.torrents.entry(distance).or_default();
         let before = if is_new { 0 } else { peers.bytes() + TORRENT_OVERHEAD };
+        let count_before = peers.len();
         peers.expire(oldest_ms);
         let peer = Peer { address, seed, announced_ms: clock_ms };
         peers.insert(&peer, limits.peers_per_ip_max, limits.peers_max);
         self.bytes = self.bytes - before + peers.bytes() + TORRENT_OVERHEAD;
+        self.count = self.count - count_before + peers.len();
         self.dirty.insert(distance);
         // A torrent that is there may grow, at the cost of others.
         let all = (Bound::Unbounded, Bound::Unbounded);
@@ -270,6 +281,7 @@ impl PeerStore {
             return false;
         }
         self.bytes += peers.bytes() + TORRENT_OVERHEAD;
+        self.count += peers.len();
         self.torrents.insert(distance, peers);
         true
     }
@@ -302,11 +314,12 @@ impl PeerStore {
 
     fn expire(&mut self, distance: Distance, oldest_ms: u64) {
         let Some(peers) = self.torrents.get_mut(&distance) else { return };
-        let before = peers.bytes();
+        let (before, count_before) = (peers.bytes(), peers.len());
         if !peers.expire(oldest_ms) {
             return;
         }
         self.bytes = self.bytes - before + peers.bytes();
+        self.count = self.count - count_before + peers.len();
         self.dirty.insert(distance);
         if peers.is_empty() {
             self.forget(distance);
@@ -316,6 +329,7 @@ impl PeerStore {
     fn forget(&mut self, distance: Distance) {
         if let Some(peers) = self.torrents.remove(&distance) {
             self.bytes -= peers.bytes() + TORRENT_OVERHEAD;
+            self.count -= peers.len();
             self.dirty.insert(distance);
         }
     }

@@ -53,6 +53,13 @@ impl PackedPeers {
         self.v4.is_empty() && self.v6.is_empty()
     }
 
+    /// How many there are, expired ones among them.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let of = |list: &Vec<u8>, family| list.len().checked_div(entry_len(family)).unwrap_or(0);
+        of(&self.v4, Family::V4).saturating_add(of(&self.v6, Family::V6))
+    }
+
     /// Memory of the peers.
     #[must_use]
     pub fn bytes(&self) -> usize {

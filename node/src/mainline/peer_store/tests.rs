@@ -94,6 +94,8 @@ fn bytes_are_bounded_whatever_is_announced() {
     let counted: usize =
         store.torrents.values().map(|peers| peers.bytes() + TORRENT_OVERHEAD).sum();
     assert_eq!(counted, store.bytes());
+    let peers: usize = store.torrents.values().map(PackedPeers::len).sum();
+    assert_eq!(peers, store.count());
 }
 
 #[test]

@@ -127,12 +127,16 @@ pub struct ServerCounters {
     pub damaged: u64,
     /// Queries that could be read, by kind: see [`QueryKind::index`].
     pub kinds: [u64; KINDS],
+    /// Of these, by kind: those answered, and those answered with an error. The others wait.
+    pub outcomes: [[u64; 2]; KINDS],
 }
 
 /// Whom an answer goes to, and how long it may be.
 #[derive(Debug)]
 struct Who<A> {
     asker: A,
+    /// What was asked, as in [`QueryKind::index`]; `None`: nothing that can be read, or by us.
+    kind: Option<usize>,
     from: SocketAddr,
     own: NodeId,
     room: Room,
@@ -261,28 +265,43 @@ impl<A> Server<A> {
             return false;
         }
         let room = Room::of(incoming, &self.limits.replies);
-        let who = Who { asker, from, own: incoming.own, room };
+        let mut who = Who { asker, kind: None, from, own: incoming.own, room };
         match Query::decode(incoming.method, incoming.arguments) {
             Ok(query) => {
-                self.counters.kinds[query.kind.index()] += 1;
+                let kind = query.kind.index();
+                self.counters.kinds[kind] += 1;
+                who.kind = Some(kind);
                 self.dispatch(now, &query, who, closest);
             }
-            Err(reject) => self.refuse(who.asker, reject),
+            Err(reject) => self.refuse(who, reject),
         }
         true
     }
 
     /// Takes in an item that we want to hold ourselves, its signature checked already. It is
-    /// answered as a put is: neither token nor nearness count, but seq does.
-    pub fn adopt(&mut self, now: Now, item: &Item<'_>, asker: A) {
-        let from = SocketAddr::from(([0, 0, 0, 0], 0));
-        let who = Who { asker, from, own: self.own, room: Room::UNBOUNDED };
+    /// answered as a put is: neither token nor nearness count, but seq and `cas` do.
+    pub fn adopt(&mut self, now: Now, item: &Item<'_>, cas: Option<i64>, asker: A) {
+        let who = self.ourselves(asker);
         let record = Record { put_ms: now.clock_ms, item: *item }.encode();
         let is_mutable = matches!(item, Item::Mutable(_));
-        let work = PutWork { who, record: record.into(), cas: None, is_mutable };
+        let work = PutWork { who, record: record.into(), cas, is_mutable };
         let target = item.target();
         self.desks.add(target, Work::Put(work), &mut self.steps);
         self.carry_out(now, target);
+    }
+
+    /// Looks an item up for ourselves; of a mutable one only what is newer than `seq`. It is
+    /// answered as a get is, without nodes.
+    pub fn look_up(&mut self, now: Now, target: NodeId, seq: Option<i64>, asker: A) {
+        let who = self.ourselves(asker);
+        let get = GetWork { who, seq, nodes: [None, None], token: [0; 8], is_near: false };
+        self.desks.add(target, Work::Get(get), &mut self.steps);
+        self.carry_out(now, target);
+    }
+
+    fn ourselves(&self, asker: A) -> Who<A> {
+        let from = SocketAddr::from(([0, 0, 0, 0], 0));
+        Who { asker, kind: None, from, own: self.own, room: Room::UNBOUNDED }
     }
 
     /// Checks the signatures that have gathered.
@@ -299,7 +318,7 @@ impl<A> Server<A> {
                 self.desks.add(target, Work::Put(put), &mut self.steps);
                 self.carry_out(now, target);
             } else {
-                self.refuse(put.who.asker, Reject::Signature);
+                self.refuse(put.who, Reject::Signature);
             }
         }
     }
@@ -328,17 +347,20 @@ impl<A> Server<A> {
             return;
         }
         self.peers.sweep(now.clock_ms, SWEEP_TORRENTS_MAX);
-        let mut is_done = false;
-        for _ in 0..FLUSH_TORRENTS_MAX {
-            let Some((info_hash, record)) = self.peers.pop_dirty() else {
-                is_done = true;
-                break;
-            };
-            self.outputs.push_back(Output::StorePeers { info_hash, record });
-        }
+        let is_done = self.flush_peers();
         let is_idle = is_done && self.peers.is_empty();
         let next_ms = if is_done { 10 * FLUSH_AFTER_MS } else { 0 };
         self.flush_at_ms = (!is_idle).then(|| now.clock_ms.saturating_add(next_ms));
+    }
+
+    /// Hands out some of the torrents whose peers have changed, due or not; tells whether that were
+    /// all. Before a stop it is called until it says so.
+    pub fn flush_peers(&mut self) -> bool {
+        for _ in 0..FLUSH_TORRENTS_MAX {
+            let Some((info_hash, record)) = self.peers.pop_dirty() else { return true };
+            self.outputs.push_back(Output::StorePeers { info_hash, record });
+        }
+        false
     }
 
     /// When [`handle_time`](Self::handle_time) has something to do, in ms since 1970.
@@ -390,7 +412,7 @@ impl<A> Server<A> {
     fn put(&mut self, now: Now, put: &Put<'_>, who: Who<A>, closest: &mut Closest<'_>) {
         let target = put.item.target();
         if let Err(reject) = self.check_put(now, &target, put, &who, closest) {
-            return self.refuse(who.asker, reject);
+            return self.refuse(who, reject);
         }
         let record = Record { put_ms: now.clock_ms, item: put.item }.encode();
         let is_mutable = matches!(put.item, Item::Mutable(_));
@@ -400,7 +422,7 @@ impl<A> Server<A> {
             return self.carry_out(now, target);
         };
         if self.pending() >= self.limits.items.pending_max {
-            return self.refuse(work.who.asker, Reject::Busy);
+            return self.refuse(work.who, Reject::Busy);
         }
         self.unverified.push(Unverified { target, signed: Signed::of(item), put: work });
         if self.unverified.len() >= BATCH_MAX {
@@ -450,11 +472,11 @@ impl<A> Server<A> {
     fn announce_peer(&mut self, now: Now, announce: &AnnouncePeer<'_>, who: Who<A>) {
         let (ip, info_hash) = (who.from.ip(), &announce.info_hash);
         if !self.tokens.is_valid(now.clock_ms, ip, info_hash, announce.token) {
-            return self.refuse(who.asker, Reject::Token);
+            return self.refuse(who, Reject::Token);
         }
         let address = SocketAddr::new(ip, announce.port.unwrap_or_else(|| who.from.port()));
         if !self.peers.announce(now.clock_ms, info_hash, address, announce.seed) {
-            return self.refuse(who.asker, Reject::NotStored);
+            return self.refuse(who, Reject::NotStored);
         }
         let flush_at_ms = now.clock_ms.saturating_add(FLUSH_AFTER_MS);
         let earlier = self.flush_at_ms.map_or(flush_at_ms, |before| before.min(flush_at_ms));
@@ -509,7 +531,7 @@ impl<A> Server<A> {
                 }
                 Step::Found(get, record) => self.found(get, record.as_deref()),
                 Step::Stored(who) => self.acknowledge(who),
-                Step::Refused(who, reject) => self.refuse(who.asker, reject),
+                Step::Refused(who, reject) => self.refuse(who, reject),
             }
         }
     }
@@ -561,6 +583,9 @@ impl<A> Server<A> {
         let mut bytes = Vec::with_capacity(512);
         values.encode(&mut bytes);
         self.counters.answered += 1;
+        if let Some(kind) = who.kind {
+            self.counters.outcomes[kind][0] += 1;
+        }
         if !who.room.is_proven() {
             // A long answer to a source that may be forged counts as several queries.
             let charged = u32::try_from(bytes.len() / ANSWER_LEN_FREE).unwrap_or(u32::MAX);
@@ -569,9 +594,12 @@ impl<A> Server<A> {
         self.outputs.push_back(Output::Respond { asker: who.asker, values: bytes });
     }
 
-    fn refuse(&mut self, asker: A, reject: Reject) {
+    fn refuse(&mut self, who: Who<A>, reject: Reject) {
         self.counters.refused += 1;
-        self.outputs.push_back(Output::Refuse { asker, reject });
+        if let Some(kind) = who.kind {
+            self.counters.outcomes[kind][1] += 1;
+        }
+        self.outputs.push_back(Output::Refuse { asker: who.asker, reject });
     }
 }
 

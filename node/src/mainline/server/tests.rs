@@ -298,6 +298,36 @@ fn replies_stay_within_a_datagram_of_1024_bytes() {
     }
 }
 
+/// Whoever floods a table from one network does not get its nodes handed out; on one machine all
+/// are of one network, and count if that is said.
+#[test]
+fn replies_name_few_nodes_of_a_network() {
+    for (is_exempt, count) in [(false, 2), (true, 8)] {
+        let mut server = server();
+        server.limits.rates.loopback_exempt = is_exempt;
+        let kind = QueryKind::FindNode { target: NodeId([7; 20]), want: Want::default() };
+        ask_as(&mut server, 1, kind, from(), &mut crowd);
+        let answers = outputs(&mut server);
+        let [Output::Respond { values, .. }] = &answers[..] else { panic!("{answers:?}") };
+        let nodes = Values::decode(values).unwrap().nodes.unwrap();
+        assert_eq!(nodes.len(), count * Family::V4.node_len());
+    }
+}
+
+#[test]
+fn queries_are_counted_by_kind_and_outcome() {
+    let (mut server, mut held) = (server(), None);
+    ask(&mut server, 1, QueryKind::Ping);
+    put_immutable(&mut server, 2, b"1:a");
+    let bad = Put { item: Item::Immutable(b"1:b"), cas: None, token: b"none" };
+    ask(&mut server, 3, QueryKind::Put(bad));
+    settle(&mut server, &mut held);
+    let counters = server.counters();
+    let of = |kind: QueryKind<'_>| counters.outcomes[kind.index()];
+    assert_eq!((of(QueryKind::Ping), of(QueryKind::Put(bad))), ([1, 0], [1, 1]));
+    assert_eq!((counters.answered, counters.refused), (2, 1));
+}
+
 #[test]
 fn martians_and_floods_get_no_answer() {
     let mut server = server();
