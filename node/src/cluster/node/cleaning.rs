@@ -104,7 +104,7 @@ impl ClusterNode {
             }
             (Stage::Saving(waited, entries), StoreAnswer::Done) if *waited == ticket => {
                 let entries = std::mem::take(entries);
-                self.discard(entries);
+                self.discard(&cleaning.set, entries);
                 self.next_page(now, cleaning);
             }
             (Stage::Walking(waited) | Stage::Saving(waited, _), _) if *waited == ticket => {}
@@ -124,7 +124,8 @@ impl ClusterNode {
             return;
         }
         if self.mutation == Mutation::DropsUnconfirmed {
-            self.discard(std::mem::take(&mut cleaning.page));
+            let entries = std::mem::take(&mut cleaning.page);
+            self.discard(&cleaning.set, entries);
             self.next_page(now, cleaning);
             return;
         }
@@ -173,15 +174,19 @@ impl ClusterNode {
             cleaning.stage = Stage::Saving(ticket, verdict.confirmed);
             self.background.cleaning = Some(cleaning);
         } else {
-            self.discard(verdict.confirmed);
+            self.discard(&cleaning.set, verdict.confirmed);
             self.next_page(now, cleaning);
         }
     }
 
-    fn discard(&mut self, entries: Vec<Entry>) {
+    /// Gives up what all of a set have confirmed.
+    fn discard(&mut self, confirmed: &[NodeId], entries: Vec<Entry>) {
+        let (placed, replicas) = (self.members.placed(), self.settings.replicas);
         for Entry { key, version, .. } in entries {
-            // Its ranges may have changed since the set was asked.
-            if !self.mine.contains(&key) {
+            // The set may have changed since it was asked: a newcomer has confirmed nothing.
+            let set = placement::replica_set(&key, &placed, replicas);
+            let is_confirmed = set.iter().all(|node| confirmed.contains(node));
+            if is_confirmed && !self.mine.contains(&key) {
                 self.counters.copies_discarded += 1;
                 self.out.ask_store(StoreRequest::Discard { key, version });
             }
