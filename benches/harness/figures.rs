@@ -145,6 +145,12 @@ impl Summary {
         })
     }
 
+    /// Latencies of all its operations.
+    #[must_use]
+    pub fn latencies(&self) -> &Latencies {
+        &self.latencies
+    }
+
     /// The latency in microseconds that `percent` of the operations did not exceed.
     #[must_use]
     pub fn micros(&self, percent: f64) -> f64 {

@@ -10,6 +10,7 @@
 
 mod child;
 mod closed_loop;
+mod cluster_servers;
 mod disk_bytes;
 mod driver;
 mod figures;
@@ -28,6 +29,7 @@ mod workload;
 
 pub use child::{number, run_again};
 pub use closed_loop::ClosedLoop;
+pub use cluster_servers::{Servers, is_whole, key_count, wait_until};
 pub use disk_bytes::{DiskBytes, DiskCounters};
 pub use driver::{AnyIo, DRIVERS, Driver, drivers};
 pub use figures::{

@@ -11,7 +11,7 @@ use kadring_tests::node_process::{Driver, NodeOptions, NodeProcess, StartingNode
 use kadring_tests::resp_client::{Reply, RespClient};
 
 use crate::cluster_rig::{
-    Cluster, Load, SMALL, check_known, free_addresses, is_ok, number, ready, wait_for,
+    Cluster, Load, SMALL, check_known, free_addresses, is_ok, number, ready, rows, wait_for,
     wait_for_full,
 };
 use crate::directory;
@@ -132,10 +132,17 @@ fn nodes_that_start_at_once_with_each_other_as_seeds_become_one_cluster() {
     let up = begun.elapsed();
     let mut clients: Vec<RespClient> =
         nodes.iter().map(|node| RespClient::connect(node.address()).unwrap()).collect();
+    for client in &mut clients {
+        wait_for(client, "KAD.NODES", |reply| rows(reply).len() == count);
+    }
+    let known = begun.elapsed();
     clients.iter_mut().for_each(|client| wait_for_full(client, count));
     let whole = begun.elapsed();
-    let [started, up, whole] = [started, up, whole].map(seconds);
-    told(&format!("{count} nodes: started in {started}, up after {up}, one cluster after {whole}"));
+    let [started, up, known, whole] = [started, up, known, whole].map(seconds);
+    told(&format!(
+        "{count} nodes: started in {started}, up after {up}, all known to all after {known}, one \
+         cluster after {whole}"
+    ));
     for (index, client) in clients.iter_mut().enumerate() {
         wait_for(client, &format!("SET from{index} {index}"), is_ok);
     }

@@ -30,6 +30,8 @@ use crate::kademlia::NodeId;
 pub(super) struct Source {
     /// The parts it holds completely; nothing before it has answered.
     pub(super) held: Option<PrefixSet>,
+    /// When it is asked for that, if it has not answered by then.
+    pub(super) claim_at_ns: u64,
     /// Whether it had nothing newer at the end of an exchange.
     pub(super) is_done: bool,
 }

@@ -72,7 +72,8 @@ impl SealCounters {
     /// Datagrams that were not taken.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        self.truncated + self.forged + self.reflected + self.replayed + self.too_old
+        let all = [self.truncated, self.forged, self.reflected, self.replayed, self.too_old];
+        all.into_iter().fold(0, u64::saturating_add)
     }
 }
 

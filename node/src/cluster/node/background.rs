@@ -180,20 +180,32 @@ impl ClusterNode {
             let wait_ns = 8 * self.settings.exchange_for_ms * 1_000_000;
             let fill = Fill::new(prefix, &sources, now.monotonic_ns + wait_ns);
             self.background.fills.insert(prefix, fill);
-            for source in sources {
-                let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
-                step.query(Owner::Fill(prefix), source, |request| PeerMessage::Claim {
-                    request,
-                    prefix,
-                });
-            }
         }
+        self.claim(now);
         // A source that was lost is asked again.
         let idle: Vec<(Prefix, NodeId)> = self.idle_sources();
         for (prefix, source) in idle {
             self.exchange(now, source, prefix, Purpose::Fill(prefix));
         }
         self.end_fills(now);
+    }
+
+    /// Asks sources that have not said what they hold. What was lost is asked again.
+    fn claim(&mut self, now: Now) {
+        let wait_ns = self.settings.exchange_for_ms * 1_000_000;
+        for (prefix, fill) in &mut self.background.fills {
+            for (node, source) in &mut fill.sources {
+                if source.held.is_some() || source.claim_at_ns > now.monotonic_ns {
+                    continue;
+                }
+                source.claim_at_ns = now.monotonic_ns + wait_ns;
+                let query = (Owner::Fill(*prefix), *node);
+                self.queries.0.retain(|_, earlier| *earlier != query);
+                let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
+                let claim = |request| PeerMessage::Claim { request, prefix: *prefix };
+                step.query(query.0, *node, claim);
+            }
+        }
     }
 
     /// Sources that have answered, are not done, and are not being asked.
@@ -221,12 +233,14 @@ impl ClusterNode {
         prefix: Prefix,
         message: Option<PeerMessage>,
     ) {
-        let Some(PeerMessage::Claimed { held, .. }) = message else { return };
-        let Some(fill) = self.background.fills.get_mut(&prefix) else { return };
-        if let Some(source) = fill.sources.get_mut(&from) {
-            source.held = Some(held.into_iter().collect());
-            self.exchange(now, from, prefix, Purpose::Fill(prefix));
-        }
+        let fill = self.background.fills.get_mut(&prefix);
+        let Some(source) = fill.and_then(|fill| fill.sources.get_mut(&from)) else { return };
+        let Some(PeerMessage::Claimed { held, .. }) = message else {
+            source.claim_at_ns = 0;
+            return;
+        };
+        source.held = Some(held.into_iter().collect());
+        self.exchange(now, from, prefix, Purpose::Fill(prefix));
     }
 
     /// Takes a message for an exchange.
@@ -317,7 +331,10 @@ impl ClusterNode {
                 self.out.send(node, PeerMessage::Release { prefix });
             }
         }
-        if self.pending().is_empty() && self.members.own().phase == Phase::Joining {
+        if !self.pending().is_empty() {
+            // There is room for the next ones.
+            self.background.hand_off_at_ns = now.monotonic_ns;
+        } else if self.members.own().phase == Phase::Joining {
             self.members.set_phase(Phase::Full);
         }
     }

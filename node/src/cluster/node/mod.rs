@@ -8,6 +8,8 @@
 mod background;
 mod cleaning;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
