@@ -192,7 +192,10 @@ impl EngineStore {
             StoreRequest::Discard { key, version } => Some(Change::Discard(*key, *version)),
             StoreRequest::DiscardAll => Some(Change::DiscardAll),
             StoreRequest::Read { key, .. } => Some(Change::Read(*key)),
-            StoreRequest::Walk { .. } | StoreRequest::Save { .. } => None,
+            StoreRequest::Walk { .. }
+            | StoreRequest::Names { .. }
+            | StoreRequest::Save { .. }
+            | StoreRequest::SaveRoutes { .. } => None,
         };
         if let Some(change) = change {
             self.asked.insert(ticket, change);
@@ -255,10 +258,10 @@ impl EngineStore {
                 let known = self.known.entry(key).or_insert(version);
                 *known = version.max(*known);
             }
-            (Some(Change::Discard(key, version)), StoreAnswer::Done) => {
-                if self.known.get(&key) == Some(&version) {
-                    self.known.remove(&key);
-                }
+            (Some(Change::Discard(key, version)), StoreAnswer::Done)
+                if self.known.get(&key) == Some(&version) =>
+            {
+                self.known.remove(&key);
             }
             (Some(Change::DiscardAll), StoreAnswer::Done) => self.known.clear(),
             (Some(Change::Read(key)), StoreAnswer::Read(Found::Failed)) => {
