@@ -455,9 +455,10 @@ fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<
         put_all((&contestant, 256), &puts)
     };
     // Buffers that a node has once, whatever it holds.
-    put(HELD_STEP.min(count))?;
+    let warm_up = HELD_STEP.min(count / 10);
+    put(warm_up)?;
     let before = resident_bytes(pid)?;
-    let mut rest = count;
+    let mut rest = count - warm_up;
     while rest > 0 {
         let step = rest.min(HELD_STEP);
         put(step)?;
@@ -466,7 +467,7 @@ fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<
     let after = resident_bytes(pid)?;
     let held = sum_in_info(&server.info()?, "items");
     let grown = after.saturating_sub(before) as f64;
-    let each = (grown - HELD_CACHE_BYTES as f64) / count as f64;
+    let each = (grown - HELD_CACHE_BYTES as f64) / (count - warm_up) as f64;
     println!(
         "\n{held} items of {HELD_VALUE_LEN} B held: {before} bytes resident before, {after} after; \
          without {HELD_CACHE_BYTES} of cache {each:.1} B for each"
