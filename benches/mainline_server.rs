@@ -56,6 +56,8 @@ const HELD_BYTES_EACH_MAX: f64 = 16.0;
 const HELD_STEP: usize = 20_000;
 /// Items that are asked for.
 const ITEM_COUNT: usize = 1_000;
+/// libtorrent's socket has room for little more than a hundred puts; in memory, few keep it busy.
+const THEIR_PUT_WINDOW_MAX: usize = 64;
 /// Addresses that fill the routing table.
 const NEIGHBOURS: usize = 300;
 /// A query without an answer for so long is lost.
@@ -91,6 +93,8 @@ struct Contestant {
     name: &'static str,
     address: SocketAddr,
     pid: u32,
+    /// Outstanding puts at most.
+    put_window_max: usize,
     /// Ends with it.
     _process: Box<dyn Any>,
 }
@@ -322,7 +326,7 @@ fn put_all(
 ) -> Result<Sample, Box<dyn Error>> {
     let mut asker = Asker::new(contestant.address, 64)?;
     let tokens = tokens(&mut asker, puts)?;
-    asker.out.resize(window, None);
+    asker.out.resize(window.min(contestant.put_window_max), None);
     let queries: Vec<_> = puts.iter().zip(&tokens).map(|(put, token)| put.query(token)).collect();
     let (mut latencies, mut refused) = (Latencies::default(), 0);
     let measuring = Measuring::start(cpu_of_process(contestant.pid));
@@ -429,7 +433,8 @@ fn ours(starter: &Starter, report: &mut Report) -> Result<Contestant, Box<dyn Er
     println!("routing table of kadring: {known} nodes");
     report.set("table_nodes", known);
     let pid = server.pid();
-    Ok(Contestant { name: "kadring, durable", address, pid, _process: Box::new(server) })
+    let (name, put_window_max) = ("kadring, durable", usize::MAX);
+    Ok(Contestant { name, address, pid, put_window_max, _process: Box::new(server) })
 }
 
 /// Fills a node with items and tells what its memory grows by.
@@ -440,7 +445,8 @@ fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<
     let server = starter.kadring("kadring", &arguments)?;
     let address = server.peer.ok_or("kadring has no peer door")?;
     let pid = server.pid();
-    let contestant = Contestant { name: "kadring", address, pid, _process: Box::new(()) };
+    let (name, put_window_max) = ("kadring", usize::MAX);
+    let contestant = Contestant { name, address, pid, put_window_max, _process: Box::new(()) };
     // Its table is empty: everything is near.
     let rng = fastrand::Rng::with_seed(4);
     let mut maker = Maker { rng, near: [0; 20], bits: 0 };
@@ -449,9 +455,10 @@ fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<
         put_all((&contestant, 256), &puts)
     };
     // Buffers that a node has once, whatever it holds.
-    put(HELD_STEP.min(count))?;
+    let warm_up = HELD_STEP.min(count / 10);
+    put(warm_up)?;
     let before = resident_bytes(pid)?;
-    let mut rest = count;
+    let mut rest = count - warm_up;
     while rest > 0 {
         let step = rest.min(HELD_STEP);
         put(step)?;
@@ -460,7 +467,7 @@ fn hold(starter: &Starter, report: &mut Report, count: usize) -> Result<(), Box<
     let after = resident_bytes(pid)?;
     let held = sum_in_info(&server.info()?, "items");
     let grown = after.saturating_sub(before) as f64;
-    let each = (grown - HELD_CACHE_BYTES as f64) / count as f64;
+    let each = (grown - HELD_CACHE_BYTES as f64) / (count - warm_up) as f64;
     println!(
         "\n{held} items of {HELD_VALUE_LEN} B held: {before} bytes resident before, {after} after; \
          without {HELD_CACHE_BYTES} of cache {each:.1} B for each"
@@ -496,7 +503,8 @@ fn theirs() -> Result<Option<Contestant>, Box<dyn Error>> {
     let address = SocketAddr::from(([127, 0, 0, 1], line.trim().parse()?));
     let pid = child.id();
     let name = "libtorrent, in memory";
-    Ok(Some(Contestant { name, address, pid, _process: Box::new(Theirs(child)) }))
+    let put_window_max = THEIR_PUT_WINDOW_MAX;
+    Ok(Some(Contestant { name, address, pid, put_window_max, _process: Box::new(Theirs(child)) }))
 }
 
 /// Lets the contestants take turns at one kind of work.

@@ -141,7 +141,10 @@ impl Retention {
     /// Tells whether an item for this target would stay.
     #[must_use]
     pub fn admits(&self, target: &NodeId) -> bool {
-        self.held < self.items_max || self.score(target) > self.threshold
+        if self.held < self.items_max {
+            return true;
+        }
+        self.held < self.utmost() && self.score(target) > self.threshold
     }
 
     /// Returns what to look at next, while there are too many.
@@ -182,6 +185,12 @@ impl Retention {
 
     fn score(&self, target: &NodeId) -> u32 {
         self.own.shared_bits(target) + self.popularity.score(target)
+    }
+
+    /// While it is being found out who has to go, only so many more come in: that may take several
+    /// walks over all items where many are asked for.
+    fn utmost(&self) -> u64 {
+        self.items_max + (self.items_max / 64).max(1)
     }
 
     /// Making room once makes it for a while.
@@ -239,6 +248,22 @@ mod tests {
         evict(&mut retention, &mut items);
         assert!(items.len() <= 1_000 && items.len() > 900, "{}", items.len());
         assert!(near.iter().chain(&popular).all(|target| items.contains_key(target)));
+    }
+
+    /// Popular items are found to have to go only after several walks: meanwhile no flood gets in.
+    #[test]
+    fn flood_does_not_outrun_the_search_for_whom_to_drop() {
+        let own = NodeId([0; 20]);
+        let mut retention = Retention::new(own, 6_400, [1; 16]);
+        let mut rng = Rng::with_seed(9);
+        let mut held = 0;
+        for _ in 0..50_000 {
+            let target = NodeId::random(&mut rng);
+            retention.on_get(&target, IpAddr::from(rng.u32(..).to_be_bytes()));
+            held += u64::from(retention.admits(&target));
+            retention.set_held(held);
+        }
+        assert_eq!(held, 6_400 + 100);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! [`Unplaced`]: items that a client has put while this node knew no other one.
 //!
 //! ```text
-//! waiting ── neighbours, some time ──> loading ── record ──> being put ── somebody has it ──> (gone)
+//! waiting ── neighbours, some time ──> loading ── record ──> being put ── placed ──> (gone)
 //!    ^                                                          │
 //!    └───────────────── nobody has it, later again ─────────────┘
 //! ```
