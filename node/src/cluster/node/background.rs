@@ -161,6 +161,10 @@ impl ClusterNode {
             Purpose::Fill(prefix) => fills.contains_key(&prefix),
             Purpose::Repair => true,
         });
+        self.queries.0.retain(|_, (owner, _)| match owner {
+            Owner::Fill(prefix) => fills.contains_key(prefix),
+            _ => true,
+        });
         let pending = self.pending();
         if pending.is_empty() && self.members.own().phase == Phase::Joining {
             self.members.set_phase(Phase::Full);
@@ -199,11 +203,9 @@ impl ClusterNode {
                     continue;
                 }
                 source.claim_at_ns = now.monotonic_ns + wait_ns;
-                let query = (Owner::Fill(*prefix), *node);
-                self.queries.0.retain(|_, earlier| *earlier != query);
                 let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
                 let claim = |request| PeerMessage::Claim { request, prefix: *prefix };
-                step.query(query.0, *node, claim);
+                step.query(Owner::Fill(*prefix), *node, claim);
             }
         }
     }
@@ -240,6 +242,8 @@ impl ClusterNode {
             return;
         };
         source.held = Some(held.into_iter().collect());
+        // Of claims that were made again one answer is enough.
+        self.queries.0.retain(|_, query| *query != (Owner::Fill(prefix), from));
         self.exchange(now, from, prefix, Purpose::Fill(prefix));
     }
 

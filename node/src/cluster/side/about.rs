@@ -118,7 +118,7 @@ fn link_figures(links: &PeerLinks) -> Vec<Figure> {
         ("kadring_links_broken_total", "Links that broke.", counters.broken),
         (
             "kadring_links_refused_total",
-            "Links refused or ended: wrong secret, cluster, version, id or form, too slow, too many.",
+            "Links refused or ended: wrong secret, cluster, version or form, too slow, too many.",
             refused,
         ),
         ("kadring_link_messages_sent_total", "Messages sent over links.", counters.messages_sent),
