@@ -255,10 +255,10 @@ impl EngineStore {
                 let known = self.known.entry(key).or_insert(version);
                 *known = version.max(*known);
             }
-            (Some(Change::Discard(key, version)), StoreAnswer::Done) => {
-                if self.known.get(&key) == Some(&version) {
-                    self.known.remove(&key);
-                }
+            (Some(Change::Discard(key, version)), StoreAnswer::Done)
+                if self.known.get(&key) == Some(&version) =>
+            {
+                self.known.remove(&key);
             }
             (Some(Change::DiscardAll), StoreAnswer::Done) => self.known.clear(),
             (Some(Change::Read(key)), StoreAnswer::Read(Found::Failed)) => {

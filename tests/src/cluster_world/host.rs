@@ -13,7 +13,7 @@ use storage::{LogClock, Now};
 use super::START_MS;
 use super::engine::EngineStore;
 use super::plan::Engine;
-use super::store::{HostStore, ModelDisk, Stop};
+use super::store::{HostStore, Stop};
 use super::swarm::Mix;
 
 const MS: u64 = 1_000_000;
@@ -41,7 +41,7 @@ impl Host {
     pub(super) fn new(mix: &Mix, engine: Engine, rng: &mut Rng) -> Self {
         let id = NodeId::random(rng);
         let store = match engine {
-            Engine::Model => HostStore::Model(Box::new(ModelDisk::default())),
+            Engine::Model => HostStore::Model(Box::default()),
             Engine::Real { shards } => {
                 HostStore::Engine(Box::new(EngineStore::new(id.0, shards, rng)))
             }
