@@ -153,7 +153,8 @@ impl Key {
     /// What was known before that moment.
     fn least(&self, until_ns: u64) -> Version {
         let count = self.known.partition_point(|known| known.from_ns < until_ns);
-        count.checked_sub(1).map_or_else(Version::default, |last| self.known[last].version)
+        let last = count.checked_sub(1);
+        last.map(|last| self.known[last].version).unwrap_or_default()
     }
 
     fn learn(&mut self, asked: &Asked, version: Version, from_ns: u64) {
