@@ -133,11 +133,14 @@ fn find_node_query(target: &[u8; 20]) -> Vec<u8> {
     })
 }
 
+/// Public key, salt, seq and signature of a mutable item.
+type SignedParts = ([u8; 32], [u8; 8], i64, [u8; 64]);
+
 /// What is put: an item with all that a query for it needs.
 struct Put {
     value: Vec<u8>,
     /// Key, salt, seq and signature of a mutable one.
-    signed: Option<([u8; 32], [u8; 8], i64, [u8; 64])>,
+    signed: Option<SignedParts>,
     target: [u8; 20],
 }
 
