@@ -133,14 +133,19 @@ fn find_node_query(target: &[u8; 20]) -> Vec<u8> {
     })
 }
 
-/// Public key, salt, seq and signature of a mutable item.
-type SignedParts = ([u8; 32], [u8; 8], i64, [u8; 64]);
+/// What a mutable item has beside its value.
+struct Seal {
+    key: [u8; 32],
+    salt: [u8; 8],
+    seq: i64,
+    signature: [u8; 64],
+}
 
 /// What is put: an item with all that a query for it needs.
 struct Put {
     value: Vec<u8>,
-    /// Key, salt, seq and signature of a mutable one.
-    signed: Option<SignedParts>,
+    /// Of a mutable one.
+    signed: Option<Seal>,
     target: [u8; 20],
 }
 
@@ -180,7 +185,8 @@ impl Maker {
             let target = mutable_target(&public, &salt).0;
             if self.is_near(&target) {
                 let signature = key.sign(&salt, seq, &value);
-                return Put { signed: Some((public, salt, seq, signature)), target, value };
+                let seal = Seal { key: public, salt, seq, signature };
+                return Put { signed: Some(seal), target, value };
             }
         }
     }
@@ -203,7 +209,7 @@ fn id_of(address: SocketAddr) -> Result<[u8; 20], Box<dyn Error>> {
 impl Put {
     fn query(&self, token: &[u8]) -> Vec<u8> {
         query("put", |writer| {
-            if let Some((key, salt, seq, signature)) = &self.signed {
+            if let Some(Seal { key, salt, seq, signature }) = &self.signed {
                 writer.bytes(b"k").bytes(key).bytes(b"salt").bytes(salt);
                 writer.bytes(b"seq").integer(*seq);
                 writer.bytes(b"sig").bytes(signature);
@@ -541,7 +547,7 @@ fn signature_micros(rounds: usize) -> f64 {
     let signed: Vec<Signed> = puts
         .iter()
         .filter_map(|put| {
-            let (key, salt, seq, signature) = put.signed.as_ref()?;
+            let Seal { key, salt, seq, signature } = put.signed.as_ref()?;
             let item = MutableItem { key, salt, seq: *seq, signature, value: &put.value };
             Some(Signed::of(&item))
         })
