@@ -61,19 +61,19 @@ pub(super) struct Lives {
     #[arg(long, default_value_t = 200)]
     keys: u32,
     /// How long nodes come and go, in seconds of virtual time.
-    #[arg(long, default_value_t = 1_200)]
+    #[arg(long, default_value_t = 600)]
     length: u64,
     /// Mean lifetime of a node in seconds.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 200)]
     lifetime: u64,
     /// Copies of each key, one or more numbers.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3, 5])]
     replicas: Vec<usize>,
     /// After how many seconds repair begins, one or more numbers.
-    #[arg(long, value_delimiter = ',', default_values_t = [5, 20, 60, 180])]
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 30, 120])]
     intervals: Vec<u64>,
     /// Seeds of each.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     seeds: u64,
     /// The first one.
     #[arg(long, default_value_t = 0)]
