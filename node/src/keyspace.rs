@@ -229,8 +229,8 @@ impl Keyspace {
         self.store_mut(address.shard).lookup(&address.key)
     }
 
-    /// Reads a key of this thread if it was read of late and has not changed since; the answer waits
-    /// for nothing.
+    /// Reads a key of this thread if it was read of late and has not changed since; the answer
+    /// waits for nothing.
     pub fn get_hot(&mut self, user_key: &[u8]) -> Option<Value> {
         let id = self.ids.id_of(user_key);
         self.store_mut(self.shard_of(id)).get_hot(&id, user_key)

@@ -170,7 +170,7 @@ fn core_figures(core: &ClusterNode, now_ns: u64) -> Vec<Figure> {
             background.fills as u64,
         ),
         Figure::gauge(
-            "kadring_exchanges",
+            "kadring_exchanges_under_way",
             "Comparisons of ranges with other holders that are under way.",
             background.exchanges as u64,
         ),
