@@ -90,19 +90,14 @@ impl HotValues {
 
     /// Forgets a key, which changes.
     pub(crate) fn remove(&mut self, key: &Key) {
-        if self.bytes == 0 {
-            return;
-        }
         let taken = self.slot_mut(key).and_then(|slot| slot.take_if(|hot| hot.key == *key));
         self.bytes -= taken.map_or(0, |hot| hot.footprint);
     }
 
     /// Forgets all keys.
     pub(crate) fn clear(&mut self) {
-        if self.bytes > 0 {
-            self.slots.fill(None);
-            self.bytes = 0;
-        }
+        self.slots.fill(None);
+        self.bytes = 0;
     }
 }
 

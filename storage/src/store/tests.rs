@@ -283,6 +283,39 @@ fn clear_takes_every_key_and_is_observed_by_all() {
     assert_eq!(played.found("b").unwrap(), &b"two"[..]);
 }
 
+/// The empty key with the empty value takes no bytes, and is kept and forgotten like any other.
+#[test]
+fn value_read_again_and_again_changes_with_its_key() {
+    for (name, first) in [("", &b""[..]), ("", b"one"), ("a", b""), ("a", b"one")] {
+        let mut played = played(1 << 20);
+        let read_often = |played: &mut Played, value: &[u8]| {
+            played.settle();
+            assert_eq!(played.found(name).unwrap(), value);
+            let hot = played.store.get_hot(&key(name).id, name.as_bytes());
+            assert_eq!(hot.expect("it was read just now").value, value);
+        };
+        played.put(name, first, 0).unwrap();
+        read_often(&mut played, first);
+        played.put(name, b"two", 0).unwrap();
+        assert_eq!(played.found(name).unwrap(), &b"two"[..]);
+        played.put(name, first, 0).unwrap();
+        read_often(&mut played, first);
+        let version = played.version();
+        played.store.touch(key(name), version, 5_000).unwrap();
+        let Ok(Get::Found(touched)) = played.store.get(&key(name)) else { panic!("not found") };
+        assert_eq!((touched.expiry_ms, touched.version), (5_000, version));
+        read_often(&mut played, first);
+        let version = played.version();
+        played.store.remove(key(name), version).unwrap();
+        assert_eq!(played.found(name), None);
+        played.put(name, first, 0).unwrap();
+        read_often(&mut played, first);
+        let version = played.version();
+        played.store.clear(version).unwrap();
+        assert_eq!(played.found(name), None);
+    }
+}
+
 #[test]
 fn another_user_key_with_the_same_id_is_refused() {
     let mut played = played(1 << 20);
