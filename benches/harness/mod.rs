@@ -45,7 +45,8 @@ pub use raw_rig::RawRig;
 pub use raw_writes::{FrameCounts, LOG_IDENTITY, LogRig, RawWrites};
 pub use report::{Report, Table};
 pub use servers::{
-    Server, ServerFlags, Starter, fill, measure, sum_in_info, uniform, warn_of_busy_generator,
+    Server, ServerFlags, Starter, fill, measure, sum_in_info, uniform, unpin,
+    warn_of_busy_generator,
 };
 pub use store_rig::{Got, OpenTimes, ReadEnd, RigOptions, RigStatus, StoreRig, Wait};
 pub use sweep::Sweep;

@@ -203,7 +203,7 @@ impl Starter {
         command
     }
 
-    /// Starts a kadring of one shard with these further arguments.
+    /// Starts a kadring, of one shard if these further arguments do not say otherwise.
     ///
     /// # Errors
     /// If it does not start.
@@ -217,7 +217,10 @@ impl Starter {
     ) -> Result<Server, Box<dyn Error>> {
         let data = self.flags.scratch()?;
         let mut command = self.command(&self.binary);
-        command.args(["run", "--client", "127.0.0.1:0", "--shards", "1"]).args(arguments);
+        command.args(["run", "--client", "127.0.0.1:0"]).args(arguments);
+        if !arguments.contains(&"--shards") {
+            command.args(["--shards", "1"]);
+        }
         let mut child = command.arg("--data-dir").arg(data.path()).spawn()?;
         let mut log = BufReader::new(child.stdout.take().expect("its output is piped"));
         let mut line = String::new();
@@ -276,6 +279,12 @@ impl Starter {
         let start = |(name, driver)| self.kadring(name, &[&["--io", driver], arguments].concat());
         drivers.into_iter().map(start).collect()
     }
+}
+
+/// Lets a process, all of its threads, run on both cores.
+#[must_use]
+pub fn unpin(pid: u32) -> bool {
+    works("taskset", &["-a", "-p", "-c", "0,1", &pid.to_string()])
 }
 
 fn build() -> Result<PathBuf, Box<dyn Error>> {

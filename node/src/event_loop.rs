@@ -218,11 +218,17 @@ impl<I: Io> EventLoop<I> {
         self.keyspace.spread().thread
     }
 
-    fn tell(&self, thread: ThreadIndex, mail: Mail) {
-        self.post.outboxes[usize::from(thread)].send(mail);
+    fn tell(&mut self, thread: ThreadIndex, mail: Mail) {
+        let Some(bell) = self.post.outboxes[usize::from(thread)].post(mail) else { return };
+        if self.phase == Phase::Serving {
+            self.io.submit(Request::Ring(bell));
+        } else {
+            // This may be the last turn: nothing is submitted after it.
+            bell.ring();
+        }
     }
 
-    fn tell_others(&self, mail: impl Fn() -> Mail) {
+    fn tell_others(&mut self, mail: impl Fn() -> Mail) {
         self.keyspace.spread().others().for_each(|thread| self.tell(thread, mail()));
     }
 
@@ -324,7 +330,9 @@ impl<I: Io> EventLoop<I> {
             Completion::Received { connection, .. }
             | Completion::Sent { connection, .. }
             | Completion::Closed(connection) => peer.owns(*connection),
-            Completion::Disk(..)
+            // Nobody but the client door lends memory.
+            Completion::ReceivedInto { .. }
+            | Completion::Disk(..)
             | Completion::Detached { .. }
             | Completion::NotAttached
             | Completion::Woken
@@ -421,7 +429,7 @@ impl<I: Io> EventLoop<I> {
     fn handle(&mut self, completion: Completion) {
         let Some(completion) = self.handle_admin(completion) else { return };
         let Some(completion) = self.handle_peer(completion) else { return };
-        if matches!(completion, Completion::Received { .. }) {
+        if matches!(completion, Completion::Received { .. } | Completion::ReceivedInto { .. }) {
             self.tell_figures();
         }
         let now = self.turn_begun();
@@ -453,6 +461,9 @@ impl<I: Io> EventLoop<I> {
                 if let Some(buffer) = door.handle_received(keyspace, connection, result) {
                     self.io.release(buffer);
                 }
+            }
+            Completion::ReceivedInto { connection, room, result } => {
+                door.handle_received_into(keyspace, connection, room, result);
             }
             Completion::Sent { connection, result } => {
                 door.handle_sent(keyspace, connection, &result);

@@ -1,6 +1,6 @@
 //! [`KeyIds`]: ids of user keys that came of late, so that they need not be hashed again.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
 
 use wal::record::Key;
@@ -11,6 +11,7 @@ const SLOTS: usize = 4_096;
 const KEY_LEN_MAX: usize = 43;
 
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 struct Slot {
     /// 0 where there is none: the empty key is not remembered.
     len: u8,
@@ -20,13 +21,13 @@ struct Slot {
 
 /// Ids by user key.
 pub(crate) struct KeyIds {
-    slots: Box<[Cell<Slot>]>,
+    slots: RefCell<Box<[Slot]>>,
 }
 
 impl Default for KeyIds {
     fn default() -> Self {
         let slot = Slot { len: 0, user_key: [0; KEY_LEN_MAX], id: Key([0; 20]) };
-        Self { slots: vec![Cell::new(slot); SLOTS].into() }
+        Self { slots: RefCell::new(vec![slot; SLOTS].into()) }
     }
 }
 
@@ -36,15 +37,14 @@ impl KeyIds {
         if user_key.is_empty() || user_key.len() > KEY_LEN_MAX {
             return Key::of(user_key);
         }
-        let cell = &self.slots[place_of(user_key)];
-        let slot = cell.get();
+        let mut slots = self.slots.borrow_mut();
+        let slot = &mut slots[place_of(user_key)];
         if slot.user_key.get(..usize::from(slot.len)) == Some(user_key) {
             return slot.id;
         }
-        let mut slot = Slot { len: 0, user_key: [0; KEY_LEN_MAX], id: Key::of(user_key) };
+        slot.id = Key::of(user_key);
         slot.user_key[..user_key.len()].copy_from_slice(user_key);
         slot.len = u8::try_from(user_key.len()).expect("at most KEY_LEN_MAX");
-        cell.set(slot);
         slot.id
     }
 }

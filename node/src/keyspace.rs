@@ -12,6 +12,7 @@ use wal::record::{Key, Version};
 use crate::cluster::clock::HybridLogicalClock;
 use crate::histogram::Histogram;
 use crate::key_ids::KeyIds;
+use crate::shortages::Shortages;
 
 /// A shard's index.
 pub type ShardIndex = u16;
@@ -88,6 +89,7 @@ pub struct Keyspace {
     random: fastrand::Rng,
     durable_writes: Histogram,
     ids: KeyIds,
+    shortages: Shortages,
 }
 
 impl Keyspace {
@@ -110,6 +112,7 @@ impl Keyspace {
             random,
             durable_writes: Histogram::default(),
             ids: KeyIds::default(),
+            shortages: Shortages::default(),
         };
         keyspace.set_now(now);
         keyspace
@@ -272,6 +275,21 @@ impl Keyspace {
         self.store_mut(address.shard).put_shared(&put)
     }
 
+    /// As [`Keyspace::put_shared`], of a value in memory that is all its own: reads are answered
+    /// from there.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn put_kept(
+        &mut self,
+        address: &Address<'_>,
+        value: &Bytes,
+        expiry_ms: u64,
+    ) -> Result<Effect, WriteError> {
+        let put = SharedPut { key: address.key, version: self.next_version(), expiry_ms, value };
+        self.store_mut(address.shard).put_kept(&put)
+    }
+
     /// Deletes a key under a new version.
     ///
     /// # Errors
@@ -315,7 +333,10 @@ impl Keyspace {
 
     /// Ends a turn of all shards.
     pub fn end_turn(&mut self) {
-        self.stores.iter_mut().for_each(Store::end_turn);
+        for (shard, store) in self.spread.shards().zip(&mut self.stores) {
+            store.end_turn();
+            self.shortages.look_at(shard, store.shortage(), self.now.monotonic_ns);
+        }
     }
 
     /// Writes the idle frames that are due now; for an orderly shutdown.

@@ -35,5 +35,6 @@ pub mod offline;
 pub mod peer;
 pub mod peer_door;
 pub mod resp;
+mod shortages;
 pub mod snapshot;
 mod write_times;

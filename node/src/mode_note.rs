@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use crate::config::Mode;
+use crate::config::{Mode, SHARDS_MAX};
 use crate::io::directory::DataDirectory;
 use crate::io::notes;
-use crate::node::RunError;
+use crate::node::{RunError, shard_directory};
 
 /// The note's name.
 const MODE_FILE: &str = "node.toml";
@@ -18,7 +18,14 @@ const MODE_FILE: &str = "node.toml";
 /// [`RunError::OtherMode`].
 pub(crate) fn check(asked: Mode, path: &Path, directory: &DataDirectory) -> Result<(), RunError> {
     match notes::read(directory, MODE_FILE).as_deref().map(mode_in) {
-        Some(Some(holds)) if holds == asked => {}
+        Some(Some(holds)) if holds == asked => {
+            if !holds_shards(path) {
+                tracing::warn!(
+                    "a node was started here before, and the data directory holds no shard: a \
+                     new, empty store is made; if there was data, stop the node and restore it"
+                );
+            }
+        }
         Some(Some(holds)) => {
             return Err(RunError::OtherMode { path: path.to_owned(), holds, asked });
         }
@@ -31,6 +38,12 @@ pub(crate) fn check(asked: Mode, path: &Path, directory: &DataDirectory) -> Resu
         }
     }
     Ok(())
+}
+
+/// The note is there a moment before the first shard is: who sees it alone has lost the shards,
+/// or met a first start that was refused or cut short.
+fn holds_shards(path: &Path) -> bool {
+    (0..SHARDS_MAX).any(|shard| path.join(shard_directory(shard).to_string()).exists())
 }
 
 fn mode_in(note: &str) -> Option<Mode> {

@@ -22,7 +22,7 @@ use crate::io::mailbox::mailbox;
 use crate::io::pread::{PreadIo, PreadOptions};
 use crate::io::resolver::Resolver;
 use crate::io::tokio_uring::{TokioUringIo, TokioUringOptions};
-use crate::io::uring::{UringIo, UringOptions};
+use crate::io::uring::{Abilities, UringIo, UringOptions};
 use crate::io::{Completion, DiskOwner, Io, ListenerId, Request, process};
 use crate::keyspace::{Keyspace, ShardIndex, Spread, ThreadIndex};
 use crate::mainline::peer_side::{self, MainlineSide, StartError};
@@ -185,8 +185,10 @@ impl RunError {
 ///
 /// # Errors
 /// [`RunError`].
-pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
-    process::raise_open_files_limit();
+pub fn run(mut config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), RunError> {
+    if let Some(open_files) = process::raise_open_files_limit() {
+        config.limits.bound_connections(open_files);
+    }
     let secret = peer_door::read_secret(&config.cluster)?;
     let directory = open_directory(&config.data_dir, true)?;
     mode_note::check(config.mode, &config.data_dir, &directory)?;
@@ -203,7 +205,9 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
     let (threads, buffer_bytes) = (config.pread_threads, config.io_buffer_bytes);
     match config.io {
         IoDriver::Uring => {
-            let make = move |directory, spread| make_uring(directory, spread, buffer_bytes);
+            let abilities = config.uring_abilities;
+            let make =
+                move |directory, spread| make_uring(directory, spread, (buffer_bytes, abilities));
             serve(directory, (&config, secret), durability, make, &mut on_event)
         }
         IoDriver::TokioUring => {
@@ -223,11 +227,12 @@ pub fn run(config: Config, mut on_event: impl FnMut(RunEvent)) -> Result<(), Run
 fn make_uring(
     directory: DataDirectory,
     spread: Spread,
-    buffer_bytes: usize,
+    (buffer_bytes, abilities): (usize, Abilities),
 ) -> Result<UringIo, RunError> {
     let options = UringOptions {
         buffer_bytes: buffer_bytes_of(buffer_bytes, spread),
         handle_signals: spread.thread == 0,
+        abilities,
         ..UringOptions::default()
     };
     let io = UringIo::new(directory, options)
@@ -299,10 +304,10 @@ pub(crate) fn open_directory(path: &Path, create: bool) -> Result<DataDirectory,
             directory::DirectoryError::Permission { path, source }
             | directory::DirectoryError::Io { path, source } => unusable(path, source),
             directory::DirectoryError::NotFound { path } => {
-                unusable(path, io::Error::from(io::ErrorKind::NotFound))
+                unusable(path, rustix::io::Errno::NOENT.into())
             }
             directory::DirectoryError::NotADirectory { path } => {
-                unusable(path, io::Error::from(io::ErrorKind::NotADirectory))
+                unusable(path, rustix::io::Errno::NOTDIR.into())
             }
         }
     })

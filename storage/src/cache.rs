@@ -23,6 +23,8 @@ pub(crate) struct CachedRecord {
     pub(crate) version: Version,
     pub(crate) expiry_ms: u64,
     pub(crate) user_key: Bytes,
+    /// Its plain checksum.
+    pub(crate) user_key_crc: u32,
     pub(crate) value: Bytes,
     /// Bytes of memory that the entry keeps in use.
     pub(crate) footprint: usize,
@@ -118,6 +120,7 @@ mod tests {
             version: Version::default(),
             expiry_ms: 0,
             user_key: Bytes::new(),
+            user_key_crc: 0,
             value: Bytes::from(vec![1; len]),
             footprint: len,
         }

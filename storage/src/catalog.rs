@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use wal::record::Key;
 
 use crate::index::{
-    Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind, Vacancy,
+    Candidates, Cursor, ExpiryHint, Index, Keep, Place, SegmentNumber, Slot, SlotKind, Standing,
 };
 use crate::segments::Segments;
 
@@ -126,29 +126,34 @@ impl Catalog {
         self.tidy(key);
     }
 
+    /// The slots of a key's prefix, and where they stand; good until a slot changes.
+    pub(crate) fn standing(&self, key: &Key) -> Standing {
+        self.index.standing(key)
+    }
+
     /// Puts the newest slot of a key in the place of the one that stood for it, if that is the only
     /// one of its prefix: the most frequent case of an overwrite. Returns whether it was so.
-    pub(crate) fn put_over(&mut self, key: &Key, old: Place, slot: Slot) -> bool {
-        let before = self.index.candidates(key);
-        let is_it = |first: Slot| {
-            first.place == old && first.kind == SlotKind::Put && first.foreign == slot.foreign
+    pub(crate) fn put_over(
+        &mut self,
+        key: &Key,
+        standing: &Standing,
+        old: Place,
+        slot: Slot,
+    ) -> bool {
+        let is_it = |only: &Slot| {
+            only.place == old && only.kind == SlotKind::Put && only.foreign == slot.foreign
         };
-        if before.len() != 1 || before.first_is_exact() || !{ before }.next().is_some_and(is_it) {
-            return false;
-        }
-        self.index.replace(key, old, slot);
-        self.recount(before, key);
+        let Some(old) = standing.only().filter(is_it) else { return false };
+        self.index.replace_only(standing, slot);
+        self.count_out(&old);
+        self.count_in(&slot);
+        self.forget_base(key, &Candidates::default());
         true
     }
 
-    /// Where the first slot of a key goes whose prefix has none: the most frequent case.
-    pub(crate) fn vacancy(&self, key: &Key) -> Option<Vacancy> {
-        self.index.vacancy(key)
-    }
-
-    /// Puts a slot there; the index has not changed since.
-    pub(crate) fn put_first(&mut self, vacancy: Vacancy, slot: Slot) {
-        self.index.fill(vacancy, slot);
+    /// Puts the first slot of a prefix: the most frequent case.
+    pub(crate) fn put_first(&mut self, standing: &Standing, slot: Slot) {
+        self.index.fill(standing, slot);
         self.count_in(&slot);
     }
 
@@ -265,10 +270,14 @@ impl Catalog {
         before.for_each(|slot| self.count_out(&slot));
         let after = self.index.candidates(key);
         after.for_each(|slot| self.count_in(&slot));
+        self.forget_base(key, &after);
+    }
+
+    /// Forgets a crowded key's touched value, unless a touch is still the first of its slots.
+    fn forget_base(&mut self, key: &Key, slots: &Candidates) {
         if !self.bases.is_empty() {
-            let touched = after.first_is_exact() && { after }
-                .next()
-                .is_some_and(|slot| slot.kind == SlotKind::Touch);
+            let is_touch = |slot: Slot| slot.kind == SlotKind::Touch;
+            let touched = slots.first_is_exact() && { *slots }.next().is_some_and(is_touch);
             let base = if touched { None } else { self.bases.remove(key) };
             base.iter().for_each(|slot| self.count_out(slot));
         }

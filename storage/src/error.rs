@@ -11,9 +11,13 @@ pub enum WriteError {
     /// The disk is full; deletes and writing resume by themselves when there is space.
     #[error("no space left for the data directory")]
     DiskFull,
-    /// A disk write has failed; the shard only reads until the node is restarted.
+    /// A write of the log has failed; the shard only reads until the node is restarted.
     #[error("a disk write has failed, the shard is read-only: {0}")]
     ReadOnly(#[source] DiskError),
+    /// No segment could be prepared for what is to be written; that is tried again each second,
+    /// and [`crate::Event::Writable`] tells of it.
+    #[error("no segment can be prepared at the moment: {0}")]
+    NoSegment(#[source] DiskError),
     /// Another user key has the same key id (a SHA-1 collision).
     #[error("another key has the same id")]
     KeyConflict,

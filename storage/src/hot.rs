@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use wal::record::{Key, Version};
 
+use crate::mutation::{Mutation, is_planted};
 use crate::store::Value;
 
 /// Places at most; a key has one, by its id.
@@ -32,6 +33,9 @@ struct HotValue {
 pub(crate) struct HotValues {
     /// A power of two, or none.
     slots: Vec<Option<HotValue>>,
+    /// Some bits of the key in each place, 0 where there is none: who writes keys that nobody reads
+    /// meets this small table alone.
+    tags: Vec<u16>,
     bytes: usize,
     bytes_max: usize,
 }
@@ -42,7 +46,7 @@ impl HotValues {
         let slots = (cache_bytes / BUDGET_PER_SLOT).min(SLOTS_MAX);
         let slots = if slots == 0 { 0 } else { 1 << slots.ilog2() };
         let bytes_max = if slots == 0 { 0 } else { cache_bytes / BUDGET_SHARE };
-        Self { slots: vec![None; slots], bytes: 0, bytes_max }
+        Self { slots: vec![None; slots], tags: vec![0; slots], bytes: 0, bytes_max }
     }
 
     /// What it leaves of the budget.
@@ -50,15 +54,20 @@ impl HotValues {
         cache_bytes - self.bytes_max
     }
 
-    fn slot_mut(&mut self, key: &Key) -> Option<&mut Option<HotValue>> {
+    fn place_of(&self, key: &Key) -> Option<usize> {
         let bits = usize::from(u16::from_be_bytes([key.0[8], key.0[9]]));
         let mask = self.slots.len().checked_sub(1)?;
-        self.slots.get_mut(bits & mask)
+        Some(bits & mask)
+    }
+
+    /// The place of a key, if it may be there.
+    fn find(&self, key: &Key) -> Option<usize> {
+        self.place_of(key).filter(|place| self.tags[*place] == tag_of(key))
     }
 
     /// The value of this very user key, unless it has expired.
-    pub(crate) fn get(&mut self, key: &Key, user_key: &[u8], now_ms: u64) -> Option<Value> {
-        let hot = self.slot_mut(key)?.as_ref()?;
+    pub(crate) fn get(&self, key: &Key, user_key: &[u8], now_ms: u64) -> Option<Value> {
+        let hot = self.slots[self.find(key)?].as_ref()?;
         let is_over = hot.expiry_ms != 0 && hot.expiry_ms <= now_ms;
         (hot.key == *key && hot.user_key == user_key && !is_over).then(|| Value {
             value: hot.value.clone(),
@@ -69,15 +78,18 @@ impl HotValues {
 
     /// Keeps a value that is its key's newest one and acknowledged, if there is room.
     pub(crate) fn insert(&mut self, key: Key, user_key: &Bytes, value: &Value, footprint: usize) {
-        let (bytes, bytes_max) = (self.bytes, self.bytes_max);
-        let Some(slot) = self.slot_mut(&key) else { return };
-        let freed = slot.as_ref().map_or(0, |before| before.footprint);
-        let after = bytes - freed + footprint;
-        if after > bytes_max {
+        let Some(place) = self.place_of(&key) else { return };
+        // The defect shows where a value takes no more than its own bytes.
+        let is_planted = is_planted(Mutation::EmptyHotValueKept);
+        let footprint = if is_planted { user_key.len() + value.value.len() } else { footprint };
+        let freed = self.slots[place].as_ref().map_or(0, |before| before.footprint);
+        let after = self.bytes - freed + footprint;
+        if after > self.bytes_max {
             return;
         }
+        self.tags[place] = tag_of(&key);
         let Value { value, expiry_ms, version } = value.clone();
-        *slot = Some(HotValue {
+        self.slots[place] = Some(HotValue {
             key,
             user_key: user_key.clone(),
             value,
@@ -90,15 +102,29 @@ impl HotValues {
 
     /// Forgets a key, which changes.
     pub(crate) fn remove(&mut self, key: &Key) {
-        let taken = self.slot_mut(key).and_then(|slot| slot.take_if(|hot| hot.key == *key));
-        self.bytes -= taken.map_or(0, |hot| hot.footprint);
+        if self.bytes == 0 && is_planted(Mutation::EmptyHotValueKept) {
+            return;
+        }
+        let Some(place) = self.find(key) else { return };
+        if let Some(hot) = self.slots[place].take_if(|hot| hot.key == *key) {
+            self.tags[place] = 0;
+            self.bytes -= hot.footprint;
+        }
     }
 
     /// Forgets all keys.
     pub(crate) fn clear(&mut self) {
+        if self.bytes == 0 && is_planted(Mutation::EmptyHotValueKept) {
+            return;
+        }
         self.slots.fill(None);
+        self.tags.fill(0);
         self.bytes = 0;
     }
+}
+
+fn tag_of(key: &Key) -> u16 {
+    u16::from_be_bytes([key.0[10], key.0[11]]) | 1
 }
 
 #[cfg(test)]

@@ -10,6 +10,9 @@ pub enum Mutation {
     SegmentFreedEarly,
     /// The file of a freed segment becomes another one although a snapshot has a link to it.
     LinkedFileRecycled,
+    /// Hot values count their own bytes alone, and where these are none, nothing is forgotten: an
+    /// empty key with an empty value that has changed is read as it was.
+    EmptyHotValueKept,
 }
 
 #[cfg(all(feature = "mutations", debug_assertions))]

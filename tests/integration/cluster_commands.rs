@@ -219,3 +219,109 @@ fn reads_by_one_are_answered_from_copies_in_memory_until_a_write() {
     }
     cluster.terminate();
 }
+
+/// Each command that the node knows, in an order in which each has something to work on, with the
+/// beginning of its error if a cluster refuses it. `@` is the node's own key.
+const EACH: [(&str, &str); 67] = [
+    ("HELLO 2", ""),
+    ("PING", ""),
+    ("ECHO hello", ""),
+    ("SELECT 0", ""),
+    ("CLIENT ID", ""),
+    ("COMMAND COUNT", ""),
+    ("CONFIG GET maxmemory", ""),
+    ("INFO server", ""),
+    ("TIME", ""),
+    ("LASTSAVE", ""),
+    ("SET @ value", ""),
+    ("GET @", ""),
+    ("STRLEN @", ""),
+    ("TYPE @", ""),
+    ("GETRANGE @ 0 1", ""),
+    ("EXISTS @", ""),
+    ("MGET @ other", ""),
+    ("GETSET @ other", ""),
+    ("SETNX @ other", ""),
+    ("SETEX @ 100 value", ""),
+    ("PSETEX @ 100000 value", ""),
+    ("TTL @", ""),
+    ("PTTL @", ""),
+    ("EXPIRETIME @", ""),
+    ("PEXPIRETIME @", ""),
+    ("PERSIST @", ""),
+    ("EXPIRE @ 100", ""),
+    ("PEXPIRE @ 100000", ""),
+    ("EXPIREAT @ 99999999999", ""),
+    ("PEXPIREAT @ 99999999999999", ""),
+    ("GETEX @ PERSIST", ""),
+    ("SCAN 0", ""),
+    ("KEYS *", ""),
+    ("RANDOMKEY", ""),
+    ("DBSIZE", ""),
+    ("GETDEL @", ""),
+    ("MSET @ 1 @2 2", ""),
+    ("DEL @", ""),
+    ("UNLINK @2", ""),
+    ("WAIT 1 10000", ""),
+    ("KAD.LOCATE @", ""),
+    ("KAD.NODES", ""),
+    ("KAD.ROUTES", ""),
+    ("KAD.LOOKUP 0123456789abcdef0123456789abcdef01234567", ""),
+    ("KAD.COMPACT", ""),
+    ("KAD.SNAPSHOT LIST", ""),
+    ("SAVE", ""),
+    ("BGSAVE", ""),
+    ("RESET", ""),
+    ("AUTH nothing", "ERR "),
+    ("INCR @", "ERR INCR"),
+    ("DECR @", "ERR INCR"),
+    ("INCRBY @ 1", "ERR INCR"),
+    ("DECRBY @ 1", "ERR INCR"),
+    ("APPEND @ x", "ERR INCR"),
+    ("SETRANGE @ 0 x", "ERR INCR"),
+    ("FLUSHALL", "ERR FLUSHALL"),
+    ("FLUSHDB", "ERR FLUSHALL"),
+    ("KAD.MAINLINE.PING 127.0.0.1:1", "ERR "),
+    ("KAD.MAINLINE.SAMPLE 0123456789abcdef0123456789abcdef01234567", "ERR "),
+    ("KAD.MAINLINE.GETPEERS 0123456789abcdef0123456789abcdef01234567", "ERR "),
+    ("KAD.MAINLINE.ANNOUNCE 0123456789abcdef0123456789abcdef01234567 1", "ERR "),
+    ("KAD.BEP44.GET 0123456789abcdef0123456789abcdef01234567", "ERR "),
+    ("KAD.BEP44.PUT 5:hello", "ERR "),
+    ("KAD.BEP44.PUTMUTABLE key 1 5:hello x", "ERR "),
+    ("KAD.FORGET 0123456789abcdef0123456789abcdef01234567", "ERR "),
+    ("QUIT", ""),
+];
+/// What ends a node, or its membership; other tests do that.
+const ENDING: [&str; 2] = ["shutdown", "kad.leave"];
+
+/// A command that is added must be named here: answered on every node, or refused.
+#[test]
+fn each_command_is_answered_on_every_node_or_refused_with_its_reason() {
+    let cluster = Cluster::of(3, &[]);
+    let named: BTreeSet<String> =
+        EACH.iter().map(|(line, _)| line.split(' ').next().unwrap().to_lowercase()).collect();
+    for index in 0..3 {
+        let mut client = cluster.client(index);
+        let Reply::Array(known) = client.call_line("COMMAND").unwrap() else { panic!("a list") };
+        let name = |row: &Reply| match row {
+            Reply::Array(parts) => text(&parts[0]),
+            other => panic!("{}", other.brief()),
+        };
+        let missing: Vec<String> = known
+            .iter()
+            .map(name)
+            .filter(|name| !named.contains(name) && !ENDING.contains(&name.as_str()))
+            .collect();
+        assert_eq!(missing, Vec::<String>::new(), "not tried");
+        for (line, refusal) in EACH {
+            let line = line.replace('@', &format!("key{index}-"));
+            let reply = client.call_line(&line).unwrap();
+            let is_right = match refusal {
+                "" => !is_error(&reply),
+                refusal => reply.is_error(refusal),
+            };
+            assert!(is_right, "{line} on node {index}: {}", reply.brief());
+        }
+    }
+    cluster.terminate();
+}

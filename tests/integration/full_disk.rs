@@ -204,6 +204,7 @@ fn live_through(options: NodeOptions) {
     let filled = book.values.len();
     assert!(filled > 1_000, "{filled} values; {}", info(&mut client));
     assert!(info(&mut client).contains("disk_full=1"), "{}", info(&mut client));
+    assert!(node.wait_for_log(&["the disk is full"], SOON), "{}", node.stderr());
     book.check(&mut client);
     let (node, mut client) = kill_some_times(node, &mut book, 4);
     book.check(&mut client);
@@ -289,4 +290,25 @@ fn disk_limit_is_shown_and_one_that_is_too_low_is_refused() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("disk_bytes_max is 32505856 bytes, less than 33554432"), "{text}");
+}
+
+/// The node goes on with the files that it has open; where the next one is to be made there is
+/// nothing any more.
+#[test]
+fn shard_that_gets_no_further_segment_says_so_in_the_log() {
+    for driver in Driver::ALL {
+        let directory = directory();
+        let data_dir = directory.path().join("data");
+        let node = NodeProcess::start(options(&data_dir, driver)).unwrap();
+        let mut client = RespClient::connect(node.address()).unwrap();
+        fs::remove_dir_all(&data_dir).unwrap();
+        let is_refused = (0..100).any(|number| {
+            let key = format!("key{number}");
+            let reply = client.call(&[b"SET", key.as_bytes(), &vec![b'x'; 1 << 20]]).unwrap();
+            matches!(reply, Reply::Error(_))
+        });
+        assert!(is_refused, "{driver}: there is no directory for its segments");
+        let told = node.wait_for_log(&["no further segment can be made"], SOON);
+        assert!(told, "{driver}: {}", node.stderr());
+    }
 }

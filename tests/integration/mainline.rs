@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use kadring::mainline::item::SigningKey;
 use kadring::mainline::text;
-use kadring_tests::conformance::case::{Condition, Step};
-use kadring_tests::conformance::{all, run};
+use kadring_tests::conformance::all;
+use kadring_tests::conformance::udp_node::{UdpNode, Verdict};
 use kadring_tests::http_client::HttpClient;
 use kadring_tests::node_process::{Driver, EXIT_DEADLINE, NodeOptions, NodeProcess};
 use kadring_tests::resp_client::Reply;
@@ -20,7 +21,7 @@ use mainline::{Dht, Id, MutableItem, Testnet};
 use crate::mainline_net::{
     Network, ask, figure, kadring, peer, start_node, start_node_with, wait_until,
 };
-use crate::{TestNode, directory};
+use crate::{TestNode, admin, directory};
 
 /// A reply that comes at all comes by then.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -313,28 +314,49 @@ fn exchange(socket: &UdpSocket, to: std::net::SocketAddr, datagram: &[u8]) -> Op
 #[test]
 fn a_process_passes_the_conformance_cases() {
     let node = start_node("127.0.0.1:0", "none");
-    let (socket, address) = (socket(), peer(&node));
+    let mut udp_node = UdpNode::new(peer(&node), REPLY_TIMEOUT);
     let mut failures = Vec::new();
     for case in all().unwrap() {
-        let mut steps = case.steps.iter();
-        let result = run(&case, &mut |sent| {
-            let step = steps.next().unwrap();
-            if expects_silence(step) {
-                // What came would come before the answer to a ping behind it.
-                socket.send_to(sent, address).unwrap();
-                let ping = b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping1:t7:barrier1:y1:qe";
-                let reply = exchange(&socket, address, ping)?;
-                return (!contains(&reply, b"7:barrier")).then_some(reply);
-            }
-            exchange(&socket, address, sent)
-        });
-        failures.extend(result.err().map(|failure| format!("{failure:?} ({})", case.why)));
+        let verdict = udp_node.judge(&case);
+        if !matches!(verdict, Verdict::Ours) {
+            failures.push(format!("{}: {verdict:?} ({})", case.name, case.why));
+        }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-fn expects_silence(step: &Step) -> bool {
-    step.allowed.first().is_some_and(|conditions| conditions.contains(&Condition::Silence))
+/// `conformance` for operators: it compares nodes wherever they are, and can fail.
+#[test]
+fn conformance_tells_nodes_apart() {
+    let node = start_node("127.0.0.1:0", "none");
+    // It takes what comes, and says nothing.
+    let silent = socket();
+    let addresses = [peer(&node), silent.local_addr().unwrap()].map(|address| address.to_string());
+    let program = env!("CARGO_BIN_EXE_conformance");
+    let compare = |nodes: &[String], only: &str| {
+        let words = ["--only", only, "--reply-ms-max", "500"];
+        let output = Command::new(program).args(nodes).args(words).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, lines) = compare(&addresses[..1], "bep44/cas");
+    assert_eq!((code, lines.lines().count()), (Some(0), 2), "{lines}");
+    assert!(lines.contains("1 as ours, 0 otherwise, 0 failed"), "{lines}");
+    let (code, lines) = compare(&addresses, "bep5/ping");
+    assert_eq!(code, Some(1), "{lines}");
+    assert!(lines.lines().next().unwrap().ends_with("ours    FAILED"), "{lines}");
+    assert_eq!(compare(&addresses[..1], "no such case").0, Some(1));
+}
+
+#[test]
+fn figures_of_a_mainline_node_are_those_that_are_documented() {
+    let variables = [("KADRING_MIRROR", "forever"), ("KADRING_ADMIN", "127.0.0.1:0")];
+    let node = start_node_with("127.0.0.1:0", "none", &variables);
+    let admin = node.node.ready().line.split(' ').find_map(|word| word.strip_prefix("admin="));
+    let mut client = HttpClient::connect(admin.unwrap().parse().unwrap()).unwrap();
+    let [mut documented, _, of_mainline] = admin::documented();
+    assert!(of_mainline.len() > 20, "{}", of_mainline.len());
+    documented.extend(of_mainline);
+    admin::check(&documented, &admin::told(&admin::scrape(&mut client)));
 }
 
 #[test]

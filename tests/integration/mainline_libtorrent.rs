@@ -12,9 +12,12 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use kadring::mainline::item::SigningKey;
 use kadring::mainline::text;
+use kadring_tests::conformance::all;
+use kadring_tests::conformance::udp_node::{UdpNode, Verdict};
 use kadring_tests::node_process::find_program;
 use mainline::Dht;
 use serde_json::{Value, json};
@@ -32,9 +35,19 @@ struct Session {
 impl Session {
     /// Starts one, and waits until it has found the network.
     fn start(python: &OsString, listen: &str, bootstrap: &[String]) -> (Self, u64) {
+        Self::start_with(python, listen, bootstrap, &json!({}))
+    }
+
+    /// The same with other settings than libtorrent's own.
+    fn start_with(
+        python: &OsString,
+        listen: &str,
+        bootstrap: &[String],
+        settings: &Value,
+    ) -> (Self, u64) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/integration/python/mainline.py");
         let mut child = Command::new(python)
-            .args([script, listen, &bootstrap.join(",")])
+            .args([script, listen, &bootstrap.join(","), &settings.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -159,6 +172,28 @@ fn our_node_stores_and_finds_at_libtorrent() {
     kadring(node, &["announce", &info_hash, "--port", "7002"]).unwrap();
     let found = kadring(node, &["get-peers", &info_hash]).unwrap();
     assert_eq!(found, "127.1.0.1:7002\n");
+}
+
+/// The cases allow what libtorrent does: they are no rules of our own making.
+#[test]
+fn libtorrent_passes_the_conformance_cases() {
+    let Some(python) = python("libtorrent and the conformance cases") else { return };
+    let network = Network::start(1);
+    // Its limit is 8,000 bytes a second: replies beyond it are dropped.
+    let settings = json!({"dht_upload_rate_limit": 10_000_000});
+    let (_session, port) = Session::start_with(&python, "127.9.0.1:0", &network.peers(), &settings);
+    let address = format!("127.9.0.1:{port}").parse().unwrap();
+    let mut node = UdpNode::new(address, Duration::from_secs(2));
+    let (mut others, mut failures) = (0, Vec::new());
+    for case in all().unwrap() {
+        match node.judge(&case) {
+            Verdict::Ours => {}
+            Verdict::Other => others += 1,
+            Verdict::Failed(failure) => failures.push(format!("{failure:?} ({})", case.why)),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(others > 0, "it is libtorrent, not ours");
 }
 
 /// What works nowhere else: libtorrent writes, the mainline crate reads, only our nodes store, and

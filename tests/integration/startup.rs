@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use kadring_tests::node_process::{
     Driver, NodeOptions, NodeProcess, StartingNode, find_program, run_to_end,
@@ -15,6 +16,8 @@ use kadring_tests::resp_client::{Reply, RespClient};
 
 use crate::{TestNode, directory, skipped};
 
+/// How long the node may take to say something that it has to say.
+const SOON: Duration = Duration::from_secs(10);
 const EXIT_USAGE: i32 = 2;
 const EXIT_BIND: i32 = 3;
 const EXIT_LOCKED: i32 = 4;
@@ -277,6 +280,83 @@ fn forbidden_io_uring_is_said_with_the_remedy_which_works() {
 }
 
 #[test]
+fn used_directory_without_any_shard_is_told_of() {
+    let lost = "the data directory holds no shard";
+    let node = TestNode::start(Driver::Uring);
+    assert!(!node.node.stderr().contains(lost), "{}", node.node.stderr());
+    let node = node.terminate_and_restart();
+    assert!(!node.node.stderr().contains(lost), "{}", node.node.stderr());
+    let options = node.node.options_on_same_port();
+    let TestNode { node, directory: _directory } = node;
+    node.terminate().unwrap();
+    for shard in ["shard-00", "shard-01"] {
+        fs::remove_dir_all(options.data_dir.join(shard)).unwrap();
+    }
+    let node = NodeProcess::start(options).unwrap();
+    assert!(node.wait_for_log(&[lost], SOON), "{}", node.stderr());
+}
+
+/// What an old kernel lacks the node does without, and says so.
+#[test]
+fn node_serves_with_less_of_the_kernel() {
+    for (abilities, refused) in [("6.1", "[\"NO_SQARRAY\"]"), ("fewest", "\"DEFER_TASKRUN\"")] {
+        let directory = directory();
+        let mut options = NodeOptions::new(&directory.path().join("data"), Driver::Uring);
+        options.arguments =
+            ["--threads", "2", "--uring-abilities", abilities].map(OsString::from).to_vec();
+        let value = vec![b'x'; 100_000];
+        let keys = || (0..20).map(|number| format!("key{number}"));
+        let mut node = NodeProcess::start(options).unwrap();
+        for _ in 0..2 {
+            let is_told = node.wait_for_log(&["ring set up without"], SOON);
+            assert!(is_told && node.stderr().contains(refused), "{}", node.stderr());
+            let mut client = RespClient::connect(node.address()).unwrap();
+            for key in keys() {
+                let reply = client.call(&[b"SET", key.as_bytes(), &value]).unwrap();
+                assert_eq!(reply, Reply::Simple("OK".into()));
+            }
+            for key in keys() {
+                let reply = client.call(&[b"GET", key.as_bytes()]).unwrap();
+                assert_eq!(reply, Reply::Bulk(value.clone()));
+            }
+            node = NodeProcess::start(node.kill9().unwrap()).unwrap();
+        }
+        assert_eq!(node.terminate().unwrap().0.code(), Some(0));
+    }
+}
+
+/// Were clients to take every descriptor, the log could open no segment, and those who wait in the
+/// kernel would never hear that there is no place for them.
+#[test]
+fn clients_leave_the_log_open_files_where_the_system_gives_few() {
+    const OPEN_FILES: usize = 256;
+    const PLACES: usize = OPEN_FILES - 64;
+    for driver in Driver::ALL {
+        let directory = directory();
+        let mut options = NodeOptions::new(&directory.path().join("data"), driver);
+        let shell = format!("ulimit -n {OPEN_FILES} && exec \"$@\"");
+        options.wrapper = ["sh", "-c", &shell, "sh"].map(OsString::from).to_vec();
+        let node = NodeProcess::start(options).unwrap();
+        assert!(node.wait_for_log(&["raise the hard limit"], SOON), "{}", node.stderr());
+        let connect = || RespClient::connect(node.address()).unwrap();
+        let mut clients: Vec<_> = (0..PLACES).map(|_| connect()).collect();
+        for client in &mut clients {
+            assert_eq!(client.call_line("SET k v").unwrap(), Reply::Simple("OK".into()));
+        }
+        for _ in 0..OPEN_FILES {
+            let refused = connect().read_to_close().unwrap();
+            assert_eq!(refused, b"-ERR max number of clients reached\r\n");
+        }
+        // A shard's next segment is a file more, on every driver.
+        for number in 0..32 {
+            let key = format!("large{number}");
+            let reply = clients[0].call(&[b"SET", key.as_bytes(), &vec![b'x'; 1 << 20]]).unwrap();
+            assert_eq!(reply, Reply::Simple("OK".into()));
+        }
+    }
+}
+
+#[test]
 fn shutdown_command_ends_the_node_cleanly() {
     for driver in Driver::ALL {
         for words in ["SHUTDOWN", "SHUTDOWN NOSAVE"] {
@@ -286,7 +366,7 @@ fn shutdown_command_ends_the_node_cleanly() {
             client.call_line("SET k v").unwrap();
             client.send_raw(format!("{words}\r\n").as_bytes()).unwrap();
             assert_eq!(client.read_to_close().unwrap(), b"", "SHUTDOWN closes without a reply");
-            let status = node.wait_exit(std::time::Duration::from_secs(30)).unwrap();
+            let status = node.wait_exit(Duration::from_secs(30)).unwrap();
             assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", node.stderr());
             let node = NodeProcess::start(options).unwrap();
             let mut client = RespClient::connect(node.address()).unwrap();

@@ -174,11 +174,14 @@ const BROKEN_WIRES: &[Variant] = &[
     variant(PlantedBug::ChecksumWithoutSegment, 40, 100),
 ];
 
-/// In the store itself, in debug builds only; something must be compacted for these to show.
+/// In the store itself, in debug builds only; something must be compacted for the first three to
+/// show. For the last one an empty key must be read while no other is hot: each trial ends with
+/// some changes and reads of one key.
 const BROKEN_STORES: &[Variant] = &[
     variant(PlantedBug::DropsTombstonesEarly, 8, 3_000),
     variant(PlantedBug::FreesSegmentsEarly, 20, 300),
     variant(PlantedBug::RecyclesLinkedFiles, 20, 300),
+    variant(PlantedBug::KeepsEmptyHotValues, 20, 100),
 ];
 
 /// The oracle must notice a broken disk or a broken store within the stated number of seeds.

@@ -6,6 +6,7 @@ pub mod cluster_world;
 pub mod conformance;
 pub mod crash_loop;
 pub mod disk;
+pub mod edge_lens;
 pub mod exposition;
 pub mod fuzz;
 pub mod http_client;

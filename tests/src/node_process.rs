@@ -78,6 +78,9 @@ impl fmt::Display for Driver {
     }
 }
 
+/// The variable that has all nodes of the suite use less of the kernel: `--uring-abilities`.
+const ABILITIES: &str = "KADRING_TEST_URING_ABILITIES";
+
 /// What a node is started with.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
@@ -129,6 +132,9 @@ impl NodeOptions {
         ] {
             arguments.push(flag.into());
             arguments.push(value.into());
+        }
+        if let (Driver::Uring, Some(abilities)) = (self.driver, env::var_os(ABILITIES)) {
+            arguments.extend(["--uring-abilities".into(), abilities]);
         }
         arguments.extend(self.arguments.iter().cloned());
         arguments

@@ -74,6 +74,7 @@ occurrences! {
     ScrubPass = "scrub passes",
     SnapshotTaken = "snapshots taken",
     SnapshotFailed = "snapshots failed",
+    SnapshotRemoved = "snapshots removed",
     SnapshotOpened = "snapshots opened and compared",
     ExtentWritten = "large values written beside the log",
     LimitReached = "writes refused at disk_bytes_max",

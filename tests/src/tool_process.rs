@@ -42,6 +42,11 @@ impl ToolProcess {
         self.running.signal(Signal::TERM);
     }
 
+    /// Sends SIGINT, as Ctrl-C on a terminal does.
+    pub fn interrupt(&self) {
+        self.running.signal(Signal::INT);
+    }
+
     /// Kills it with SIGKILL and reaps it.
     ///
     /// # Errors

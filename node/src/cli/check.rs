@@ -19,7 +19,8 @@ pub(super) struct CheckFlags {
     /// Configuration file that names the data directory [env: KADRING_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<OsString>,
-    /// Repair what can be repaired, and set aside the rest; without it nothing is written
+    /// Accept the losses found, so that unknown keys answer nil again, and write a damaged manifest
+    /// copy again; it brings nothing back. Without it nothing is written
     #[arg(long)]
     repair: bool,
 }

@@ -50,6 +50,7 @@ pub(super) struct Exchange {
     pub(super) id: u64,
     pub(super) peer: NodeId,
     pub(super) purpose: Purpose,
+    pub(super) prefix: Prefix,
     tasks: Vec<Task>,
     current: Option<Task>,
     summing: Option<Summing>,
@@ -66,6 +67,12 @@ pub(super) struct Exchange {
     pub(super) was_behind: bool,
     /// Whether something could not be compared or moved.
     pub(super) has_failed: bool,
+    /// Whether that is so because the other side says nothing.
+    pub(super) is_unanswered: bool,
+    /// Keys of this side that were compared, each time.
+    pub(super) keys_compared: u64,
+    /// Of keys and values.
+    pub(super) bytes_moved: u64,
     pub(super) deadline_ns: u64,
     mutation: Mutation,
 }
@@ -90,6 +97,7 @@ impl Exchange {
             id,
             peer,
             purpose,
+            prefix,
             tasks: vec![Task::Compare(prefix)],
             current: None,
             summing: None,
@@ -104,6 +112,9 @@ impl Exchange {
             tickets: BTreeSet::new(),
             was_behind: false,
             has_failed: false,
+            is_unanswered: false,
+            keys_compared: 0,
+            bytes_moved: 0,
             deadline_ns: 0,
             mutation,
         }
@@ -185,13 +196,15 @@ impl Exchange {
                 self.moving = self.moving.saturating_sub(1);
             }
             Some(PeerMessage::PutDone { .. }) => self.moving = self.moving.saturating_sub(1),
-            _ => self.has_failed = true,
+            Some(_) => self.has_failed = true,
+            None => (self.has_failed, self.is_unanswered) = (true, true),
         }
         self.advance(step);
     }
 
     fn apply(&mut self, record: Record, step: &mut Step<'_>) {
         let mut record = record.at(step.now.clock_ms);
+        self.bytes_moved += record.len() as u64;
         let skew_max_ms = step.settings.clock_skew_max_ms;
         if replica::is_too_far_ahead(&record.version, step.now, skew_max_ms) {
             self.has_failed = true;
@@ -210,6 +223,7 @@ impl Exchange {
             StoreAnswer::Walked(entries, next) => self.walked(entries, next, step),
             StoreAnswer::Read(Found::Record(record)) => {
                 let peer = self.peer;
+                self.bytes_moved += record.len() as u64;
                 step.query(Owner::Exchange(self.id), peer, |request| PeerMessage::Put {
                     request,
                     reason: PutReason::Repair,
@@ -225,6 +239,7 @@ impl Exchange {
     }
 
     fn walked(&mut self, entries: Vec<Entry>, next: Option<Key>, step: &mut Step<'_>) {
+        self.keys_compared += entries.len() as u64;
         let entries = countable(entries, step.now, step.settings.tombstone_grace_ms);
         match (&mut self.summing, next) {
             (Some(summing), Some(from)) => {

@@ -5,7 +5,7 @@
 //! not in `held`: pending, durably (1)
 //! Claim ───────────────────────────────────────────> forward writes from now on (2)
 //!       <──────────────────────────── Claimed: what they hold completely
-//! exchange with each source, again and again (3) until it has nothing newer (4)
+//! exchange with one source after the other, again and again (3) until it has nothing newer (4)
 //! a majority of complete holders done: `held` grows, durably; it answers (5)
 //!                                    Have, to all of the set <── copies outside of their ranges
 //! all ready, all have that version or a newer one ──────> `held` shrinks, durably;
@@ -34,6 +34,8 @@ pub(super) struct Source {
     pub(super) claim_at_ns: u64,
     /// Whether it had nothing newer at the end of an exchange.
     pub(super) is_done: bool,
+    /// Exchanges begun with it.
+    pub(super) tries: u32,
 }
 
 /// A range being filled.
@@ -49,6 +51,17 @@ impl Fill {
     pub(super) fn new(prefix: Prefix, sources: &[NodeId], deadline_ns: u64) -> Self {
         let sources = sources.iter().map(|node| (*node, Source::default())).collect();
         Self { prefix, sources, deadline_ns }
+    }
+
+    /// With whom to compare next: what was fetched from one source need not be fetched from the
+    /// others, so who holds everything comes first.
+    pub(super) fn next_source(&self, is_asked: impl Fn(&NodeId) -> bool) -> Option<(NodeId, u32)> {
+        let ready = self.sources.iter().filter(|(node, source)| !source.is_done && !is_asked(node));
+        let ready = ready.filter_map(|(node, source)| {
+            let is_partial = !source.held.as_ref()?.covers(&self.prefix);
+            Some((source.tries, is_partial, *node))
+        });
+        ready.min().map(|(tries, _, node)| (node, tries))
     }
 
     /// The parts that `need` sources hold completely and have given; everything, if there is no
@@ -85,6 +98,15 @@ fn covered(prefix: Prefix, sets: &[&PrefixSet], need: usize) -> PrefixSet {
     found
 }
 
+/// What is to be looked through for copies to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unclean {
+    /// A range that this node holds and should not, of one replica set.
+    Claimed(Prefix),
+    /// Keys of a prefix, from one on: nothing is known of what there is.
+    Keys(Prefix, Key),
+}
+
 /// A range outside of the node's own, looked through for copies to give up.
 #[derive(Debug)]
 pub(super) struct Cleaning {
@@ -104,6 +126,8 @@ pub(super) type Confirmation = (bool, Vec<bool>);
 /// How far a page has come.
 #[derive(Debug)]
 pub(super) enum Stage {
+    /// The first key is looked for: from there on it is a range with one replica set.
+    Finding(Ticket),
     /// It is being read.
     Walking(Ticket),
     /// The set is asked: who is ready, and has which entries.
@@ -172,6 +196,21 @@ mod tests {
         fill.sources.get_mut(&nodes[2]).unwrap().is_done = true;
         assert_eq!(fill.complete(2, false), PrefixSet::from_iter([part(1)]));
         assert_eq!(fill.complete(2, true), PrefixSet::all());
+    }
+
+    #[test]
+    fn who_holds_everything_and_was_not_asked_yet_is_asked_first() {
+        let nodes = [1, 2, 3].map(|byte| NodeId([byte; 20]));
+        let mut fill = Fill::new(Prefix::ALL, &nodes, 0);
+        assert_eq!(fill.next_source(|_| false), None, "nobody has answered");
+        fill.sources.get_mut(&nodes[0]).unwrap().held = Some(PrefixSet::from_iter([part(0)]));
+        fill.sources.get_mut(&nodes[1]).unwrap().held = Some(PrefixSet::all());
+        assert_eq!(fill.next_source(|_| false), Some((nodes[1], 0)));
+        assert_eq!(fill.next_source(|node| *node == nodes[1]), Some((nodes[0], 0)));
+        fill.sources.get_mut(&nodes[1]).unwrap().tries = 1;
+        assert_eq!(fill.next_source(|_| false), Some((nodes[0], 0)));
+        fill.sources.get_mut(&nodes[0]).unwrap().is_done = true;
+        assert_eq!(fill.next_source(|_| false), Some((nodes[1], 1)));
     }
 
     #[test]

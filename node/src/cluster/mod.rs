@@ -32,6 +32,7 @@ pub mod settings;
 pub mod side;
 pub mod state;
 pub mod store;
+pub mod view;
 
 pub use node::ClusterNode;
 pub use settings::ClusterSettings;

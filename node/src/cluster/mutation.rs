@@ -14,4 +14,6 @@ pub enum Mutation {
     VersionGoesBack,
     /// A node answers for what it has not yet been filled with.
     AnswersTooEarly,
+    /// A page of keys is made of what one holder says.
+    ListsFromOne,
 }

@@ -10,16 +10,25 @@ use crate::kademlia::NodeId;
 #[derive(Debug)]
 pub struct Outbox {
     next: u64,
+    own: NodeId,
+    /// Messages to the node itself.
+    pub(super) loops: VecDeque<PeerMessage>,
     pub(super) sends: VecDeque<(NodeId, PeerMessage)>,
     pub(super) store: VecDeque<(Ticket, StoreRequest)>,
 }
 
 impl Outbox {
-    /// Names queries from a random number on: answers to those of an earlier process must not be
-    /// taken for answers to ours.
+    /// Of that node. Names queries from a random number on: answers to those of an earlier process
+    /// must not be taken for answers to ours.
     #[must_use]
-    pub fn new(rng: &mut fastrand::Rng) -> Self {
-        Self { next: rng.u64(..) >> 1, sends: VecDeque::new(), store: VecDeque::new() }
+    pub fn new(own: NodeId, rng: &mut fastrand::Rng) -> Self {
+        Self {
+            next: rng.u64(..) >> 1,
+            own,
+            loops: VecDeque::new(),
+            sends: VecDeque::new(),
+            store: VecDeque::new(),
+        }
     }
 
     /// Names a query.
@@ -30,7 +39,11 @@ impl Outbox {
 
     /// Sends a message.
     pub fn send(&mut self, to: NodeId, message: PeerMessage) {
-        self.sends.push_back((to, message));
+        if to == self.own {
+            self.loops.push_back(message);
+        } else {
+            self.sends.push_back((to, message));
+        }
     }
 
     /// Asks the store.

@@ -4,29 +4,54 @@
 //! list agree. Parts of the key space are found by halving prefixes until the nodes in question
 //! are the same for all keys of a part: seen from a prefix, members that share its length of first
 //! bits with each other are a group, and groups have one order for all its keys.
+//!
+//! Only so many first bits count as the number of members asks for ([`depth_of`]). Members that
+//! share all of these come in the order of their ids. Two ids that are alike by chance, or were
+//! made so, would else divide the key space into parts without number: each further bit doubles
+//! them.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use wal::record::Key;
 
 use super::prefix::{Prefix, PrefixSet};
 use crate::kademlia::NodeId;
 
+/// Bits that count for up to 16 members, ...
+const DEPTH_MIN: u8 = 8;
+/// ... and so many more for each 16 times as many.
+const DEPTH_STEP: u8 = 4;
+
+/// How many first bits of an id count among so many members. No part of the key space with one
+/// replica set is smaller than that, so there are at most 256 of them for each member. It grows in
+/// steps, so that few changes of members change it.
+#[must_use]
+pub fn depth_of(members: usize) -> u8 {
+    let (mut depth, mut enough_for) = (DEPTH_MIN, 16_usize);
+    while enough_for < members {
+        depth += DEPTH_STEP;
+        enough_for = enough_for.saturating_mul(16);
+    }
+    depth
+}
+
 /// All members, the closest to the key first.
 #[must_use]
 pub fn order(key: &Key, members: &[NodeId]) -> Vec<NodeId> {
-    let target = NodeId::from(*key);
+    let depth = depth_of(members.len());
+    let target = NodeId::from(Prefix::of(key, depth).first_key());
     let mut order = members.to_vec();
-    order.sort_by_key(|member| member.distance(&target));
+    order.sort_by_cached_key(|member| {
+        let first_bits = NodeId::from(Prefix::of(&Key(member.0), depth).first_key());
+        (first_bits.distance(&target), *member)
+    });
     order
 }
 
 /// The replica set of a key.
 #[must_use]
 pub fn replica_set(key: &Key, members: &[NodeId], replicas: usize) -> Vec<NodeId> {
-    let mut set = order(key, members);
-    set.truncate(replicas);
-    set
+    closest(key, &in_order(members), replicas)
 }
 
 /// More than half.
@@ -35,26 +60,73 @@ pub fn majority(count: usize) -> usize {
     count / 2 + 1
 }
 
-/// Members in groups that share the first bits, the closest group to the prefix first.
-fn groups(prefix: &Prefix, members: &[NodeId]) -> Vec<Vec<NodeId>> {
-    let from = NodeId::from(prefix.first_key());
-    let mut groups = BTreeMap::<_, Vec<NodeId>>::new();
-    for member in members {
-        let first = NodeId::from(Prefix::of(&Key(member.0), prefix.len()).first_key());
-        groups.entry(first.distance(&from)).or_default().push(*member);
+/// In order of their ids.
+fn in_order(members: &[NodeId]) -> Cow<'_, [NodeId]> {
+    if members.is_sorted() {
+        return Cow::Borrowed(members);
     }
-    groups.into_values().collect()
+    let mut members = members.to_vec();
+    members.sort();
+    Cow::Owned(members)
+}
+
+/// Shows members in groups that share the first bits, the closest group to the prefix first, until
+/// enough are seen. Members are in order: each group is a part of that order.
+fn visit<'a>(
+    prefix: &Prefix,
+    members: &'a [NodeId],
+    wants_more: &mut impl FnMut(&'a [NodeId]) -> bool,
+) {
+    visit_from((prefix, 0, depth_of(members.len())), members, wants_more);
+}
+
+/// Shows members that share the first `depth` bits with the prefix or with each other. Returns
+/// whether more are wanted.
+fn visit_from<'a>(
+    (prefix, depth, depth_max): (&Prefix, u8, u8),
+    members: &'a [NodeId],
+    wants_more: &mut impl FnMut(&'a [NodeId]) -> bool,
+) -> bool {
+    match members.len() {
+        0 => return true,
+        1 => return wants_more(members),
+        _ if depth == depth_max => return members.chunks(1).all(wants_more),
+        _ if depth == prefix.len() => return wants_more(members),
+        _ => {}
+    }
+    let bit = |id: &[u8; 20]| id[usize::from(depth) / 8] & (0x80 >> (depth % 8)) != 0;
+    let (lower, upper) = members.split_at(members.partition_point(|member| !bit(&member.0)));
+    let is_upper = bit(&prefix.first_key().0);
+    let (near, far) = if is_upper { (upper, lower) } else { (lower, upper) };
+    let next = (prefix, depth + 1, depth_max);
+    visit_from(next, near, wants_more) && visit_from(next, far, wants_more)
+}
+
+/// The `count` members closest to a key, the closest first. The members are in order of their ids;
+/// of many only few are looked at.
+#[must_use]
+pub fn closest(key: &Key, members: &[NodeId], count: usize) -> Vec<NodeId> {
+    debug_assert!(members.is_sorted(), "members are in order");
+    let mut found = Vec::with_capacity(count);
+    if count > 0 {
+        let all = Prefix::of(key, depth_of(members.len()));
+        visit(&all, members, &mut |group| {
+            found.extend_from_slice(group);
+            found.len() < count
+        });
+    }
+    found
 }
 
 /// At least `count` nodes closest to any key of the prefix, in whole groups.
 #[must_use]
 pub fn around(prefix: &Prefix, members: &[NodeId], count: usize) -> Vec<NodeId> {
     let mut found = Vec::new();
-    for group in groups(prefix, members) {
-        if found.len() >= count {
-            break;
-        }
-        found.extend(group);
+    if count > 0 {
+        visit(prefix, &in_order(members), &mut |group| {
+            found.extend_from_slice(group);
+            found.len() < count
+        });
     }
     found
 }
@@ -62,45 +134,45 @@ pub fn around(prefix: &Prefix, members: &[NodeId], count: usize) -> Vec<NodeId> 
 /// The keys whose replica set `own` is in.
 #[must_use]
 pub fn responsibility(own: &NodeId, members: &[NodeId], replicas: usize) -> PrefixSet {
+    let members = in_order(members);
     let mut set = PrefixSet::default();
     let mut pending = vec![Prefix::ALL];
     while let Some(prefix) = pending.pop() {
-        let mut before = 0;
-        for group in groups(&prefix, members) {
-            if !group.contains(own) {
-                before += group.len();
-                continue;
+        let (mut before, mut with_own) = (0, None);
+        visit(&prefix, &members, &mut |group| {
+            if group.contains(own) {
+                with_own = Some(group.len());
+                return false;
             }
-            if before + group.len() <= replicas {
-                set.insert(prefix);
-            } else if before < replicas {
-                pending.extend(prefix.halves());
-            }
-            break;
+            before += group.len();
+            before < replicas
+        });
+        match with_own {
+            Some(len) if before + len <= replicas => set.insert(prefix),
+            Some(_) if before < replicas => pending.extend(prefix.halves()),
+            _ => {}
         }
     }
     set
 }
 
+/// The replica set of all keys of a prefix; nothing, if they have several.
+#[must_use]
+pub fn set_of(prefix: &Prefix, members: &[NodeId], replicas: usize) -> Option<Vec<NodeId>> {
+    let set = around(prefix, members, replicas);
+    (set.len() <= replicas).then_some(set)
+}
+
 /// The prefix in parts of one replica set each.
 #[must_use]
 pub fn regions(prefix: Prefix, members: &[NodeId], replicas: usize) -> Vec<(Prefix, Vec<NodeId>)> {
+    let members = in_order(members);
     let mut found = Vec::new();
     let mut pending = vec![prefix];
     while let Some(prefix) = pending.pop() {
-        let mut set = Vec::new();
-        let mut is_split = false;
-        for group in groups(&prefix, members) {
-            if set.len() >= replicas {
-                break;
-            }
-            is_split = set.len() + group.len() > replicas;
-            set.extend(group);
-        }
-        if is_split {
-            pending.extend(prefix.halves().into_iter().rev());
-        } else {
-            found.push((prefix, set));
+        match set_of(&prefix, &members, replicas) {
+            Some(set) => found.push((prefix, set)),
+            None => pending.extend(prefix.halves().into_iter().rev()),
         }
     }
     found
@@ -109,21 +181,11 @@ pub fn regions(prefix: Prefix, members: &[NodeId], replicas: usize) -> Vec<(Pref
 /// The largest prefix around a key with one replica set.
 #[must_use]
 pub fn region_of(key: &Key, members: &[NodeId], replicas: usize) -> Prefix {
-    let mut prefix = Prefix::ALL;
-    loop {
-        let mut count = 0;
-        for group in groups(&prefix, members) {
-            if count >= replicas {
-                break;
-            }
-            count += group.len();
-        }
-        if count <= replicas {
-            return prefix;
-        }
-        let [lower, upper] = prefix.halves();
-        prefix = if lower.contains(key) { lower } else { upper };
-    }
+    let members = in_order(members);
+    let depth = depth_of(members.len());
+    let mut prefixes = (0..depth).map(|len| Prefix::of(key, len));
+    let first = prefixes.find(|prefix| set_of(prefix, &members, replicas).is_some());
+    first.unwrap_or_else(|| Prefix::of(key, depth))
 }
 
 #[cfg(test)]
@@ -132,24 +194,63 @@ mod tests {
 
     use super::*;
 
+    /// Ids of which some share up to all but a few bits with the one before.
+    fn alike(rng: &mut Rng, count: usize) -> Vec<NodeId> {
+        let mut ids = Vec::<NodeId>::new();
+        while ids.len() < count {
+            let mut id = NodeId::random(rng);
+            if let Some(NodeId(before)) = ids.last().filter(|_| rng.bool()) {
+                let shared = rng.usize(1..20);
+                id.0[..shared].copy_from_slice(&before[..shared]);
+            }
+            ids.push(id);
+        }
+        ids
+    }
+
     #[test]
-    fn parts_of_the_key_space_agree_with_the_order_of_single_keys() {
+    fn ids_that_are_alike_make_no_parts_without_number() {
         for seed in 0..40 {
             let mut rng = Rng::with_seed(seed);
-            let members: Vec<NodeId> =
-                (0..rng.usize(1..30)).map(|_| NodeId::random(&mut rng)).collect();
+            let count = rng.usize(1..40);
+            let (members, replicas) = (alike(&mut rng, count), rng.usize(1..6));
+            let most = count.max(16) * 256;
+            assert!(regions(Prefix::ALL, &members, replicas).len() <= most, "seed {seed}");
+            assert!(responsibility(&members[0], &members, replicas).len() <= most, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_bit_counts_from_some_number_of_members_on() {
+        let counts = [0, 1, 16, 17, 256, 257, 4_096, 4_097, 65_537];
+        assert_eq!(counts.map(depth_of), [8, 8, 8, 12, 12, 16, 16, 20, 24]);
+        assert!(depth_of(usize::MAX) <= 160, "an id has no more bits");
+    }
+
+    #[test]
+    fn parts_of_the_key_space_agree_with_the_order_of_single_keys() {
+        for seed in 0..80 {
+            let mut rng = Rng::with_seed(seed);
+            let count = rng.usize(1..30);
+            let members: Vec<NodeId> = match seed % 2 {
+                0 => (0..count).map(|_| NodeId::random(&mut rng)).collect(),
+                _ => alike(&mut rng, count),
+            };
             let replicas = rng.usize(1..6);
             let own = members[0];
             let mine = responsibility(&own, &members, replicas);
             let regions = regions(Prefix::ALL, &members, replicas);
             for _ in 0..100 {
                 let key = Key(NodeId::random(&mut rng).0);
-                let mut set = replica_set(&key, &members, replicas);
+                let mut set = order(&key, &members);
+                set.truncate(replicas);
+                assert_eq!(replica_set(&key, &members, replicas), set);
                 assert_eq!(mine.contains(&key), set.contains(&own));
                 set.sort();
                 let found: Vec<_> =
                     regions.iter().filter(|(prefix, _)| prefix.contains(&key)).collect();
                 let [(prefix, of_region)] = found[..] else { panic!("{found:?}") };
+                assert_eq!(region_of(&key, &members, replicas), *prefix);
                 let mut of_region = of_region.clone();
                 of_region.sort();
                 assert_eq!(of_region, set);

@@ -222,6 +222,12 @@ impl PrefixSet {
         self.minus(&self.minus(other))
     }
 
+    /// The first prefix that begins at a key or after it.
+    #[must_use]
+    pub fn first_from(&self, key: &Key) -> Option<Prefix> {
+        self.0.range(Prefix { bits: key.0, len: 0 }..).next().copied()
+    }
+
     fn within(&self, prefix: &Prefix) -> impl Iterator<Item = Prefix> {
         self.0.range(prefix..).take_while(|part| prefix.covers(part)).copied()
     }
@@ -265,6 +271,9 @@ mod tests {
                     assert_eq!(set.contains(&Key(key)), *is_in, "seed {seed} byte {byte}");
                 }
                 assert_eq!(set.minus(&set), PrefixSet::default());
+                let key = Key([rng.u8(..); 20]);
+                let later = set.iter().find(|prefix| prefix.first_key() >= key);
+                assert_eq!(set.first_from(&key), later.copied());
                 let none = PrefixSet::all().minus(&set).intersection(&set);
                 assert!(none.is_empty());
             }

@@ -142,10 +142,24 @@ impl HeldRecords {
                 return;
             }
         };
-        self.queues.entry(key).or_default().push_back((ticket, request));
-        if self.queues[&key].len() == 1 {
-            self.drive(keyspace, key);
+        if let Some(queue) = self.queues.get_mut(&key) {
+            queue.push_back((ticket, request));
+            return;
         }
+        let attempt = self.attempt(keyspace, ticket, &request);
+        if self.must_wait(key, attempt) {
+            self.queues.insert(key, VecDeque::from([(ticket, request)]));
+        }
+    }
+
+    /// Notes what an attempt waits for, if it does.
+    fn must_wait(&mut self, key: Key, attempt: Attempt) -> bool {
+        match attempt {
+            Attempt::Done => return false,
+            Attempt::Resolving(shard, read) => drop(self.resolving.insert((shard, read), key)),
+            Attempt::Stalled(shard) => drop(self.stalled.insert((shard, key))),
+        }
+        true
     }
 
     /// Takes the next answer.
@@ -208,14 +222,9 @@ impl HeldRecords {
     fn drive(&mut self, keyspace: &mut Keyspace, key: Key) {
         while let Some((ticket, request)) = self.queues.get_mut(&key).and_then(VecDeque::pop_front)
         {
-            match self.attempt(keyspace, ticket, &request) {
-                Attempt::Done => continue,
-                Attempt::Resolving(shard, read) => {
-                    self.resolving.insert((shard, read), key);
-                }
-                Attempt::Stalled(shard) => {
-                    self.stalled.insert((shard, key));
-                }
+            let attempt = self.attempt(keyspace, ticket, &request);
+            if !self.must_wait(key, attempt) {
+                continue;
             }
             if let Some(queue) = self.queues.get_mut(&key) {
                 queue.push_front((ticket, request));

@@ -32,8 +32,10 @@ pub struct ClusterSettings {
     pub command_for_ms: u64,
     /// Background work on a range that gets no answer is given up, and begun again later.
     pub exchange_for_ms: u64,
-    /// The next part of the key space is compared so often.
+    /// All ranges are compared with their other holders so often.
     pub repair_every_ms: u64,
+    /// Comparisons begin no faster than that, in bytes of what they compare and move.
+    pub repair_bytes_per_second: u64,
     /// Ranges that the node lacks, or holds and should not, are looked for so often.
     pub hand_off_every_ms: u64,
     /// Nodes that know of no founder found the cluster together after so long.
@@ -56,7 +58,8 @@ impl Default for ClusterSettings {
             gossip_every_ms: 5_000,
             command_for_ms: 3_000,
             exchange_for_ms: 5_000,
-            repair_every_ms: 2_000,
+            repair_every_ms: 5_000,
+            repair_bytes_per_second: 16 << 20,
             hand_off_every_ms: 1_000,
             found_after_ms: 5_000,
         }

@@ -30,6 +30,7 @@ use settings::Raw;
 use storage::CheckpointOptions;
 
 use crate::io::device::SyncMethod;
+use crate::io::uring::Abilities;
 
 /// Shards of a data directory at most (DESIGN 2).
 pub const SHARDS_MAX: u16 = 16;
@@ -79,6 +80,8 @@ pub struct Config {
     pub threads: Option<u16>,
     /// Which driver does disk and network work.
     pub io: IoDriver,
+    /// How much of the kernel the `uring` driver uses.
+    pub uring_abilities: Abilities,
     /// Blocking file threads of the `pread` driver, 1 to 64.
     pub pread_threads: usize,
     /// Memory for disk buffers, registered with the ring where that is allowed; not for `pread`.
@@ -151,6 +154,9 @@ impl Default for ClusterConfig {
     }
 }
 
+/// Open files that clients may not take at least: the log needs some, and so do peers.
+const OPEN_FILES_KEPT_MIN: u64 = 64;
+
 /// Limits of the client door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientLimits {
@@ -168,6 +174,26 @@ pub struct ClientLimits {
     pub input_bytes_max: usize,
     /// Milliseconds after which a paused client that reads nothing is disconnected; at least 1.
     pub stall_ms: u64,
+}
+
+impl ClientLimits {
+    /// Lets clients have no more connections than a process with so many `open_files` can do
+    /// with: if they took them all, the log could open no segment. Says so where that is fewer.
+    pub(crate) fn bound_connections(&mut self, open_files: u64) {
+        let kept = (open_files / 4).max(OPEN_FILES_KEPT_MIN);
+        let connections = usize::try_from(open_files.saturating_sub(kept)).unwrap_or(usize::MAX);
+        if connections < self.connections_max {
+            let (asked, allowed) = (self.connections_max, connections.max(1));
+            tracing::warn!(
+                open_files,
+                connections_max = asked,
+                allowed,
+                "fewer connections than connections_max: raise the hard limit of open files \
+                 (ulimit -Hn, LimitNOFILE), or lower connections_max"
+            );
+            self.connections_max = allowed;
+        }
+    }
 }
 
 /// What is logged and how.
@@ -296,6 +322,7 @@ impl Default for Config {
             shards: None,
             threads: None,
             io: IoDriver::Uring,
+            uring_abilities: Abilities::Probed,
             pread_threads: 4,
             io_buffer_bytes: 64 << 20,
             durability: DurabilityMode::Always,

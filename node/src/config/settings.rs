@@ -15,6 +15,7 @@ use super::{
 };
 use crate::cluster::coordinator::Consistency;
 use crate::io::device::SyncMethod;
+use crate::io::uring::Abilities;
 use crate::logging;
 
 /// One row of [`SETTINGS`].
@@ -377,6 +378,29 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        key: "uring_abilities",
+        flag: "uring-abilities",
+        value_name: "auto|6.1|fewest",
+        help: "How much of the kernel the uring driver uses: all it has, what Linux 6.1 has, or \
+               what it cannot do without",
+        expected: "auto, 6.1 or fewest",
+        apply: |config, raw| {
+            let abilities = match raw.text()? {
+                "auto" => Abilities::Probed,
+                "6.1" => Abilities::Linux6_1,
+                "fewest" => Abilities::Fewest,
+                _ => return None,
+            };
+            set(&mut config.uring_abilities, Some(abilities))
+        },
+        valid: |_| true,
+        show: |config| match config.uring_abilities {
+            Abilities::Probed => "auto".into(),
+            Abilities::Linux6_1 => "6.1".into(),
+            Abilities::Fewest => "fewest".into(),
+        },
+    },
+    Setting {
         key: "pread_threads",
         flag: "pread-threads",
         value_name: "N",
@@ -392,9 +416,12 @@ pub const SETTINGS: &[Setting] = &[
         value_name: "SIZE",
         help: "Memory for disk buffers of the ring drivers, in steps of 4MiB; 4MiB to 4GiB; what \
                does not fit takes plain memory",
-        expected: "a size from 4MiB to 4GiB",
+        expected: "a multiple of 4MiB from 4MiB to 4GiB",
         apply: |config, raw| set(&mut config.io_buffer_bytes, raw.size()),
-        valid: |config| (4 << 20..=4 << 30).contains(&config.io_buffer_bytes),
+        valid: |config| {
+            let bytes = config.io_buffer_bytes;
+            (4 << 20..=4 << 30).contains(&bytes) && bytes.is_multiple_of(4 << 20)
+        },
         show: |config| size::format(config.io_buffer_bytes as u64),
     },
     Setting {

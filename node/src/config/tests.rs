@@ -65,7 +65,7 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 39] = [
+const SAMPLES: [(&str, &str, &str); 40] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("mode", "mainline", "\"mainline\""),
@@ -88,6 +88,7 @@ const SAMPLES: [(&str, &str, &str); 39] = [
     ("shards", "3", "3"),
     ("threads", "1", "1"),
     ("io", "pread", "\"pread\""),
+    ("uring_abilities", "6.1", "\"6.1\""),
     ("pread_threads", "9", "9"),
     ("io_buffer_bytes", "8MiB", "8388608"),
     ("durability", "os", "\"os\""),
@@ -160,6 +161,7 @@ fn every_field_has_a_setting() {
         shards,
         threads,
         io,
+        uring_abilities,
         pread_threads,
         io_buffer_bytes,
         durability,
@@ -184,6 +186,7 @@ fn every_field_has_a_setting() {
     assert_ne!(shards, defaults.shards);
     assert_ne!(threads, defaults.threads);
     assert_ne!(io, defaults.io);
+    assert_ne!(uring_abilities, defaults.uring_abilities);
     assert_ne!(pread_threads, defaults.pread_threads);
     assert_ne!(io_buffer_bytes, defaults.io_buffer_bytes);
     assert_ne!(durability, defaults.durability);
@@ -297,6 +300,7 @@ fn range_borders_are_where_the_messages_say() {
         ("threads", vec!["1", "16"], vec!["0", "17", ""]),
         ("pread_threads", vec!["1", "64"], vec!["0", "65"]),
         ("segment_bytes", vec!["4MiB", "256MiB"], vec!["2MiB", "512MiB", "5MiB", "0"]),
+        ("io_buffer_bytes", vec!["4MiB", "12MiB", "4GiB"], vec!["0", "5MiB", "4098MiB", "5GiB"]),
         ("connections_max", vec!["1", "1000000"], vec!["0", "1000001"]),
         ("value_bytes_max", vec!["1", "32MiB"], vec!["0", "33554433"]),
         ("output_pause_bytes", vec!["1", "240MiB"], vec!["0"]),

@@ -1,60 +1,95 @@
 //! A thread's mailbox: messages of other threads, and what ends the wait of its driver.
 //!
-//! Senders push into a lock-free queue and write to a socket only if the receiver says that it is
-//! about to wait, or does already: between busy threads a message costs no system call.
+//! Senders push into a lock-free queue and ring only if the receiver says that it is about to wait,
+//! or does already: between busy threads a message costs nothing more. A ring rings a ring by a
+//! message, together with what it submits anyway; everybody else writes to a socket.
 //!
 //! ```text
 //! receiver: waiting = true, looks into the queue once more, waits    | no order of these four
-//! sender:   pushes, takes `waiting`, writes a byte if it was true    | steps loses a message
+//! sender:   pushes, takes `waiting`, rings if it was true            | steps loses a message
 //! ```
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 
 /// The end of a socket that becomes readable when the thread has mail; a driver watches it.
 #[derive(Debug)]
-pub struct WakeSocket(UnixStream);
+pub struct WakeSocket {
+    socket: UnixStream,
+    shared: Arc<Shared>,
+}
+
+impl WakeSocket {
+    /// Has those who can ring by a message to this ring from now on, beside the socket.
+    pub(super) fn offer_ring(&self, ring: OwnedFd) {
+        // A mailbox is watched once.
+        let _ = self.shared.ring.set(ring);
+    }
+}
 
 impl AsFd for WakeSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
 #[derive(Debug)]
-struct Bell {
+struct Shared {
     waiting: AtomicBool,
     socket: UnixStream,
+    /// The receiver's ring, if it takes messages.
+    ring: OnceLock<OwnedFd>,
+}
+
+/// What ends the wait of a thread that has mail.
+#[derive(Debug)]
+#[must_use = "the thread sleeps until it is rung"]
+pub struct Bell(Arc<Shared>);
+
+impl Bell {
+    /// Rings by the socket.
+    pub fn ring(&self) {
+        // A socket that is full wakes its reader as well, and one that is closed has none.
+        let _ = (&self.0.socket).write(&[1]);
+    }
+
+    /// The receiver's ring, if it takes messages; open as long as the bell is there.
+    pub(super) fn ring_fd(&self) -> Option<RawFd> {
+        self.0.ring.get().map(AsRawFd::as_raw_fd)
+    }
 }
 
 /// The way to a thread.
 #[derive(Debug)]
 pub struct Outbox<T> {
     queue: Sender<T>,
-    bell: Arc<Bell>,
+    shared: Arc<Shared>,
 }
 
 impl<T> Clone for Outbox<T> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), bell: Arc::clone(&self.bell) }
+        Self { queue: self.queue.clone(), shared: Arc::clone(&self.shared) }
     }
 }
 
 impl<T> Outbox<T> {
     /// Leaves a message; one for a thread that has ended is dropped.
     pub fn send(&self, message: T) {
-        if self.queue.send(message).is_err() {
-            return;
+        if let Some(bell) = self.post(message) {
+            bell.ring();
         }
+    }
+
+    /// As [`Self::send`], but leaves it to the caller to ring, if it has to be.
+    pub fn post(&self, message: T) -> Option<Bell> {
+        self.queue.send(message).ok()?;
         fence(Ordering::SeqCst);
-        if self.bell.waiting.swap(false, Ordering::SeqCst) {
-            // A socket that is full wakes its reader as well, and one that is closed has none.
-            let _ = (&self.bell.socket).write(&[1]);
-        }
+        let sleeps = self.shared.waiting.swap(false, Ordering::SeqCst);
+        sleeps.then(|| Bell(Arc::clone(&self.shared)))
     }
 }
 
@@ -63,7 +98,7 @@ impl<T> Outbox<T> {
 pub struct Inbox<T> {
     queue: Receiver<T>,
     next: Option<T>,
-    bell: Arc<Bell>,
+    shared: Arc<Shared>,
 }
 
 impl<T> Inbox<T> {
@@ -76,7 +111,7 @@ impl<T> Inbox<T> {
     /// is mail already.
     #[must_use]
     pub fn begin_wait(&mut self) -> bool {
-        self.bell.waiting.store(true, Ordering::SeqCst);
+        self.shared.waiting.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.next.is_none() {
             self.next = self.queue.try_recv().ok();
@@ -89,7 +124,7 @@ impl<T> Inbox<T> {
 
     /// Says that the thread does not wait any more.
     pub fn end_wait(&mut self) {
-        self.bell.waiting.store(false, Ordering::SeqCst);
+        self.shared.waiting.store(false, Ordering::SeqCst);
     }
 }
 
@@ -100,10 +135,12 @@ impl<T> Inbox<T> {
 pub fn mailbox<T>() -> io::Result<(Outbox<T>, Inbox<T>, WakeSocket)> {
     let (reader, writer) = UnixStream::pair()?;
     writer.set_nonblocking(true)?;
-    let bell = Arc::new(Bell { waiting: AtomicBool::new(false), socket: writer });
+    let (waiting, ring) = (AtomicBool::new(false), OnceLock::new());
+    let shared = Arc::new(Shared { waiting, socket: writer, ring });
     let (sender, queue) = mpsc::channel();
-    let outbox = Outbox { queue: sender, bell: Arc::clone(&bell) };
-    Ok((outbox, Inbox { queue, next: None, bell }, WakeSocket(reader)))
+    let outbox = Outbox { queue: sender, shared: Arc::clone(&shared) };
+    let socket = WakeSocket { socket: reader, shared: Arc::clone(&shared) };
+    Ok((outbox, Inbox { queue, next: None, shared }, socket))
 }
 
 #[cfg(test)]
@@ -114,8 +151,8 @@ mod tests {
     #[test]
     fn bell_rings_once_and_only_for_a_waiting_thread() {
         let (outbox, mut inbox, socket) = mailbox().unwrap();
-        socket.0.set_nonblocking(true).unwrap();
-        let rings = || (&socket.0).read(&mut [0; 8]).ok();
+        socket.socket.set_nonblocking(true).unwrap();
+        let rings = || (&socket.socket).read(&mut [0; 8]).ok();
         outbox.send(1);
         assert_eq!(rings(), None);
         assert!(!inbox.begin_wait(), "there is mail");
@@ -139,7 +176,7 @@ mod tests {
         while expected < MESSAGES {
             // Blocks for ever if the bell was not rung for what came meanwhile.
             if inbox.begin_wait() {
-                (&socket.0).read_exact(&mut [0]).unwrap();
+                (&socket.socket).read_exact(&mut [0]).unwrap();
                 inbox.end_wait();
             }
             while let Some(message) = inbox.poll() {

@@ -9,7 +9,8 @@
 //! - [`Request::Watch`]: one per ring;
 //! - [`Request::SendDatagram`]: none. UDP may lose a datagram anyway, so what the kernel refuses or
 //!   the driver has no room for is counted ([`DatagramStatistics`]), and the socket lives on;
-//! - [`Request::CancelConnect`]: none but that of the attempt it ends.
+//! - [`Request::CancelConnect`]: none but that of the attempt it ends;
+//! - [`Request::Ring`]: none here, but a [`Completion::Woken`] where the bell is heard.
 //!
 //! Listeners, UDP sockets and attempts to connect are named by who asks for them, because there is
 //! no other name for them before they exist. A name is free again after its last completion.
@@ -34,7 +35,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use wal::disk::{BufferSource, DiskCompletion, DiskRequest, HeapBuffers};
 
-use self::mailbox::WakeSocket;
+use self::mailbox::{Bell, WakeSocket};
 
 mod clock;
 mod datagrams;
@@ -47,6 +48,7 @@ pub mod notes;
 pub mod pread;
 pub mod process;
 pub mod resolver;
+mod room;
 mod signals;
 mod slots;
 mod sockets;
@@ -56,6 +58,8 @@ pub mod tokio_uring;
 pub mod uring;
 
 pub use self::datagrams::{DATAGRAM_BUFFERS, DATAGRAM_BYTES_MAX, DatagramStatistics};
+pub use self::room::ReceiveRoom;
+pub(crate) use self::sockets::RECEIVE_BUFFER_BYTES;
 
 /// Whose disk request it is: the shard's index, or a procedure's own number above all shards.
 ///
@@ -122,6 +126,9 @@ pub enum Request {
     /// At most one at a time per connection. A driver may receive ahead of requests; whoever asks
     /// no more still bounds what it holds.
     Receive(ConnectionId),
+    /// As [`Request::Receive`], but into memory that is lent and has room left: yields
+    /// [`Completion::ReceivedInto`]. The two may alternate; at most one of them at a time.
+    ReceiveInto(ConnectionId, ReceiveRoom),
     /// Sends all parts in order: yields [`Completion::Sent`]. At most one at a time per connection.
     Send(ConnectionId, Vec<Bytes>),
     /// Closes the connection: an outstanding receive or send ends (its completion comes first),
@@ -164,6 +171,8 @@ pub enum Request {
     Attach(ListenerId, OwnedFd),
     /// Tells of mail from now on: yields [`Completion::Woken`] whenever somebody has rung.
     Watch(WakeSocket),
+    /// Ends the wait of another thread, which has mail, before this one waits.
+    Ring(Bell),
 }
 
 /// The end of a request, or an event the driver was told to watch for.
@@ -195,6 +204,15 @@ pub enum Completion {
         connection: ConnectionId,
         /// What came, to be handed back with [`Io::release`]; or why nothing will come any more.
         result: io::Result<ReceiveBuffer>,
+    },
+    /// Bytes arrived in memory that was lent.
+    ReceivedInto {
+        /// On which connection.
+        connection: ConnectionId,
+        /// The memory, with what has come; also if nothing will come any more.
+        room: ReceiveRoom,
+        /// How many bytes came, none if the peer has finished sending; or why nothing will come.
+        result: io::Result<usize>,
     },
     /// All parts have been handed to the kernel, or not all could be.
     Sent {
@@ -262,6 +280,12 @@ impl ReceiveBuffer {
     ) -> Self {
         assert!(received.end <= storage.len(), "a driver does not receive past its buffer");
         Self { storage, received, slot, pool: Some(pool) }
+    }
+
+    /// Forgets the first `count` bytes, which were taken elsewhere.
+    fn skip(&mut self, count: usize) {
+        assert!(count <= self.received.len(), "no more is taken than was received");
+        self.received.start += count;
     }
 
     /// Which UDP socket's buffer it is, by a number that no other socket of the driver has or had;

@@ -21,13 +21,16 @@ pub fn end_with_parent(parent: &str) -> io::Result<()> {
 }
 
 /// Allows as many open files as the administrator permits: every segment and client needs one.
-pub fn raise_open_files_limit() {
+/// Returns how many that is; none, if there is no limit.
+pub fn raise_open_files_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
         tracing::warn!(%error, "cannot raise the limit of open files");
+        return current;
     }
+    maximum
 }
 
 /// Draws random bytes from the kernel.

@@ -19,7 +19,12 @@ const PREFIX_MASK: u32 = 0xffff_f800;
 /// Draws an id for a node at the address.
 #[must_use]
 pub fn draw(ip: IpAddr, rng: &mut Rng) -> NodeId {
-    let mut id = NodeId::random(rng);
+    fitted(NodeId::random(rng), ip)
+}
+
+/// Gives an id the first bits that the address wants; its last three bits say which of eight.
+#[must_use]
+pub fn fitted(mut id: NodeId, ip: IpAddr) -> NodeId {
     let free = u32::from_be_bytes([id.0[0], id.0[1], id.0[2], id.0[3]]) & !PREFIX_MASK;
     let prefix = checksum(ip, id.0[19]) & PREFIX_MASK;
     id.0[..4].copy_from_slice(&(prefix | free).to_be_bytes());

@@ -2,8 +2,8 @@
 //!
 //! Two tiers of token buckets in two tables of fixed size: a flood from any number of sources costs
 //! the same memory. A bucket that must make room is the fullest of its row: the one that has least
-//! to
-//! tell. A source over its limit gets no reply at all; replies to our own queries are not limited.
+//! to tell. A source over its limit gets no reply at all; replies to our own queries are not
+//! limited.
 
 use std::net::IpAddr;
 
@@ -13,6 +13,8 @@ use super::subnet::{Subnet, machine};
 /// Buckets in a row: where a source may have its bucket.
 const ROW_LEN: usize = 8;
 const NS_PER_SECOND: u64 = 1_000_000_000;
+/// A query in the unit of [`Bucket::spent`].
+const QUERY: u64 = 1_000;
 
 /// What a source may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,12 @@ pub struct Tier {
     pub per_second: u32,
     /// Queries at once.
     pub burst: u32,
+}
+
+impl Tier {
+    fn room(self) -> u64 {
+        u64::from(self.burst) * QUERY
+    }
 }
 
 /// The limits.
@@ -73,7 +81,7 @@ impl Table {
         let hash = self.key.hash(&[source]).max(1);
         let rows = self.buckets.len() / ROW_LEN;
         let row = usize::try_from(hash % rows as u64).unwrap_or_default() * ROW_LEN;
-        let earned = u64::from(self.tier.per_second) * 1_000;
+        let earned = u64::from(self.tier.per_second) * QUERY;
         let row = &mut self.buckets[row..row + ROW_LEN];
         for bucket in row.iter_mut() {
             let passed = now_ns.saturating_sub(bucket.at_ns);
@@ -93,10 +101,10 @@ impl Table {
         &mut row[index]
     }
 
-    fn spend(&mut self, now_ns: u64, source: &[u8], queries: u32) -> bool {
-        let room = u64::from(self.tier.burst) * 1_000;
+    fn spend(&mut self, now_ns: u64, source: &[u8]) -> bool {
+        let room = self.tier.room();
         let bucket = self.bucket(now_ns, source);
-        let spent = bucket.spent + u64::from(queries) * 1_000;
+        let spent = bucket.spent + QUERY;
         let fits = spent <= room;
         // Who is over the limit does not get deeper into debt by asking on.
         bucket.spent = if fits { spent } else { bucket.spent };
@@ -104,9 +112,9 @@ impl Table {
     }
 
     fn charge(&mut self, now_ns: u64, source: &[u8], queries: u32) {
-        let room = u64::from(self.tier.burst) * 1_000;
+        let room = self.tier.room();
         let bucket = self.bucket(now_ns, source);
-        bucket.spent = (bucket.spent + u64::from(queries) * 1_000).min(room);
+        bucket.spent = (bucket.spent + u64::from(queries) * QUERY).min(room);
     }
 }
 
@@ -135,9 +143,14 @@ impl RateLimit {
         if self.is_exempt(from) {
             return true;
         }
-        // The network first: a full network must not use up the machine's own.
-        self.subnets.spend(now_ns, &subnet_bytes(from), 1)
-            && self.machines.spend(now_ns, &machine(from).to_le_bytes(), 1)
+        // Only what both admit is spent: a full network does not use up the machine's own, and a
+        // machine that floods not what its neighbours have.
+        let own = self.machines.bucket(now_ns, &machine(from).to_le_bytes());
+        let spent = own.spent + QUERY;
+        let admitted =
+            spent <= self.limits.machine.room() && self.subnets.spend(now_ns, &subnet_bytes(from));
+        own.spent = if admitted { spent } else { own.spent };
+        admitted
     }
 
     /// Counts an answer as so many further queries: long ones to sources that may be forged.
@@ -200,6 +213,14 @@ mod tests {
         let all: usize = (0..100).map(|last| admitted(&mut limit, 0, [8, 8, 8, last], 5)).sum();
         assert_eq!(all, 50);
         assert_eq!(admitted(&mut limit, 0, [8, 8, 9, 1], 5), 5);
+    }
+
+    /// A machine that asks on and on over its own limit takes no more than that of its network's.
+    #[test]
+    fn machine_that_floods_leaves_its_neighbours_their_share() {
+        let mut limit = RateLimit::new(LIMITS, [1; 16]);
+        assert_eq!(admitted(&mut limit, 0, [8, 8, 8, 8], 10_000), 20);
+        assert_eq!(admitted(&mut limit, 0, [8, 8, 8, 9], 10), 10);
     }
 
     #[test]

@@ -40,10 +40,6 @@ impl Crowded {
         self.slots.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
     pub(crate) fn get(&self, key: &Key) -> Option<Slot> {
         if self.slots.is_empty() { None } else { self.slots.get(key).copied() }
     }

@@ -15,5 +15,5 @@ mod tests;
 pub(crate) mod walk;
 
 pub(crate) use slot::{ExpiryHint, Place, Prefix, SegmentNumber, SizeClass, Slot, SlotKind};
-pub(crate) use table::{Candidates, Index, Vacancy};
+pub(crate) use table::{Candidates, Index, Standing};
 pub(crate) use walk::{Cursor, Keep};

@@ -47,12 +47,29 @@ enum Found {
     Page { page: PageId, at: Position, index: usize, slot: Slot },
 }
 
-/// Where a slot would go: see [`Index::vacancy`].
+/// The slots of a key's prefix, and where they stand: see [`Index::standing`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Vacancy {
+pub(crate) struct Standing {
+    /// Slots that may belong to the key, the newest first.
+    pub(crate) candidates: Candidates,
     page: PageId,
+    /// Of the first one of the page; where it would be, if there is none.
     index: usize,
     prefix: Prefix,
+    has_room: bool,
+}
+
+impl Standing {
+    /// Whether the prefix has no slot, and the page has room for one.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.candidates.len() == 0 && self.has_room
+    }
+
+    /// The slot of the prefix, if it has but one, in a page.
+    pub(crate) fn only(&self) -> Option<Slot> {
+        let only = self.candidates.len() == 1 && !self.candidates.first_is_exact();
+        if only { { self.candidates }.next() } else { None }
+    }
 }
 
 impl Default for Index {
@@ -109,42 +126,46 @@ impl Index {
 
     /// Slots that may belong to `key`, the newest first; at most 9.
     pub(crate) fn candidates(&self, key: &Key) -> Candidates {
-        let mut found = Candidates::default();
-        let prefix = Prefix::of(key);
-        if let Some(slot) = self.crowded.get(key) {
-            found.crowded = true;
-            found.push(slot.to_word());
-        }
-        let at = self.directory.find(prefix);
-        let page = self.page(at);
-        for index in page.group(prefix, &self.directory.range(at)) {
-            found.push(page.word(index));
-        }
-        found
+        self.standing(key).candidates
     }
 
-    /// Where the first slot of a prefix that has none would go; `None` if there is one, or no room.
-    ///
-    /// Good until the index changes.
-    pub(crate) fn vacancy(&self, key: &Key) -> Option<Vacancy> {
+    /// The same, and where they are. That is good until the index changes.
+    pub(crate) fn standing(&self, key: &Key) -> Standing {
+        let mut candidates = Candidates::default();
         let prefix = Prefix::of(key);
+        if let Some(slot) = self.crowded.get(key) {
+            candidates.crowded = true;
+            candidates.push(slot.to_word());
+        }
         let at = self.directory.find(prefix);
         let id = self.directory.page(at);
         let page = Page(self.arena.page(id));
-        let index = page.lower_bound(prefix, &self.directory.range(at));
-        let count = page.count();
-        let taken = index < count && page.prefix(index) == prefix;
-        (!taken && count < PAGE_SLOTS_MAX && self.crowded.is_empty()).then_some(Vacancy {
-            page: id,
-            index,
-            prefix,
-        })
+        let group = page.group(prefix, &self.directory.range(at));
+        let index = group.start;
+        group.for_each(|index| candidates.push(page.word(index)));
+        let has_room = page.count() < PAGE_SLOTS_MAX;
+        Standing { candidates, page: id, index, prefix, has_room }
     }
 
     /// Puts a slot where there is none of its prefix.
-    pub(crate) fn fill(&mut self, vacancy: Vacancy, slot: Slot) {
-        let Vacancy { page, index, prefix } = vacancy;
+    ///
+    /// # Panics
+    /// If the place is not [`Standing::is_vacant`].
+    pub(crate) fn fill(&mut self, standing: &Standing, slot: Slot) {
+        assert!(standing.is_vacant(), "a prefix without slots");
+        let Standing { page, index, prefix, .. } = *standing;
         PageMut(self.arena.page_mut(page)).insert(index, prefix, slot);
+        self.count_in(&slot);
+    }
+
+    /// Puts a slot in the place of [`Standing::only`].
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn replace_only(&mut self, standing: &Standing, slot: Slot) {
+        let old = standing.only().expect("a prefix with one slot");
+        PageMut(self.arena.page_mut(standing.page)).set(standing.index, slot);
+        self.count_out(&old);
         self.count_in(&slot);
     }
 

@@ -30,11 +30,13 @@ use crate::store::pool::Shelved;
 use crate::store::{Foundation, Store, StoreOptions};
 
 mod reserve;
+mod scans;
 pub(crate) mod sources;
 
 pub use sources::RecoverySources;
 
 use reserve::Reserve;
+use scans::Scans;
 use sources::{Moment, Replay, Scanned, Shortcuts};
 
 /// File ids of the two manifest copies; segments get the ones after.
@@ -123,7 +125,7 @@ pub fn identify(
                 other => other?,
             };
             present = shard + 1;
-            let found = read_directory(&port, directory, files).await?;
+            let found = read_directory(&port, directory, files, None).await?;
             let identity = found.manifest.map(|manifest| manifest.identity).or(found.rebuilt);
             if let Some(identity) = identity {
                 return Ok(Some((shard, Identity { shard: 0, ..identity })));
@@ -204,6 +206,7 @@ async fn read_directory(
     port: &DiskPort,
     directory: &FileName,
     files: Vec<(String, u64)>,
+    expected: Option<&Identity>,
 ) -> Result<Directory, OpenError> {
     let segments: BTreeMap<u64, u64> = files
         .iter()
@@ -237,7 +240,7 @@ async fn read_directory(
         read_manifest(port, &mut found, copy, &name, *len).await?;
     }
     if found.manifest.is_none() {
-        found.rebuilt = rebuild_identity(port, directory, &found.segments).await?;
+        found.rebuilt = rebuild_identity(port, directory, &found.segments, expected).await?;
     }
     if found.manifest.is_some() || found.rebuilt.is_some() {
         for copy in 0..2 {
@@ -301,18 +304,26 @@ async fn read_whole(
     result
 }
 
-/// Both manifests are bad or gone: the first segment with a sound header says whose store it is.
+/// Both manifests are bad or gone: the first segment with a sound header says whose store it is,
+/// or any that says what is expected. Among them there may be a file of another shard.
 async fn rebuild_identity(
     port: &DiskPort,
     directory: &FileName,
     segments: &BTreeMap<u64, u64>,
+    expected: Option<&Identity>,
 ) -> Result<Option<Identity>, OpenError> {
+    let mut first = None;
     for id in segments.keys() {
         let name = segment::file_name(directory, *id);
         let block = read_whole(port, FileId(FIRST_SEGMENT_FILE), &name, BLOCK_SIZE as u64).await;
         let Ok(block) = block else { continue };
         match SegmentHeader::decode(block.as_slice()) {
-            Ok(header) if header.id == *id => return Ok(Some(header.identity)),
+            Ok(SegmentHeader { identity, id: found, .. }) if found == *id => {
+                if expected.is_none_or(|expected| is_same(expected, &identity)) {
+                    return Ok(Some(identity));
+                }
+                first.get_or_insert(identity);
+            }
             Err(segment::SegmentHeaderError::Version { found }) => {
                 let known = u16::from(FORMAT_VERSION);
                 return Err(OpenError::NewerFormat { file: name.to_string(), found, known });
@@ -320,7 +331,12 @@ async fn rebuild_identity(
             Ok(_) | Err(_) => {}
         }
     }
-    Ok(None)
+    Ok(first)
+}
+
+/// Whether it is the same shard of the same store; the node's id may be another one.
+fn is_same(one: &Identity, other: &Identity) -> bool {
+    (one.store, one.shard, one.shard_count) == (other.store, other.shard, other.shard_count)
 }
 
 /// Everything that was read from a shard's directory.
@@ -374,14 +390,12 @@ pub(crate) async fn load(
         Err(OpenError::Disk { source, .. }) if is_absent(&source) => Vec::new(),
         other => other?,
     };
-    let found = read_directory(port, directory, files).await?;
+    let found = read_directory(port, directory, files, Some(&fallback)).await?;
     let created = found.manifest.is_none() && found.segments.is_empty();
     let rebuilt = found.manifest.is_none() && !created;
     let identity = found.manifest.as_ref().map(|known| known.identity).or(found.rebuilt);
     let identity = identity.unwrap_or(fallback);
-    if (identity.shard, identity.shard_count) != (fallback.shard, fallback.shard_count)
-        || identity.store != fallback.store
-    {
+    if !is_same(&identity, &fallback) {
         let file = manifest::file_name(directory, 0).to_string();
         return Err(OpenError::WrongIdentity { file });
     }
@@ -465,62 +479,6 @@ fn in_file(directory: &FileName, finding: &Finding) -> DamagedFile {
         len: finding.len,
         reason: finding.damage.to_string(),
         accepted: false,
-    }
-}
-
-struct Scans<'a> {
-    port: &'a DiskPort,
-    directory: &'a FileName,
-    mode: OpenMode,
-    damage: &'a mut Vec<DamagedFile>,
-}
-
-type OpenedSegment = (OpenSegment, SegmentEntry);
-
-impl Scans<'_> {
-    /// Opens the listed segments and those only found. A file that no manifest lists is no longer,
-    /// or not yet, part of the log if it holds no frame; if it holds some, a manifest was lost, or
-    /// the file's removal.
-    async fn open(
-        &mut self,
-        manifest: &mut Manifest,
-        files: &BTreeMap<u64, u64>,
-    ) -> Result<(Vec<OpenedSegment>, u32), OpenError> {
-        let unlisted = files
-            .iter()
-            .filter(|(id, _)| !manifest.segments.iter().any(|segment| segment.id == **id));
-        let unlisted = unlisted.map(|(id, len)| SegmentEntry { id: *id, len: *len, cut: None });
-        let mut entries: Vec<SegmentEntry> =
-            manifest.segments.iter().copied().chain(unlisted).collect();
-        entries.sort_unstable_by_key(|entry| entry.id);
-        let mut opened = Vec::new();
-        let mut file = FileId(FIRST_SEGMENT_FILE);
-        for entry in entries {
-            let name = segment::file_name(self.directory, entry.id);
-            let open = DiskOperation::Open { file, name: name.clone(), mode: self.mode };
-            let len = match self.port.call(open).await {
-                Ok(DiskOutput::Opened { len }) => len,
-                Ok(_) => entry.len,
-                Err(error) if is_absent(&error) => {
-                    suspect(manifest, entry.id, entry.len);
-                    let reason = "segment file is missing".to_owned();
-                    self.note(name, 0, entry.len, reason);
-                    continue;
-                }
-                Err(source) => return Err(disk_error("opening", &name, source)),
-            };
-            if len < entry.len {
-                let reason = format!("segment file is {} bytes short", entry.len - len);
-                self.note(name, len, 0, reason);
-            }
-            opened.push((OpenSegment { id: entry.id, file, len }, entry));
-            file = FileId(file.0 + 1);
-        }
-        Ok((opened, file.0))
-    }
-
-    fn note(&mut self, file: FileName, offset: u64, len: u64, reason: String) {
-        self.damage.push(DamagedFile { file, offset, len, reason, accepted: false });
     }
 }
 

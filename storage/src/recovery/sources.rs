@@ -21,7 +21,8 @@ use wal::record::Version;
 use wal::replay::{self, ReplayedRecord, SegmentScan, SegmentSource, Settlement};
 use wal::segment;
 
-use super::{CHECKPOINT_FILE, OpenedSegment, disk_error};
+use super::scans::OpenedSegment;
+use super::{CHECKPOINT_FILE, disk_error};
 use crate::catalog::Catalog;
 use crate::checkpoint::load::{Checkpoint, load, load_mapped};
 use crate::checkpoint::{CheckpointError, CheckpointId, SegmentSummary, file_name};

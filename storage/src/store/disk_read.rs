@@ -154,6 +154,7 @@ impl Head {
             version: self.version,
             expiry_ms: self.expiry_ms,
             user_key: self.user_key.clone(),
+            user_key_crc: checksum::plain(&self.user_key),
             value,
             footprint,
         })

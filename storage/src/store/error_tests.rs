@@ -62,7 +62,7 @@ fn failed_manifest_refuses_writes_once_there_is_no_room_and_is_tried_again() {
     assert_eq!(played.store.failure(), None);
     played.put("b", &[2; 20_000], 0).unwrap();
     let full = played.put("c", &[3; 40_000], 0);
-    assert_eq!(full, Err(WriteError::ReadOnly(BROKEN)));
+    assert_eq!(full, Err(WriteError::NoSegment(BROKEN)), "it is no failure for good");
     settle_but(&mut played, is_manifest);
     played.events();
     assert!(!played.held.iter().any(|held| is_manifest(&held.operation)), "not before its time");

@@ -194,11 +194,32 @@ impl Store {
             let put = Put { key, version, expiry_ms, value };
             return self.put(&put).map(|lsn| Effect::Done(Some(lsn)));
         }
+        self.put_staged(put)
+    }
+
+    /// As [`Store::put_shared`], of a value in memory that is all its own: reads are answered from
+    /// there until the value is forgotten, and it is not copied for them. A part of more memory
+    /// would keep all of it.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn put_kept(&mut self, put: &SharedPut<'_>) -> Result<Effect, WriteError> {
+        let SharedPut { key, version, expiry_ms, value } = *put;
+        if !self.extents.wants(value.len()) {
+            let (put, kept) = (Put { key, version, expiry_ms, value }, Some(value));
+            return self.put_in_frame(&put, kept).map(|lsn| Effect::Done(Some(lsn)));
+        }
+        self.put_staged(put)
+    }
+
+    /// Stores a value that is written beside the log.
+    fn put_staged(&mut self, put: &SharedPut<'_>) -> Result<Effect, WriteError> {
+        let SharedPut { key, expiry_ms, value, .. } = *put;
         if let Some(error) = self.log.failure() {
             return Err(WriteError::ReadOnly(error));
         }
         let memory = self.memory(&key.id);
-        let conflict = self.is_conflict(&memory, &key, expiry_ms);
+        let conflict = self.is_conflict(&memory, checksum::plain(key.user_key), expiry_ms);
         let Some(index) = self.extents.find(&key, value) else {
             let staged = if conflict { Err(WriteError::KeyConflict) } else { self.stage(put) };
             return staged.map(Effect::Pending);
@@ -242,13 +263,13 @@ impl Store {
     }
 
     /// Whether another key of the same id lives, and would have to make room for one that does.
-    pub(super) fn is_conflict(&self, memory: &Memory, key: &KeyRef<'_>, expiry_ms: u64) -> bool {
+    pub(super) fn is_conflict(&self, memory: &Memory, user_key_crc: u32, expiry_ms: u64) -> bool {
         let now_ms = self.now.clock_ms;
         let is_over = expiry_ms != 0 && expiry_ms <= now_ms;
         matches!(memory, Memory::Known(Known::Present(found))
             if !is_over
                 && !found.is_expired(now_ms)
-                && found.user_key_crc != checksum::plain(key.user_key))
+                && found.user_key_crc != user_key_crc)
     }
 
     /// Begins to write a value.
@@ -323,7 +344,7 @@ impl Store {
                     Ok(None)
                 }
                 Some(_) if self.supply.is_disk_full() => Err(WriteError::DiskFull),
-                Some(error) => Err(WriteError::ReadOnly(error)),
+                Some(error) => Err(WriteError::NoSegment(error)),
                 None => {
                     self.supply.want(frame_len);
                     Ok(None)
@@ -473,6 +494,7 @@ impl Store {
             version,
             expiry_ms,
             user_key: Bytes::copy_from_slice(key.user_key),
+            user_key_crc,
             value: value.clone(),
             footprint: key.user_key.len() + value.len(),
         };
@@ -528,7 +550,7 @@ pub(super) struct Named {
 fn body_of(record: &CachedRecord) -> Named {
     Named {
         base: record.location,
-        user_key_crc: checksum::plain(&record.user_key),
+        user_key_crc: record.user_key_crc,
         version: record.version,
         expiry_ms: record.expiry_ms,
     }

@@ -506,6 +506,13 @@ impl Store {
         self.log.failure()
     }
 
+    /// Why there is no further segment for the log, if none is to be had: values are refused once
+    /// the last one is full. It is tried again all the time.
+    #[must_use]
+    pub fn shortage(&self) -> Option<DiskError> {
+        self.supply.shortage()
+    }
+
     /// Number of live keys, expired ones not yet collected included; off by those whose first 40
     /// bits coincide.
     #[must_use]

@@ -18,7 +18,7 @@ use super::{Entry, Event, Get, GetRecord, KeyRef, Lookup, ReadId, Store, Value};
 use crate::cache::CachedRecord;
 use crate::catalog::Kin;
 use crate::error::ReadError;
-use crate::index::{Place, Slot, SlotKind};
+use crate::index::{Candidates, Place, Slot, SlotKind};
 use crate::knowledge::{Found, Known};
 use crate::segments::Spot;
 
@@ -200,31 +200,50 @@ impl Store {
 
     /// What memory knows of a key, expired or not.
     pub(super) fn memory(&self, key: &Key) -> Memory {
+        match self.known_in_memory(key) {
+            Some(memory) => memory,
+            None => self.memory_of_slots(key, self.catalog.candidates(key)),
+        }
+    }
+
+    /// The same, given the slots of the key's prefix.
+    pub(super) fn memory_of(&self, key: &Key, slots: Candidates) -> Memory {
+        self.known_in_memory(key).unwrap_or_else(|| self.memory_of_slots(key, slots))
+    }
+
+    /// What records that are not acknowledged yet, and answers found by reading, tell of a key.
+    fn known_in_memory(&self, key: &Key) -> Option<Memory> {
         if let Some(recent) = self.recents.get(key) {
-            return Memory::Known(recent.known);
+            return Some(Memory::Known(recent.known));
         }
-        match self.resolved.get(key) {
-            Some((Known::Damaged, _)) => return Memory::Damaged,
-            Some((known, _)) => return Memory::Known(known),
-            None => {}
-        }
-        for slot in self.catalog.candidates(key) {
+        Some(match self.resolved.get(key)? {
+            (Known::Damaged, _) => Memory::Damaged,
+            (known, _) => Memory::Known(known),
+        })
+    }
+
+    fn memory_of_slots(&self, key: &Key, slots: Candidates) -> Memory {
+        for slot in slots {
+            if let Some(record) = self.cached_at(&slot) {
+                if record.key != *key || slot.foreign {
+                    continue;
+                }
+                if slot.kind == SlotKind::Put && !slot.damaged {
+                    return Memory::Known(Known::Present(found_in(record, slot.place)));
+                }
+            }
             match self.kin_in_memory(key, &slot) {
                 Kin::Other | Kin::Older => {}
-                Kin::Same if slot.kind == SlotKind::Put && !slot.damaged => {
-                    let spot = self.catalog.segments.spot_of(slot.place);
-                    match spot.and_then(|spot| self.cache.peek(&spot)) {
-                        Some(record) => {
-                            return Memory::Known(Known::Present(found_in(record, slot.place)));
-                        }
-                        None => return Memory::Unknown,
-                    }
-                }
                 Kin::Same | Kin::Unknown if slot.damaged => return Memory::Damaged,
                 Kin::Same | Kin::Unknown => return Memory::Unknown,
             }
         }
         Memory::Known(Known::Absent)
+    }
+
+    /// The cached record that a slot stands for.
+    fn cached_at(&self, slot: &Slot) -> Option<&CachedRecord> {
+        self.cache.peek(&self.catalog.segments.spot_of(slot.place)?)
     }
 
     /// Whether a slot under the key's prefix is the key's, as far as memory tells.
@@ -434,7 +453,7 @@ pub(super) fn found_in(record: &CachedRecord, place: Place) -> Found {
         kind: SlotKind::Put,
         version: record.version,
         expiry_ms: record.expiry_ms,
-        user_key_crc: checksum::plain(&record.user_key),
+        user_key_crc: record.user_key_crc,
         base: record.location,
         base_lsn: record.lsn,
     }

@@ -125,6 +125,12 @@ impl SegmentSupply {
         self.failure.map(|failure| failure.error)
     }
 
+    /// Why no segment can be had at the moment, the store's own limit included.
+    pub(super) fn shortage(&self) -> Option<DiskError> {
+        let full = DiskError { kind: DiskErrorKind::NoSpace, code: 0 };
+        self.failure().or_else(|| self.at_limit.then_some(full))
+    }
+
     /// Notes that a frame of `frame_len` bytes finds no room.
     pub(super) fn want(&mut self, frame_len: u64) {
         self.wanted_frame_len = self.wanted_frame_len.max(frame_len);

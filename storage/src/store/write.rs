@@ -1,6 +1,8 @@
 //! The writing commands.
 
+use bytes::Bytes;
 use wal::Lsn;
+use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{
     Key, Location, Namespace, RECORD_LEN_MIN, Record, RecordKind, TouchBody,
@@ -13,7 +15,7 @@ use super::{Effect, KeyRef, Put, Store};
 use crate::cache::CachedRecord;
 use crate::catalog::Kin;
 use crate::error::{ReadError, WriteError};
-use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind, Vacancy};
+use crate::index::{ExpiryHint, Place, SizeClass, Slot, SlotKind, Standing};
 use crate::knowledge::{Found, Known, Recent};
 use crate::segments::Spot;
 
@@ -33,15 +35,21 @@ impl Store {
         if self.extents.wants(put.value.len()) {
             return self.put_large(put);
         }
+        self.put_in_frame(put, None)
+    }
+
+    /// Puts a value into the log. Memory answers reads from `kept`, if that is given, which are the
+    /// value's bytes, or else from a copy.
+    pub(super) fn put_in_frame(
+        &mut self,
+        put: &Put<'_>,
+        kept: Option<&Bytes>,
+    ) -> Result<Lsn, WriteError> {
         let KeyRef { id, user_key, hashed } = put.key;
-        // Most often nothing is known of the key, and the index has nothing of its prefix.
-        let unknown = self.recents.get(&id).is_none() && self.resolved.get(&id).is_none();
-        let vacancy = if unknown { self.catalog.vacancy(&id) } else { None };
-        let memory = match vacancy {
-            Some(_) => Memory::Known(Known::Absent),
-            None => self.memory(&id),
-        };
-        if self.is_conflict(&memory, &put.key, put.expiry_ms) {
+        let standing = self.catalog.standing(&id);
+        let memory = self.memory_of(&id, standing.candidates);
+        let user_key_crc = checksum::plain(user_key);
+        if self.is_conflict(&memory, user_key_crc, put.expiry_ms) {
             return Err(WriteError::KeyConflict);
         }
         let appended = self.append(&Record {
@@ -54,7 +62,10 @@ impl Store {
             expiry_ms: put.expiry_ms,
             value: put.value,
         })?;
-        let (user_key, value, footprint) = self.values.copy(user_key, put.value);
+        let (user_key, value, footprint) = match kept {
+            Some(value) => self.values.keep(user_key, value),
+            None => self.values.copy(user_key, put.value),
+        };
         let record = CachedRecord {
             key: id,
             location: appended.location,
@@ -62,10 +73,11 @@ impl Store {
             version: put.version,
             expiry_ms: put.expiry_ms,
             user_key,
+            user_key_crc,
             value,
             footprint,
         };
-        self.note_put(memory, vacancy, record);
+        self.note_put(memory, Some(&standing), record);
         Ok(appended.lsn)
     }
 
@@ -160,9 +172,17 @@ impl Store {
         })?;
         let Appended { lsn, location } = appended;
         let (user_key, value, footprint) = self.values.copy(&record.user_key, &record.value);
-        let key = key.id;
-        let record =
-            CachedRecord { key, location, lsn, version, expiry_ms, user_key, value, footprint };
+        let record = CachedRecord {
+            key: key.id,
+            location,
+            lsn,
+            version,
+            expiry_ms,
+            user_key,
+            user_key_crc: record.user_key_crc,
+            value,
+            footprint,
+        };
         self.note_put(memory, None, record);
         Ok(Effect::Done(Some(lsn)))
     }
@@ -225,9 +245,9 @@ impl Store {
         self.recents.observed(&key.id)
     }
 
-    /// Takes a put that was appended into the index, where it has a `vacancy` if nothing is there,
-    /// and into memory.
-    fn note_put(&mut self, memory: Memory, vacancy: Option<Vacancy>, record: CachedRecord) {
+    /// Takes a put that was appended into the index, where its prefix has this `standing` if that
+    /// was looked up, and into memory.
+    fn note_put(&mut self, memory: Memory, standing: Option<&Standing>, record: CachedRecord) {
         let (key, location, expiry_ms) = (record.key, record.location, record.expiry_ms);
         let place = self.place_of(&location);
         let slot = self.slot(place, SlotKind::Put, parts_len(&location), expiry_ms);
@@ -239,13 +259,15 @@ impl Store {
             // Nobody asks for it any more; the next one takes its room.
             self.cache.remove(&Spot::of(&found.base));
         }
-        match (vacancy, old) {
-            (Some(vacancy), _) => self.catalog.put_first(vacancy, slot),
-            (None, Some(found)) if self.catalog.put_over(&key, found.place, slot) => {}
-            (None, _) => {
-                self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
-                self.note_overwriter(&key, &location);
-            }
+        let vacant = standing.filter(|standing| standing.is_vacant());
+        let replaced = standing.zip(old).is_some_and(|(standing, found)| {
+            self.catalog.put_over(&key, standing, found.place, slot)
+        });
+        if let Some(standing) = vacant {
+            self.catalog.put_first(standing, slot);
+        } else if !replaced {
+            self.change_slots(&key, memory, |catalog, kin| catalog.put(&key, slot, kin));
+            self.note_overwriter(&key, &location);
         }
         self.catalog.expect(&key, place, expiry_ms, self.now.clock_ms);
         let known = Known::Present(found_in(&record, place));
@@ -368,7 +390,7 @@ impl Store {
                 match self.supply.failure() {
                     _ if full && !is_value && self.supply.want_reserve(frame_len, kept) => {}
                     Some(_) if full => return Err(WriteError::DiskFull),
-                    Some(error) => return Err(WriteError::ReadOnly(error)),
+                    Some(error) => return Err(WriteError::NoSegment(error)),
                     None => self.supply.want(frame_len),
                 }
                 self.starved = true;

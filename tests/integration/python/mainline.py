@@ -1,9 +1,9 @@
 """libtorrent against nodes of BitTorrent's DHT: commands as JSON lines on stdin, answers as JSON lines.
 
-Usage: mainline.py LISTEN BOOTSTRAP   (an address, and host:port with commas between)
+Usage: mainline.py LISTEN BOOTSTRAP [SETTINGS]   (an address, host:port with commas between, JSON)
 
-All settings of the session are libtorrent's own but for the addresses, and for what would leave
-this machine. It ends with its stdin.
+All settings of the session are libtorrent's own but for the addresses, for what would leave this
+machine, and for those given. It ends with its stdin.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ DEADLINE = 60
 
 
 class Client:
-    def __init__(self, listen, bootstrap):
+    def __init__(self, listen, bootstrap, settings):
         self.session = lt.session({
             "listen_interfaces": listen,
             "dht_bootstrap_nodes": bootstrap,
@@ -27,6 +27,7 @@ class Client:
             "enable_upnp": False,
             "enable_natpmp": False,
             "alert_mask": lt.alert.category_t.all_categories,
+            **settings,
         })
         self.pending = []
 
@@ -110,7 +111,7 @@ def expanded(seed):
 
 
 def main():
-    client = Client(sys.argv[1], sys.argv[2])
+    client = Client(sys.argv[1], sys.argv[2], json.loads((sys.argv[3:] or ["{}"])[0]))
     for line in sys.stdin:
         name, arguments = json.loads(line)
         try:

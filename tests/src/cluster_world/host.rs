@@ -29,6 +29,8 @@ pub(super) struct Host {
     pub(super) is_founder: bool,
     /// Hosts that it finds the cluster by.
     pub(super) seeds: Vec<usize>,
+    /// Those of them that it had no link to since it was started.
+    pub(super) seeds_left: Vec<usize>,
     pub(super) is_leaving: bool,
     pub(super) is_dead: bool,
     pub(super) store: HostStore,
@@ -53,6 +55,7 @@ impl Host {
             skew_ms: mix.skew(rng),
             is_founder: false,
             seeds: Vec::new(),
+            seeds_left: Vec::new(),
             is_leaving: false,
             is_dead: false,
             store,

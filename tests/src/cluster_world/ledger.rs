@@ -7,11 +7,15 @@
 //!   acknowledged, or a deletion may be newer, or the value may be over by any node's clock.
 //! - A write that is asked after another was acknowledged has the higher version.
 //!
+//! - A walk over all keys lists none twice, where sets do not change all that must be found, and
+//!   none that must not.
+//!
 //! A write without acknowledgement may hold or not, for ever. Keys of which more holders were lost
 //! than the promise allows are forgiven: what was acknowledged before may be gone.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use kadring::cluster::coordinator::Outcome;
 use kadring::cluster::message::{Content, Record};
 use wal::record::Version;
@@ -32,9 +36,9 @@ impl Asked {
         Self { key, write: None, at_ns, clock_ms }
     }
 
-    /// The value of a write begins with its number.
-    pub(super) fn value(&self) -> u64 {
-        self.write.unwrap_or_default()
+    /// The value of a write.
+    pub(super) fn value(&self, len: usize) -> Bytes {
+        value(self.write.unwrap_or_default(), len)
     }
 }
 
@@ -48,9 +52,30 @@ pub(super) struct Moment {
     pub(super) slack_ns: Option<u64>,
 }
 
+/// What a write asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Draft {
+    /// Bytes of the value; none deletes.
+    pub(super) len: Option<usize>,
+    pub(super) expiry_ms: u64,
+}
+
+/// Values shorter than that do not say which write they are of.
+const NAMED_LEN_MIN: usize = 8;
+
+/// The value of a write: its number, a dot, and blanks; or, if it is short, only crosses.
+fn value(write: u64, len: usize) -> Bytes {
+    let mut text = if len < NAMED_LEN_MIN { Vec::new() } else { format!("{write}.").into_bytes() };
+    let filler = if len < NAMED_LEN_MIN { b'x' } else { b' ' };
+    assert!(text.len() <= len, "numbers of writes fit");
+    text.resize(len, filler);
+    text.into()
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Write {
-    is_value: bool,
+    /// Bytes of the value; none deletes.
+    len: Option<usize>,
     expiry_ms: u64,
     at_ns: u64,
     acknowledged: Option<Version>,
@@ -82,11 +107,11 @@ impl Ledger {
     pub(super) fn begin_write(
         &mut self,
         key: u32,
-        (is_value, expiry_ms): (bool, u64),
+        Draft { len, expiry_ms }: Draft,
         at_ns: u64,
     ) -> Asked {
         self.last += 1;
-        let write = Write { is_value, expiry_ms, at_ns, acknowledged: None };
+        let write = Write { len, expiry_ms, at_ns, acknowledged: None };
         self.keys.entry(key).or_default().writes.insert(self.last, write);
         Asked { key, write: Some(self.last), at_ns, clock_ms: 0 }
     }
@@ -101,6 +126,35 @@ impl Ledger {
     /// Whether something was acknowledged or seen of the key that must still be there.
     pub(super) fn is_bound(&self, key: u32) -> bool {
         self.keys.get(&key).is_some_and(|key| !key.known.is_empty())
+    }
+
+    /// Judges whether a walk that began at `started_ns` and is over has listed a key, where sets
+    /// do not change. All clocks were within these two then and until now.
+    pub(super) fn judge_listed(
+        &self,
+        key: u32,
+        is_listed: bool,
+        started_ns: u64,
+        (clock_min_ms, clock_max_ms): (u64, u64),
+    ) -> Result<(), String> {
+        let asked = Asked::read(key, started_ns, clock_min_ms);
+        let Some(known) = self.keys.get(&key) else {
+            return if is_listed { Err(format!("{asked:?} lists what is not")) } else { Ok(()) };
+        };
+        let least = known.least(started_ns);
+        if !is_listed {
+            return known.check_nothing(&asked, least, clock_max_ms);
+        }
+        let is_over = |write: &Write| write.expiry_ms != 0 && write.expiry_ms <= clock_min_ms;
+        let may_live = |write: &Write| {
+            write.len.is_some()
+                && !is_over(write)
+                && write.acknowledged.is_none_or(|version| version >= least)
+        };
+        if known.writes.values().any(may_live) {
+            return Ok(());
+        }
+        Err(format!("{asked:?} lists what is gone since {least:?}"))
     }
 
     /// Judges an answer.
@@ -140,7 +194,11 @@ impl Ledger {
                 key.check_nothing(&asked, least, moment.clock_max_ms)?;
             }
             (
-                Outcome::NoReplicas | Outcome::NotReady | Outcome::Loading | Outcome::Found(None),
+                Outcome::NoReplicas
+                | Outcome::ClockAhead
+                | Outcome::NotReady
+                | Outcome::Loading
+                | Outcome::Found(None),
                 _,
             ) => {}
             (outcome, _) => return Err(format!("{asked:?} answered by {outcome:?}")),
@@ -167,13 +225,28 @@ impl Key {
     /// A value comes from one write, and has one version. A write without acknowledgement may have
     /// been sent under several, of which the highest is found last.
     fn check_origin(&self, record: &Record) -> Result<(), String> {
-        let (value, version) = (value_of(record).ok_or("a value of nobody")?, record.version);
-        let write = self.writes.get(&value).filter(|write| write.is_value);
-        let write = write.ok_or_else(|| format!("value {value} was not written"))?;
-        let is_other = write.acknowledged.is_some_and(|acknowledged| version > acknowledged);
-        if is_other || write.expiry_ms != record.expiry_ms {
-            let expiry_ms = record.expiry_ms;
-            return Err(format!("{value} of {version:?}, {expiry_ms}, was written as {write:?}"));
+        let Content::Value(found) = &record.content else {
+            return Err("a tombstone is found".to_owned());
+        };
+        let (version, expiry_ms) = (record.version, record.expiry_ms);
+        let fits = |write: &Write| {
+            let is_other = write.acknowledged.is_some_and(|acknowledged| version > acknowledged);
+            write.len == Some(found.len()) && write.expiry_ms == expiry_ms && !is_other
+        };
+        let Some(number) = number_of(found) else {
+            let is_whole = *found == value(0, found.len());
+            if is_whole && self.writes.values().any(fits) {
+                return Ok(());
+            }
+            return Err(format!("{found:?} of {version:?}, {expiry_ms}, was not written"));
+        };
+        let write = self.writes.get(&number).filter(|write| write.len.is_some());
+        let write = write.ok_or_else(|| format!("value {number} was not written"))?;
+        if !fits(write) || *found != value(number, found.len()) {
+            let len = found.len();
+            return Err(format!(
+                "{number} of {len} bytes, {version:?}, {expiry_ms}, was written as {write:?}"
+            ));
         }
         Ok(())
     }
@@ -185,7 +258,7 @@ impl Key {
         clock_max_ms: u64,
     ) -> Result<(), String> {
         let may_be_over = |write: &Write| write.expiry_ms != 0 && write.expiry_ms <= clock_max_ms;
-        let ends = self.writes.values().filter(|write| !write.is_value || may_be_over(write));
+        let ends = self.writes.values().filter(|write| write.len.is_none() || may_be_over(write));
         let may_be_gone = ends.into_iter().any(|write| match write.acknowledged {
             Some(version) => version >= least,
             None => write.at_ns >= asked.at_ns || least != Version::default(),
@@ -197,42 +270,54 @@ impl Key {
     }
 }
 
-/// The write that a record stands for: its value is the number, a dot, and any number of bytes.
-fn value_of(record: &Record) -> Option<u64> {
-    match &record.content {
-        Content::Value(value) => {
-            let number = value.split(|byte| *byte == b'.').next()?;
-            std::str::from_utf8(number).ok()?.parse().ok()
-        }
-        Content::Tombstone => None,
+/// The write that a value names; a short one names none.
+fn number_of(found: &[u8]) -> Option<u64> {
+    if found.len() < NAMED_LEN_MIN {
+        return None;
     }
+    let number = found.split(|byte| *byte == b'.').next()?;
+    // What cannot be read is of a write that never was.
+    Some(std::str::from_utf8(number).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use wal::record::{Key as KeyId, Namespace};
 
     use super::*;
 
-    fn found(value: u64, version: u8, expiry_ms: u64) -> Outcome {
+    fn record(content: Bytes, version: u8, expiry_ms: u64) -> Outcome {
         Outcome::Found(Some(Record {
             namespace: Namespace::PLAIN,
             key: KeyId([0; 20]),
             user_key: Bytes::new(),
             version: Version([version; 16]),
             expiry_ms,
-            content: Content::Value(format!("{value}.xx").into()),
+            content: Content::Value(content),
         }))
+    }
+
+    fn found(number: u64, version: u8, expiry_ms: u64) -> Outcome {
+        record(value(number, 20), version, expiry_ms)
+    }
+
+    fn draft(expiry_ms: u64) -> Draft {
+        Draft { len: Some(20), expiry_ms }
+    }
+
+    fn written(version: u8) -> Outcome {
+        Outcome::Written { version: Version([version; 16]), copies: 2 }
+    }
+
+    fn moment(now_ns: u64) -> Moment {
+        Moment { now_ns, clock_max_ms: 500, slack_ns: Some(0) }
     }
 
     #[test]
     fn answers_are_judged_by_what_was_acknowledged_before_they_were_asked() {
         let mut ledger = Ledger::default();
-        let moment = |now_ns| Moment { now_ns, clock_max_ms: 500, slack_ns: Some(0) };
-        let written = |version| Outcome::Written { version: Version([version; 16]), copies: 2 };
-        let first = ledger.begin_write(0, (true, 0), 0);
-        let second = ledger.begin_write(0, (true, 900), 20);
+        let first = ledger.begin_write(0, draft(0), 0);
+        let second = ledger.begin_write(0, draft(900), 20);
         assert_eq!(ledger.judge(first, &written(1), moment(10)), Ok(()));
         assert!(ledger.is_bound(0) && !ledger.is_bound(1));
         let early = Asked::read(0, 5, 100);
@@ -242,6 +327,8 @@ mod tests {
         assert!(ledger.judge(read, &Outcome::Found(None), moment(40)).is_err(), "lost");
         assert!(ledger.judge(read, &found(3, 1, 0), moment(40)).is_err(), "of nobody");
         assert!(ledger.judge(read, &found(1, 2, 0), moment(40)).is_err(), "another version");
+        let cut = record(value(1, 19), 1, 0);
+        assert!(ledger.judge(read, &cut, moment(40)).is_err(), "not whole");
         assert_eq!(ledger.judge(second, &written(3), moment(50)), Ok(()));
         let read = Asked::read(0, 60, 100);
         assert!(ledger.judge(read, &found(1, 1, 0), moment(70)).is_err(), "resurrected");
@@ -257,5 +344,49 @@ mod tests {
         assert!(!ledger.is_bound(0), "it was asked before");
         let read = Asked::read(0, 100, 100);
         assert_eq!(ledger.judge(read, &Outcome::Found(None), moment(110)), Ok(()));
+    }
+
+    #[test]
+    fn short_values_are_of_any_write_of_their_length() {
+        let mut ledger = Ledger::default();
+        let short = |len| Draft { len: Some(len), expiry_ms: 0 };
+        let empty = ledger.begin_write(0, short(0), 0);
+        assert_eq!(ledger.judge(empty, &written(1), moment(10)), Ok(()));
+        let read = Asked::read(0, 20, 100);
+        assert_eq!(ledger.judge(read, &record(Bytes::new(), 1, 0), moment(30)), Ok(()));
+        assert!(ledger.judge(read, &record(Bytes::new(), 2, 0), moment(30)).is_err());
+        assert!(ledger.judge(read, &record("x".into(), 1, 0), moment(30)).is_err());
+        let one = ledger.begin_write(0, short(1), 40);
+        assert_eq!(ledger.judge(one, &written(2), moment(50)), Ok(()));
+        let read = Asked::read(0, 60, 100);
+        assert_eq!(ledger.judge(read, &record("x".into(), 2, 0), moment(70)), Ok(()));
+        assert!(ledger.judge(read, &record("y".into(), 2, 0), moment(70)).is_err());
+        assert!(ledger.judge(read, &record(Bytes::new(), 1, 0), moment(70)).is_err(), "older");
+    }
+
+    #[test]
+    fn a_walk_lists_what_lives_throughout_and_nothing_that_is_gone() {
+        let mut ledger = Ledger::default();
+        let clocks = (400, 500);
+        assert_eq!(ledger.judge_listed(0, false, 5, clocks), Ok(()));
+        assert!(ledger.judge_listed(0, true, 5, clocks).is_err(), "nobody wrote it");
+        let write = ledger.begin_write(0, draft(0), 10);
+        assert_eq!(ledger.judge_listed(0, true, 5, clocks), Ok(()), "it may be there already");
+        assert_eq!(ledger.judge_listed(0, false, 15, clocks), Ok(()), "and need not");
+        assert_eq!(ledger.judge(write, &written(1), moment(20)), Ok(()));
+        assert!(ledger.judge_listed(0, false, 30, clocks).is_err(), "missed");
+        assert_eq!(ledger.judge_listed(0, false, 15, clocks), Ok(()), "it began before");
+        let delete = ledger.begin_write(0, Draft { len: None, expiry_ms: 0 }, 40);
+        assert_eq!(ledger.judge_listed(0, false, 30, clocks), Ok(()), "it may be gone");
+        assert_eq!(ledger.judge_listed(0, true, 30, clocks), Ok(()), "and need not");
+        assert_eq!(ledger.judge(delete, &written(2), moment(50)), Ok(()));
+        assert!(ledger.judge_listed(0, true, 60, clocks).is_err(), "deleted");
+        let brief = ledger.begin_write(0, draft(450), 70);
+        assert_eq!(ledger.judge(brief, &written(3), moment(80)), Ok(()));
+        for is_listed in [false, true] {
+            assert_eq!(ledger.judge_listed(0, is_listed, 90, clocks), Ok(()), "by some clock");
+        }
+        assert!(ledger.judge_listed(0, true, 90, (450, 500)).is_err(), "over by all clocks");
+        assert!(ledger.judge_listed(0, false, 90, (400, 449)).is_err(), "over by none");
     }
 }

@@ -20,6 +20,7 @@ mod network;
 mod oracle;
 mod plan;
 pub mod report;
+mod scans;
 mod store;
 pub mod survival;
 mod swarm;
@@ -48,6 +49,8 @@ pub struct Summary {
     pub writes: u64,
     /// Answered reads.
     pub reads: u64,
+    /// Walks over all keys.
+    pub scans: u64,
     /// Commands that found no majority, or a node that knew nobody.
     pub refused: u64,
     /// Crashes.
@@ -72,6 +75,7 @@ impl Summary {
         self.messages += other.messages;
         self.writes += other.writes;
         self.reads += other.reads;
+        self.scans += other.scans;
         self.refused += other.refused;
         self.crashes += other.crashes;
         self.cuts += other.cuts;
@@ -122,10 +126,13 @@ pub fn run(seed: u64, plan: Plan) -> Result<Outcome, String> {
     let mut world = World::new(seed, &plan).map_err(|error| format!("{name} {seed}: {error}"))?;
     world.run().map_err(|error| {
         let error: String = error.chars().take(2_000).collect();
-        let real = if plan.engine == Engine::Model { "" } else { " --engine real" };
+        let engine = match plan.engine {
+            Engine::Model => String::new(),
+            Engine::Real { shards } => format!(" --engine real --shards {shards}"),
+        };
         format!(
             "{name}, seed {seed}, at {} ms: {error}\n{:?}\nrepeat: sim cluster --scenario {name} \
-             --nodes {} --seeds 1 --from {seed}{real}",
+             --nodes {} --seeds 1 --from {seed}{engine}",
             world.now_ns / MS,
             world.mix,
             plan.nodes

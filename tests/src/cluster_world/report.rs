@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::{Engine, Outcome, Sample, Summary};
-use crate::net_world::plot::{Plot, Series};
+use crate::net_world::plot::{Across, Plot, Series};
 
 /// Sums runs up by scenario, in the order of the first of each.
 fn by_scenario(outcomes: &[Outcome]) -> Vec<(&'static str, Vec<&Outcome>)> {
@@ -26,12 +26,13 @@ fn by_scenario(outcomes: &[Outcome]) -> Vec<(&'static str, Vec<&Outcome>)> {
 #[must_use]
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut text = format!(
-        "{:<14}{:>6}{:>11}{:>9}{:>9}{:>9}{:>8}{:>6}{:>7}{:>9}{:>7}{:>8}{:>8}{:>10}\n",
+        "{:<14}{:>6}{:>11}{:>9}{:>9}{:>7}{:>9}{:>8}{:>6}{:>7}{:>9}{:>7}{:>8}{:>8}{:>10}\n",
         "scenario",
         "seeds",
         "messages",
         "writes",
         "reads",
+        "scans",
         "refused",
         "crashes",
         "cuts",
@@ -53,12 +54,13 @@ pub fn table(outcomes: &[Outcome]) -> String {
         };
         let _ = writeln!(
             text,
-            "{:<14}{:>6}{:>11}{:>9}{:>9}{:>9}{:>8}{:>6}{:>7}{:>9}{:>7}{:>8.1}{:>8.1}{:>10}",
+            "{:<14}{:>6}{:>11}{:>9}{:>9}{:>7}{:>9}{:>8}{:>6}{:>7}{:>9}{:>7}{:>8.1}{:>8.1}{:>10}",
             name,
             runs.len(),
             total.messages,
             total.writes,
             total.reads,
+            total.scans,
             total.refused,
             total.crashes,
             total.cuts,
@@ -84,7 +86,7 @@ pub fn json(outcomes: &[Outcome]) -> Value {
         })
     };
     let run = |outcome: &Outcome| {
-        let Summary { hash, messages, writes, reads, refused, .. } = outcome.summary;
+        let Summary { hash, messages, writes, reads, scans, refused, .. } = outcome.summary;
         let Summary { crashes, cuts, moves, discarded, beyond, .. } = outcome.summary;
         let Summary { under_way_most, converged_ms, .. } = outcome.summary;
         let is_real = outcome.plan.engine != Engine::Model;
@@ -92,7 +94,8 @@ pub fn json(outcomes: &[Outcome]) -> Value {
             "scenario": outcome.plan.scenario.name(), "nodes": outcome.plan.nodes,
             "engine": if is_real { "real" } else { "model" }, "seed": outcome.seed,
             "hash": format!("{hash:016x}"), "messages": messages, "writes": writes,
-            "reads": reads, "refused": refused, "crashes": crashes, "cuts": cuts, "moves": moves,
+            "reads": reads, "scans": scans, "refused": refused, "crashes": crashes,
+            "cuts": cuts, "moves": moves,
             "copies_given_up": discarded, "keys_beyond_promise": beyond,
             "under_way_most": under_way_most, "agreed_ms": converged_ms,
             "samples": outcome.samples.iter().map(sample).collect::<Vec<_>>(),
@@ -111,7 +114,8 @@ pub fn plots(outcome: &Outcome) -> Vec<(String, Plot)> {
     };
     let plot = |what: &str, up: &str, series| {
         let title = format!("{name}, seed {}: {what}", outcome.seed);
-        let plot = Plot { title, across: "seconds".to_owned(), up: up.to_owned(), series };
+        let (across, up) = ("seconds".to_owned(), up.to_owned());
+        let plot = Plot { title, across, axis: Across::Even, up, series };
         (format!("cluster-{name}-{what}"), plot)
     };
     let success = |sample: &Sample| {

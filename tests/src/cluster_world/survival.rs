@@ -2,7 +2,9 @@
 //! and others have come for them: by number of copies, and by how soon repair begins.
 //!
 //! Lifetimes have a heavy tail. Nobody writes after the beginning. The repair interval is the time
-//! after which a silent node counts as lost; ranges are compared ten times as often.
+//! after which a silent node counts as lost; ranges are compared ten times as often. Nodes are
+//! removed only by nodes that see most others up: where the interval is about as long as a life,
+//! more than half of those known may be dead, nobody is removed any more, and nothing can be read.
 
 use std::fmt::Write;
 
@@ -13,7 +15,7 @@ use super::plan::{Action, Founding, Plan, Script, pareto};
 use super::swarm::Mix;
 use super::world::World;
 use super::{MS, SECOND};
-use crate::net_world::plot::{Plot, Series};
+use crate::net_world::plot::{Across, Plot, Series};
 
 /// Nothing dies before that.
 const LOADED_AFTER: u64 = 10;
@@ -50,6 +52,8 @@ pub struct Survival {
     pub deaths: u64,
     /// Share of the keys that are found once all is quiet.
     pub survived: f64,
+    /// Share of the keys that nobody can tell about, even then.
+    pub refused: f64,
     /// Seconds, and the share of the keys with a copy on a node that is up.
     pub curve: Vec<(f64, f64)>,
 }
@@ -113,9 +117,12 @@ pub fn run(seed: u64, trial: Trial) -> Result<Survival, String> {
     // Who died last is removed, and ranges are filled.
     let quiet_ns = 20 * trial.interval_s * SECOND + 60_000 * MS;
     world.run_until(world.now_ns + quiet_ns, |world| world.disagreement().is_none())?;
-    let survived = world.read_once()? as f64 / f64::from(trial.keys);
+    let share = |count: u64| count as f64 / f64::from(trial.keys);
+    let refused_before = world.counted.refused;
+    let survived = share(world.read_once()?);
+    let refused = share(world.counted.refused - refused_before);
     let Trial { replicas, interval_s, .. } = trial;
-    Ok(Survival { replicas, interval_s, deaths: deaths as u64, survived, curve })
+    Ok(Survival { replicas, interval_s, deaths: deaths as u64, survived, refused, curve })
 }
 
 /// Means over seeds, for each number of copies and each interval.
@@ -135,6 +142,7 @@ pub fn means(runs: &[Survival]) -> Vec<Survival> {
         found.push(Survival {
             deaths: same.iter().map(|it| it.deaths).sum::<u64>() / same.len() as u64,
             survived: same.iter().map(|it| it.survived).sum::<f64>() / count,
+            refused: same.iter().map(|it| it.refused).sum::<f64>() / count,
             curve,
             ..run.clone()
         });
@@ -179,7 +187,8 @@ pub fn json(trial: &Trial, means: &[Survival]) -> Value {
     let mean = |mean: &Survival| {
         json!({
             "replicas": mean.replicas, "repair_interval_s": mean.interval_s,
-            "deaths": mean.deaths, "survived": mean.survived, "curve": mean.curve,
+            "deaths": mean.deaths, "survived": mean.survived, "refused": mean.refused,
+            "curve": mean.curve,
         })
     };
     json!({
@@ -193,29 +202,35 @@ pub fn json(trial: &Trial, means: &[Survival]) -> Value {
 pub fn plots(trial: &Trial, means: &[Survival]) -> Vec<(String, Plot)> {
     let mut replicas: Vec<usize> = means.iter().map(|it| it.replicas).collect();
     replicas.dedup();
+    let mut intervals: Vec<u64> = means.iter().map(|it| it.interval_s).collect();
+    intervals.sort_unstable();
+    intervals.dedup();
     let of = |replicas: usize| means.iter().filter(move |it| it.replicas == replicas);
+    let copies =
+        |count: usize| if count == 1 { "1 copy".into() } else { format!("{count} copies") };
     let by_interval = |replicas: &usize| Series {
-        name: format!("{replicas} copies"),
+        name: copies(*replicas),
         points: of(*replicas).map(|it| (it.interval_s as f64, 100.0 * it.survived)).collect(),
     };
-    let title = format!("{} nodes, mean lifetime {} s", trial.nodes, trial.lifetime_s);
-    let up = "% of keys".to_owned();
+    let title = format!("{} nodes that live for {} s on average", trial.nodes, trial.lifetime_s);
     let first = Plot {
-        title: format!("survival after {} s: {title}", trial.length_s),
-        across: "repair interval, seconds".to_owned(),
-        up: up.clone(),
+        title: format!("Keys left after {} s; {title}", trial.length_s),
+        across: "a silent node counts as lost after, seconds".to_owned(),
+        axis: Across::Powers(intervals.iter().map(|interval| *interval as f64).collect()),
+        up: "% of keys".to_owned(),
         series: replicas.iter().map(by_interval).collect(),
     };
     let mut plots = vec![("survival".to_owned(), first)];
     for replicas in replicas {
         let over_time = |it: &Survival| Series {
-            name: format!("repair {} s", it.interval_s),
+            name: format!("lost after {} s", it.interval_s),
             points: it.curve.iter().map(|(x, y)| (*x, 100.0 * y)).collect(),
         };
         let plot = Plot {
-            title: format!("{replicas} copies: {title}"),
+            title: format!("Keys with a copy that is up, {}; {title}", copies(replicas)),
             across: "seconds".to_owned(),
-            up: up.clone(),
+            axis: Across::Even,
+            up: "% of keys".to_owned(),
             series: of(replicas).map(over_time).collect(),
         };
         plots.push((format!("survival-{replicas}"), plot));

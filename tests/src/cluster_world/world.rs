@@ -16,19 +16,25 @@ use kadring::kademlia::NodeId;
 use storage::Now;
 
 use super::host::Host;
-use super::ledger::{Asked, Ledger, Moment};
+use super::ledger::{Asked, Draft, Ledger, Moment};
 use super::network::{Fate, Network};
 use super::plan::{Action, Engine, Founding, Plan, Script};
+use super::scans::Scans;
 use super::store::Stop;
 use super::swarm::Mix;
 use super::{MS, SECOND, START_MS, Sample, Summary};
+use crate::edge_lens::{edge_len, edge_name};
 
 /// Parts of a run that are measured each by itself.
 const SAMPLES: u64 = 60;
-/// A node that does not find the cluster tries its seeds again after that.
+/// A node tries seeds that it had no link to again after that.
 const SEEDS_EVERY: u64 = SECOND;
 /// Nodes that a newcomer is told of.
 const SEEDS: usize = 3;
+/// One command in so many walks over all keys.
+const SCAN_ONE_IN: u32 = 64;
+/// Bytes of most values.
+const VALUE_LEN: usize = 22;
 /// Most turns of a host at one moment.
 const TURNS_AT_ONCE: u32 = 1_000;
 
@@ -58,6 +64,11 @@ pub(super) enum Event {
     Restart {
         at: usize,
     },
+    /// The next page of a walk is asked for.
+    Page {
+        walk: u64,
+        turn: u64,
+    },
     Act(Action),
     Command,
     Fault,
@@ -82,6 +93,7 @@ pub(super) struct World {
     pub(super) network: Network,
     commands: BTreeMap<(usize, u32, CommandId), Asked>,
     pub(super) ledger: Ledger,
+    pub(super) scans: Scans,
     pub(super) counted: Summary,
     hasher: DefaultHasher,
     pub(super) faults_over: bool,
@@ -136,6 +148,7 @@ impl World {
             network: Network::default(),
             commands: BTreeMap::new(),
             ledger: Ledger::default(),
+            scans: Scans::default(),
             counted: Summary::default(),
             hasher: DefaultHasher::new(),
             faults_over: false,
@@ -276,6 +289,7 @@ impl World {
             }
             Event::Seek { at, boot } => self.seek(at, boot)?,
             Event::Restart { at } => self.start(at)?,
+            Event::Page { walk, turn } => self.ask_page(walk, turn)?,
             Event::Act(action) => self.act(action)?,
             Event::Command => {
                 if !self.quiet {
@@ -381,6 +395,9 @@ impl World {
         match event {
             ClusterEvent::Decided { command, outcome } => {
                 let name = (at, self.hosts[at].boot, command);
+                if self.take_page(name, &outcome)? {
+                    return Ok(());
+                }
                 // What was decided at once is heeded by who asked.
                 let Some(asked) = self.commands.remove(&name) else { return Ok(()) };
                 self.judge(asked, &outcome)
@@ -420,6 +437,10 @@ impl World {
         let at = self.rng.usize(..self.hosts.len());
         let is_hot = self.mix.heat > 0.0 && self.rng.f64() < self.mix.heat;
         let key = if is_hot { 0 } else { self.rng.u32(..self.mix.keys) };
+        if self.rng.u32(..SCAN_ONE_IN) == 0 {
+            self.begin_scan();
+            return Ok(());
+        }
         if !self.hosts[at].is_up() {
             return Ok(());
         }
@@ -436,23 +457,26 @@ impl World {
         let now = self.now_of(at);
         let expires = is_value && self.rng.u8(..8) == 0;
         let expiry_ms = if expires { now.clock_ms + self.rng.u64(500..20_000) } else { 0 };
-        self.write(at, key, (is_value, expiry_ms))
+        let len = is_value.then(|| self.draw_len());
+        self.write(at, key, Draft { len, expiry_ms })
+    }
+
+    fn draw_len(&mut self) -> usize {
+        match self.rng.u8(..32) {
+            0 => VALUE_LEN + self.rng.usize(..40_000),
+            1..8 => edge_len(&mut self.rng),
+            _ => VALUE_LEN,
+        }
     }
 
     pub(super) fn store_for_ever(&mut self, at: usize, key: u32) -> Result<(), String> {
-        self.write(at, key, (true, 0))
+        self.write(at, key, Draft { len: Some(VALUE_LEN), expiry_ms: 0 })
     }
 
-    fn write(
-        &mut self,
-        at: usize,
-        key: u32,
-        (is_value, expiry_ms): (bool, u64),
-    ) -> Result<(), String> {
-        let now = self.now_of(at);
-        let asked = self.ledger.begin_write(key, (is_value, expiry_ms), self.now_ns);
-        let len = if self.rng.u8(..32) == 0 { self.rng.usize(..40_000) } else { 20 };
-        let value = is_value.then(|| Bytes::from(format!("{}.{:len$}", asked.value(), "")));
+    fn write(&mut self, at: usize, key: u32, draft: Draft) -> Result<(), String> {
+        let (now, expiry_ms) = (self.now_of(at), draft.expiry_ms);
+        let asked = self.ledger.begin_write(key, draft, self.now_ns);
+        let value = draft.len.map(|len| asked.value(len));
         let core = self.hosts[at].core.as_mut().expect("the host is up");
         let command = WriteCommand { user_key: name_of(key), value, expiry_ms };
         let id = core.write(now, command);
@@ -522,38 +546,52 @@ impl World {
         if self.hosts[at].is_up() || self.hosts[at].is_dead {
             return Ok(());
         }
-        let live: Vec<usize> =
-            (0..self.hosts.len()).filter(|other| self.hosts[*other].is_up()).collect();
         let is_newcomer = self.hosts[at].boot == 0 && self.founding != Founding::Together;
-        if is_newcomer && !live.is_empty() {
-            let seeds = (0..SEEDS).map(|_| live[self.rng.usize(..live.len())]).collect();
-            self.hosts[at].seeds = seeds;
+        if is_newcomer {
+            let is_other = |other: &usize| *other != at && !self.hosts[*other].is_dead;
+            let others: Vec<usize> = (0..self.hosts.len()).filter(is_other).collect();
+            let is_up = |other: &usize| self.hosts[*other].is_up();
+            let live: Vec<usize> = others.iter().copied().filter(is_up).collect();
+            let named = if live.is_empty() { others } else { live };
+            if !named.is_empty() {
+                let seeds = (0..SEEDS).map(|_| named[self.rng.usize(..named.len())]).collect();
+                self.hosts[at].seeds = seeds;
+            }
         }
         let seed = self.rng.u64(..);
         self.hosts[at].start(&self.mix, self.mutation, seed, self.now_ns)?;
         let boot = self.hosts[at].boot;
+        self.hosts[at].seeds_left = self.hosts[at].seeds.clone();
+        self.hosts[at].seeds_left.retain(|other| *other != at);
         self.seek(at, boot)
     }
 
-    /// Links are made to seeds that can be reached, again and again until one has answered.
+    /// Links are made to seeds that can be reached, and to each of the others again and again. In
+    /// place of one that is gone for good, the operator names another one.
     fn seek(&mut self, at: usize, boot: u32) -> Result<(), String> {
+        if self.hosts[at].running(boot).is_none() {
+            return Ok(());
+        }
         let now = self.now_of(at);
-        let seeds = self.hosts[at].seeds.clone();
-        for other in seeds.into_iter().filter(|other| *other != at) {
+        for seed in std::mem::take(&mut self.hosts[at].seeds_left) {
+            let Host { is_dead, is_leaving, .. } = self.hosts[seed];
+            let is_gone = is_dead || (is_leaving && !self.hosts[seed].is_up());
+            let is_there = |other: &usize| {
+                *other != at && self.hosts[*other].is_up() && !self.hosts[*other].is_leaving
+            };
+            let named = if is_gone { (0..self.hosts.len()).find(is_there) } else { None };
+            let other = named.unwrap_or(seed);
             let other_id = self.hosts[other].id;
             let is_linked = self.hosts[other].is_up() && self.network.links(at, other);
-            if let Some(core) = self.hosts[at].running(boot).filter(|_| is_linked) {
-                core.add_contact(now, other_id, Bytes::new());
+            match self.hosts[at].running(boot) {
+                Some(core) if is_linked => core.add_contact(now, other_id, Bytes::new()),
+                _ => self.hosts[at].seeds_left.push(other),
             }
         }
-        if let Some(core) = self.hosts[at].running(boot) {
-            let is_lonely = core.members().known().count() < 2;
-            if is_lonely {
-                self.after(SEEDS_EVERY, Event::Seek { at, boot });
-            }
-            self.drain(at)?;
+        if !self.hosts[at].seeds_left.is_empty() {
+            self.after(SEEDS_EVERY, Event::Seek { at, boot });
         }
-        Ok(())
+        self.drain(at)
     }
 
     pub(super) fn live(&self) -> impl Iterator<Item = &Host> {
@@ -583,5 +621,5 @@ impl World {
 }
 
 pub(super) fn name_of(key: u32) -> Bytes {
-    Bytes::from(format!("key {key}"))
+    Bytes::from(edge_name(key as usize, format!("key {key}").into_bytes()))
 }

@@ -43,6 +43,10 @@ pub enum Condition {
     Len(String, usize),
     /// The string at the path has a whole multiple of so many bytes.
     Times(String, usize),
+    /// The list at the path has strings of so many bytes alone, and one at least.
+    Each(String, usize),
+    /// The number at the path is between these, both included.
+    Within(String, i64, i64),
 }
 
 /// A line that is none of a case.
@@ -103,6 +107,12 @@ fn parse_condition(text: &str) -> Option<Condition> {
         "is" => pair().map(|(path, value)| Condition::Is(path, value.to_owned()))?,
         "len" => Condition::Len(pair()?.0, pair()?.1.parse().ok()?),
         "times" => Condition::Times(pair()?.0, pair()?.1.parse().ok()?),
+        "each" => Condition::Each(pair()?.0, pair()?.1.parse().ok()?),
+        "within" => {
+            let (path, bounds) = pair()?;
+            let (least, most) = bounds.split_once(' ')?;
+            Condition::Within(path, least.parse().ok()?, most.parse().ok()?)
+        }
         _ => return None,
     })
 }

@@ -2,14 +2,15 @@
 //!
 //! The cases are text files (`tests/data/mainline`): datagrams to send and the replies that are
 //! allowed. A [`runner`] sends them through any function from bytes to bytes: our server in this
-//! process ([`local_node`]), or a UDP socket, so that nodes of other kinds can be compared. A node
-//! must be fresh: the cases store items.
+//! process ([`local_node`]), or a UDP socket ([`udp_node`]), so that nodes of other kinds can be
+//! compared: `conformance ADDRESS ...` does that. A node must be fresh: the cases store items.
 
 pub mod case;
 pub mod local_node;
 pub mod runner;
 #[cfg(test)]
 mod tests;
+pub mod udp_node;
 
 pub use case::{Case, CaseError};
 pub use runner::{Failure, run};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kadring::krpc::bencode::{Kind, Reader};
+use kadring::krpc::bencode::{BencodeError, Kind, Reader};
 
 use super::case::{Case, Condition, fill};
 
@@ -67,7 +67,28 @@ fn holds(condition: &Condition, reply: Option<&[u8]>, kept: &BTreeMap<String, Ve
         }
         Condition::Len(path, len) => string_len(path) == Some(*len),
         Condition::Times(path, len) => string_len(path).is_some_and(|found| found % len == 0),
+        Condition::Each(path, len) => find(reply, path).is_some_and(|list| each_has(list, *len)),
+        Condition::Within(path, least, most) => {
+            let number = find(reply, path).and_then(|raw| Reader::new(raw).integer().ok());
+            number.is_some_and(|number| (*least..=*most).contains(&number))
+        }
     }
+}
+
+fn each_has(list: &[u8], len: usize) -> bool {
+    let mut reader = Reader::new(list);
+    let mut count = 0;
+    let mut read = || {
+        reader.list()?;
+        while !reader.end()? {
+            count += 1;
+            if reader.bytes()?.len() != len {
+                return Ok(false);
+            }
+        }
+        Ok::<_, BencodeError>(count > 0)
+    };
+    read().unwrap_or(false)
 }
 
 fn error_code(reply: &[u8]) -> Option<i64> {

@@ -6,7 +6,7 @@ use super::*;
 #[test]
 fn our_server_answers_every_case_as_it_should() {
     let cases = all().unwrap();
-    assert!(cases.len() > 70, "{}", cases.len());
+    assert!(cases.len() > 95, "{}", cases.len());
     let mut node = LocalNode::default();
     let from = "127.0.0.1:6881".parse().unwrap();
     let mut failures = Vec::new();
@@ -46,5 +46,29 @@ fn silent_and_lying_nodes_fail() {
 fn bad_cases_are_refused() {
     for line in ["send x", "case x\nexpect reply", "case x\nsend y\nexpect bliss", "nonsense"] {
         assert!(case::parse("file", line).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn lists_and_numbers_are_looked_at() {
+    let text = "case x\nsend d1:t1:ae\nexpect each r.l 2; within r.n 1 3";
+    let case = &case::parse("file", text).unwrap()[0];
+    let check = |values: &str, passes| {
+        let reply = format!("d1:rd{values}e1:t1:a1:y1:re").into_bytes();
+        assert_eq!(run(case, &mut |_| Some(reply.clone())).is_ok(), passes, "{values}");
+    };
+    check("1:ll2:ab2:cde1:ni3e", true);
+    check("1:ll2:abe1:ni1e", true);
+    for wrong in [
+        "1:ll2:abe1:ni0e",
+        "1:ll2:abe1:ni4e",
+        "1:ll2:abe1:n1:1",
+        "1:ll2:abe",
+        "1:ll2:ab3:cdee1:ni1e",
+        "1:lle1:ni1e",
+        "1:ll2:abi1ee1:ni1e",
+        "1:l2:ab1:ni1e",
+    ] {
+        check(wrong, false);
     }
 }

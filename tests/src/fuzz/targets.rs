@@ -319,17 +319,21 @@ pub fn resp(bytes: &[u8]) {
         bulk_bytes_declared_max: 4_096,
         command_bytes_max: 512,
         inline_bytes_max: 128,
+        aside_bytes_min: 20,
     };
     for authenticated in [false, true] {
-        let whole = parse(limits, authenticated, [bytes].into_iter());
+        let parse = |lends, cut| parse(limits, authenticated, lends, bytes.chunks(cut));
+        let whole = parse(false, bytes.len().max(1));
         let cut = bytes.first().map_or(1, |first| usize::from(*first) % 17 + 1);
-        assert_eq!(whole, parse(limits, authenticated, bytes.chunks(cut)));
+        assert_eq!(whole, parse(false, cut));
+        assert_eq!(whole, parse(true, cut));
     }
 }
 
 fn parse<'a>(
     limits: ParserLimits,
     authenticated: bool,
+    lends: bool,
     pieces: impl Iterator<Item = &'a [u8]>,
 ) -> Vec<String> {
     let mut parser = Parser::new(limits);
@@ -338,6 +342,11 @@ fn parse<'a>(
     for mut input in pieces {
         taken += input.len();
         loop {
+            if lends && let Some(mut room) = parser.lend() {
+                let count = room.receive(input);
+                parser.take_back(room);
+                input = &input[count..];
+            }
             match parser.next(&mut input) {
                 Parsed::Incomplete => break,
                 Parsed::Error(error) => {
@@ -355,7 +364,8 @@ fn parse<'a>(
 fn valid_resp(rng: &mut Rng) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..rng.u8(1..5) {
-        let words = [&b"SET"[..], b"key", b"", b"\r\n", &[b'x'; 300], b"a b\"c'", b"$1\r\n"];
+        let words =
+            [&b"SET"[..], b"key", b"", b"\r\n", &[b'x'; 300], &[b'y'; 60], b"a b\"c'", b"$1\r\n"];
         let count = rng.usize(1..6);
         if rng.u8(..4) == 0 {
             bytes.extend_from_slice(b"set \"a\\x41\" 'b' c\r\n");

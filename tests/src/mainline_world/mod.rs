@@ -10,6 +10,9 @@ mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use kadring::kademlia::NodeId;
+use kadring::mainline::node_id_by_ip;
+
 /// The port of all nodes.
 pub const PORT: u16 = 6_881;
 /// First bytes of addresses: none of them is reserved for anything.
@@ -48,4 +51,21 @@ pub fn address_of_sybil(sybil: usize, networks: usize) -> SocketAddr {
     let bytes = [95, byte(network / 256), byte(network % 256), byte(1 + host % 250)];
     let port = PORT + u16::try_from(host / 250).unwrap_or(0);
     SocketAddr::new(IpAddr::V4(Ipv4Addr::from(bytes)), port)
+}
+
+/// The address that a Sybil with an id that fits has in one of its networks: the one whose ids come
+/// nearest to a victim. Sybils of one victim and network differ by their ports alone.
+#[must_use]
+pub fn address_near(victim: &NodeId, network: usize, port: usize) -> (SocketAddr, NodeId) {
+    let byte = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
+    let hosts = (1..=250).flat_map(|host| (0..8).map(move |drawn| (host, drawn)));
+    let near = hosts.map(|(host, drawn)| {
+        let ip = IpAddr::V4(Ipv4Addr::from([96, byte(network / 256), byte(network % 256), host]));
+        let mut id = *victim;
+        // The last byte says which of its eight ids it is; others tell its Sybils apart.
+        (id.0[18], id.0[19]) = (byte(port), drawn);
+        (ip, node_id_by_ip::fitted(id, ip))
+    });
+    let (ip, id) = near.min_by_key(|(_, id)| id.distance(victim)).expect("there are hosts");
+    (SocketAddr::new(ip, PORT + u16::try_from(port).unwrap_or(0)), id)
 }

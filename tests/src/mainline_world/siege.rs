@@ -19,7 +19,7 @@ use kadring::mainline::{Item, MainlineNode, MainlineOptions, MutableItem, Server
 
 use super::host::{Engine, MainlineHost, clock};
 use super::hostile::{Gang, HostileHost, Kind, fitting};
-use super::{address_of_sybil, address_v4};
+use super::{address_near, address_of_sybil, address_v4};
 use crate::net_world::network::{Faults, Network};
 use crate::net_world::{Host, World, WorldCounters, generator};
 
@@ -53,6 +53,10 @@ impl Guards {
             ("no table caps", without(Defences { table_caps: false, ..Defences::ALL })),
             ("no lookup caps", without(Defences { lookup_caps: false, ..Defences::ALL })),
             ("no reply caps", Self { reply_caps: false, ..all }),
+            (
+                "no caps",
+                Self { defences: Defences { fitting_ids: true, ..off }, reply_caps: false },
+            ),
             ("none", Self { defences: off, reply_caps: false }),
         ]
     }
@@ -71,17 +75,47 @@ pub struct Plan {
     pub items: usize,
     /// Items whose targets the Sybils gather around.
     pub victims: usize,
-    /// Networks (/24) that the Sybils have.
+    /// Networks (/24) of the Sybils with any ids.
     pub sybil_networks: usize,
+    /// Networks of the Sybils whose ids fit their addresses.
+    pub fitting_networks: usize,
 }
 
 impl Plan {
     /// The usual sizes.
     #[must_use]
     pub fn new(seed: u64, nodes: usize) -> Self {
-        let (victims, sybil_networks) = ((nodes / 500).max(1), 20);
-        Self { seed, nodes, hostile: 0.2, items: 200, victims, sybil_networks }
+        Self {
+            seed,
+            nodes,
+            hostile: 0.2,
+            items: 200,
+            victims: (nodes / 500).max(4),
+            sybil_networks: 20,
+            fitting_networks: 4,
+        }
     }
+
+    /// Who lies in wait at an item. An immutable and a mutable one share their lot.
+    #[must_use]
+    pub fn siege(&self, item: usize) -> Siege {
+        match (item < self.victims, item / 2 % 2) {
+            (false, _) => Siege::Free,
+            (true, 0) => Siege::AnyIds,
+            (true, _) => Siege::FittingIds,
+        }
+    }
+}
+
+/// Who lies in wait at a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Siege {
+    /// Nobody.
+    Free,
+    /// Sybils of many addresses, whose ids do not fit.
+    AnyIds,
+    /// Sybils of few addresses and many ports, whose ids fit.
+    FittingIds,
 }
 
 /// What operations have come to, of one kind of targets.
@@ -108,8 +142,10 @@ pub struct Outcome {
     pub guards: &'static str,
     /// Items whose targets nobody lies in wait at.
     pub usual: Score,
-    /// Items whose targets the Sybils are around.
+    /// Items whose targets Sybils with any ids are around.
     pub besieged: Score,
+    /// Items whose targets Sybils are around whose ids fit.
+    pub besieged_fitting: Score,
     /// Datagrams, and their hash.
     pub counters: WorldCounters,
     /// Nodes in a table of an honest node, and hostile ones among them.
@@ -218,10 +254,10 @@ pub fn run(
     let articles = run.articles();
     let victims: Vec<NodeId> = articles.iter().take(plan.victims).map(Article::target).collect();
     run.grow(&victims, progress);
-    let (usual, besieged, get_ms) = run.measure(articles, progress);
+    let ([usual, besieged, besieged_fitting], get_ms) = run.measure(articles, progress);
     let (known, hostile) = run.tables();
     let (counters, table) = (run.world.counters(), (known, hostile));
-    Outcome { guards: name, usual, besieged, counters, table, get_ms }
+    Outcome { guards: name, usual, besieged, besieged_fitting, counters, table, get_ms }
 }
 
 impl Run {
@@ -277,9 +313,7 @@ impl Run {
             let kind = [Kind::Forger, Kind::Poisoner, Kind::Sybil][number % 3];
             let sybil = number / 3;
             let (address, id) = if kind == Kind::Sybil {
-                let victim = victims[sybil % victims.len()];
-                let id = victim.random_sharing(SYBIL_BITS, &mut self.rng);
-                (address_of_sybil(sybil, self.plan.sybil_networks), id)
+                self.sybil(sybil, victims)
             } else {
                 let address = address_v4(honest + number);
                 (address, fitting(&address, &mut self.rng))
@@ -292,6 +326,20 @@ impl Run {
             members.push((contact, kind));
         }
         (members, Rc::new(gang))
+    }
+
+    /// The address and the id of a Sybil.
+    fn sybil(&mut self, sybil: usize, victims: &[NodeId]) -> (SocketAddr, NodeId) {
+        let number = sybil % victims.len();
+        let victim = victims[number];
+        if self.plan.siege(number) == Siege::FittingIds {
+            let (round, networks) = (sybil / victims.len(), self.plan.fitting_networks.max(1));
+            // Sybils of other victims may be at the same address: ports tell them apart.
+            let port = round / networks * victims.len() + number;
+            return address_near(&victim, round % networks, port);
+        }
+        let id = victim.random_sharing(SYBIL_BITS, &mut self.rng);
+        (address_of_sybil(sybil, self.plan.sybil_networks), id)
     }
 
     fn start_honest(&mut self, site: SocketAddr, seeds: Vec<SocketAddr>) {
@@ -364,7 +412,7 @@ impl Run {
         &mut self,
         mut articles: Vec<Article>,
         progress: &mut dyn FnMut(&str),
-    ) -> (Score, Score, f64) {
+    ) -> ([Score; 3], f64) {
         progress("puts");
         self.put_all(&articles);
         for article in articles.iter_mut().filter(|article| article.signer.is_some()) {
@@ -372,7 +420,7 @@ impl Run {
         }
         let puts = self.put_all(&articles);
         progress("gets");
-        let mut scores = [Score::default(); 2];
+        let mut scores = [Score::default(); 3];
         let mut gets = Vec::new();
         for article in &articles {
             let place = self.some_honest();
@@ -385,7 +433,7 @@ impl Run {
         self.advance(OPERATION_MAX_MS);
         let mut took_ns = 0;
         for (number, article) in articles.iter().enumerate() {
-            let score = &mut scores[usize::from(number < self.plan.victims)];
+            let score = &mut scores[self.plan.siege(number) as usize];
             score.items += 1;
             let copies = self.copies(article);
             score.held += usize::from(copies > 0);
@@ -402,7 +450,7 @@ impl Run {
             }
         }
         let get_ms = took_ns as f64 / 1e6 / articles.len().max(1) as f64;
-        (scores[0], scores[1], get_ms)
+        (scores, get_ms)
     }
 
     fn put_all(&mut self, articles: &[Article]) -> Vec<Option<PutOutcome>> {

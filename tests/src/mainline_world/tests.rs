@@ -20,7 +20,7 @@ use kadring::mainline::{Item, MainlineNode, MainlineOptions, MutableItem, Reject
 
 use super::host::{Engine, MainlineHost, clock};
 use super::siege::{Guards, Plan, run};
-use super::{address_v4, address_v6};
+use super::{address_near, address_v4, address_v6};
 use crate::net_world::network::{Faults, Network};
 use crate::net_world::{World, generator};
 
@@ -601,6 +601,24 @@ fn a_siege_run_twice_gives_the_same_events() {
     assert_eq!(first, run(name, guards, small(1), &mut |_| ()));
     let other = run(name, guards, small(2), &mut |_| ());
     assert_ne!(first.counters.hash, other.counters.hash);
+}
+
+/// The attack that caps of lookups are for: one machine, many ports, and ids that fit its address.
+#[test]
+fn sybils_whose_ids_fit_share_an_address_near_their_victim() {
+    let victim = NodeId::random(&mut generator(19, 0));
+    let mut seen = std::collections::BTreeSet::new();
+    for network in 0..3 {
+        let (first, _) = address_near(&victim, network, 0);
+        for port in 0..4 {
+            let (address, id) = address_near(&victim, network, port);
+            assert_eq!(address.ip(), first.ip());
+            assert!(node_id_by_ip::fits(&id, address.ip()));
+            // The best of 2,000 ids: 11 bits, more or less.
+            assert!(id.shared_bits(&victim) >= 8, "{id:?}");
+            assert!(seen.insert((address, id)));
+        }
+    }
 }
 
 /// Without this the numbers of a siege mean nothing: lies must be able to win.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::measure::Measurement;
-use super::plot::{Plot, Series};
+use super::plot::{Across, Plot, Series};
 use super::scenario::Outcome;
 
 /// Writes the measurements of a run as a table.
@@ -108,7 +108,8 @@ pub fn plots(outcome: &Outcome) -> Vec<(String, Plot)> {
     };
     let plot = |what: &str, up: &str, series| {
         let title = format!("{name}, {} nodes: {what}", outcome.plan.nodes);
-        let plot = Plot { title, across: "minutes".to_owned(), up: up.to_owned(), series };
+        let (across, up) = ("minutes".to_owned(), up.to_owned());
+        let plot = Plot { title, across, axis: Across::Even, up, series };
         (format!("{name}-{}", what.replace(' ', "-")), plot)
     };
     vec![

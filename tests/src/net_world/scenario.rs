@@ -15,6 +15,8 @@ use super::oracle::Truth;
 use super::{World, WorldCounters, address, generator};
 
 const CLUSTER: Private = Private { protocol: PROTOCOL, cluster: *b"kadring-sim-net\0" };
+/// What is going on while nodes are added, as `progress` is told.
+pub const GROWING: &str = "growing";
 /// Lookups begin so far apart.
 const LOOKUP_GAP_MS: u64 = 10;
 /// A lookup that takes longer has not ended.
@@ -175,7 +177,7 @@ impl Run<'_> {
         let step = (self.plan.nodes / 20).max(1);
         while self.living.len() < self.plan.nodes {
             if self.living.len().is_multiple_of(step) {
-                (self.progress)("growing", self.living.len());
+                (self.progress)(GROWING, self.living.len());
             }
             let seeds = self.some_living(3);
             self.spawn(&seeds);
@@ -188,6 +190,7 @@ impl Run<'_> {
                 size *= 10;
             }
         }
+        (self.progress)(GROWING, self.living.len());
         self.advance(MINUTE_MS);
         self.measure("grown", 1.0);
     }

@@ -169,6 +169,19 @@ impl StoreWorld {
         self.put_value(key, value, expiry_ms)
     }
 
+    /// Changes the first key in some way; half of the values are empty.
+    pub(super) fn change_one_key(&mut self) -> Result<(), String> {
+        match self.rng.u8(..12) {
+            0 => self.remove(0),
+            1 => self.touch(0, 0),
+            2 => self.clear().map(drop),
+            draw => {
+                let value = if draw.is_multiple_of(2) { Bytes::new() } else { self.draw_value() };
+                self.put_value(0, value, 0).map(drop)
+            }
+        }
+    }
+
     /// Does again what was refused as busy with its value written already.
     pub(super) fn retry_stalled(&mut self) -> Result<(), String> {
         for redo in std::mem::take(&mut self.waiting.stalled) {
@@ -277,7 +290,7 @@ impl StoreWorld {
         Ok(())
     }
 
-    fn get(&mut self, key: usize) -> Result<(), String> {
+    pub(super) fn get(&mut self, key: usize) -> Result<(), String> {
         let (_, state) = self.newest(key);
         self.check_observed(key)?;
         let store = self.store.as_mut().expect("a generation has a store");

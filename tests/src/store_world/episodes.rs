@@ -15,6 +15,27 @@ const LIMITED_TURNS_MAX: u32 = 60;
 const REST_MS: u64 = 700_000;
 
 impl StoreWorld {
+    /// Changes one key again and again and reads it after each change, twice, while nothing else
+    /// was read since the start: what is remembered of it must go with each change. It is the key
+    /// that may be empty, and every other value is. As the last thing of a trial this leaves the
+    /// draws of what comes before as they are.
+    pub(super) fn reread_one_key(&mut self) -> Result<(), String> {
+        const CHANGES: u32 = 8;
+        for _ in 0..CHANGES {
+            self.time.pass(&mut self.rng);
+            self.advance_clock(0);
+            self.change_one_key()?;
+            for _ in 0..2 {
+                self.turn()?;
+                while self.complete_one()? {}
+                self.get(0)?;
+            }
+            self.turn()?;
+            while self.complete_one()? {}
+        }
+        Ok(())
+    }
+
     /// Lets requests of this generation fail, in some; tells whether they heal within it.
     pub(super) fn plan_faults(&mut self) -> bool {
         if self.trial.bug != PlantedBug::Nothing || self.trial.failure.is_some() {

@@ -71,6 +71,8 @@ pub enum PlantedBug {
     FreesSegmentsEarly,
     /// The file of a freed segment becomes another one although a snapshot has a link to it.
     RecyclesLinkedFiles,
+    /// A key that takes no bytes is read as it was before it changed.
+    KeepsEmptyHotValues,
 }
 
 impl PlantedBug {
@@ -80,6 +82,7 @@ impl PlantedBug {
             Self::DropsTombstonesEarly => Some(Mutation::TombstoneDroppedEarly),
             Self::FreesSegmentsEarly => Some(Mutation::SegmentFreedEarly),
             Self::RecyclesLinkedFiles => Some(Mutation::LinkedFileRecycled),
+            Self::KeepsEmptyHotValues => Some(Mutation::EmptyHotValueKept),
             _ => None,
         }
     }
@@ -288,7 +291,7 @@ impl StoreWorld {
             options: mix.options.clone(),
             crash_rng: rng.fork(),
             wire: Wire::new(disk, mix.options.identity.store, trial.bug, rng.fork()),
-            model: Model::new(mix.keys, mix.pattern),
+            model: Model::new(mix.keys, mix.pattern, mix.key_lens),
             store: None,
             waiting: Waiting::default(),
             time: Timeline::new(mix.wall),
@@ -331,6 +334,9 @@ impl StoreWorld {
             self.crash_for_good();
         }
         self.open().map_err(|error| format!("after the last generation: {error}"))?;
+        if self.trial.failure.is_none() {
+            self.reread_one_key().map_err(|error| format!("one key at the end: {error}"))?;
+        }
         Ok(self.finish())
     }
 

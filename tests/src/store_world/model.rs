@@ -8,6 +8,8 @@ use storage::KeyRef;
 use wal::Lsn;
 use wal::record::{Key, Version};
 
+use crate::edge_lens::edge_name;
+
 /// Acknowledged steps are forgotten once a key has this many.
 const STEPS_KEPT: usize = 16;
 
@@ -82,8 +84,17 @@ pub enum KeyPattern {
     Prefix60,
 }
 
+/// How long the user keys are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyLens {
+    /// Some bytes.
+    Usual,
+    /// One is empty, some are as long as about a block.
+    Edges,
+}
+
 impl KeyPattern {
-    fn key(self, index: usize) -> ModelKey {
+    fn key(self, lens: KeyLens, index: usize) -> ModelKey {
         let number = index as u64;
         let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
         let mut id = [0; 20];
@@ -98,7 +109,8 @@ impl KeyPattern {
             Self::Prefix40 | Self::Prefix60 => {}
         }
         id[12..].copy_from_slice(&number.to_be_bytes());
-        let user_key = format!("key {index}").into_bytes();
+        let name = format!("key {index}").into_bytes();
+        let user_key = if lens == KeyLens::Edges { edge_name(index, name) } else { name };
         let hashed = self == Self::Spread && index.is_multiple_of(2);
         let id = if hashed { Key::of(&user_key) } else { Key(id) };
         ModelKey { id, user_key, hashed }
@@ -199,10 +211,10 @@ fn is_seen_as(state: &KeyState, found: &KeyState, moment: Moment) -> bool {
 impl Model {
     /// A model of `count` keys, all absent.
     #[must_use]
-    pub fn new(count: usize, pattern: KeyPattern) -> Self {
+    pub fn new(count: usize, pattern: KeyPattern, lens: KeyLens) -> Self {
         let blank = vec![Step { lsn: Lsn::ZERO, state: KeyState::Absent }];
         Self {
-            keys: (0..count).map(|index| pattern.key(index)).collect(),
+            keys: (0..count).map(|index| pattern.key(lens, index)).collect(),
             histories: vec![blank; count],
             ever: vec![BTreeSet::new(); count],
             acknowledged_lsn: Lsn::ZERO,

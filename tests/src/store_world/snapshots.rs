@@ -192,7 +192,9 @@ impl StoreWorld {
         for name in files {
             self.keep(DiskOperation::Remove { name: FileName::new(&name) });
         }
-        self.keep(DiskOperation::RemoveDirectory { name: directory });
+        if self.keep(DiskOperation::RemoveDirectory { name: directory }) {
+            self.note(Occurrence::SnapshotRemoved);
+        }
     }
 
     /// Carries out a request of the keeper at once; tells whether it succeeded.

@@ -9,8 +9,9 @@ use wal::disk::{BufferSource, FileName, IoBuffer};
 use wal::group_commit::{CommitDurability, GroupCommitLimits, SyncMethod};
 use wal::segment::Identity;
 
-use super::model::KeyPattern;
+use super::model::{KeyLens, KeyPattern};
 use crate::disk::{CrashPlan, ExposedBlock, LostSector, SectorSize};
+use crate::edge_lens::edge_len;
 
 /// How long values are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,7 @@ pub(super) struct Mix {
     pub(super) options: StoreOptions,
     pub(super) keys: usize,
     pub(super) pattern: KeyPattern,
+    pub(super) key_lens: KeyLens,
     weights: [(Command, u32); COMMANDS],
     pub(super) values: ValueSizes,
     pub(super) expiries: Expiries,
@@ -100,6 +102,7 @@ impl Mix {
     /// Draws the choices of a seed that carries out about `operations` commands.
     pub(super) fn draw(rng: &mut Rng, operations: u32) -> Self {
         let is_long = operations > 500;
+        let key_lens = draw_key_lens(rng);
         let keys = pick(rng, if is_long { &[20, 60, 200, 1_000] } else { &[1, 6, 20, 20, 60] });
         let values = match rng.u8(..8) {
             0 if is_long => ValueSizes::Mixed,
@@ -117,6 +120,7 @@ impl Mix {
         Self {
             options: draw_options(rng, is_long),
             keys,
+            key_lens,
             pattern: pick(
                 rng,
                 &[
@@ -158,7 +162,11 @@ impl Mix {
         Command::Put
     }
 
+    /// Where keys lie on edges, many values do.
     pub(super) fn value_len(&self, rng: &mut Rng) -> usize {
+        if self.key_lens == KeyLens::Edges && rng.u8(..3) == 0 {
+            return edge_len(rng);
+        }
         if self.values == ValueSizes::Small {
             return rng.usize(..200);
         }
@@ -254,6 +262,12 @@ impl BufferSource for UsedBuffers {
         buffer.spare_mut().fill(0xA5);
         buffer
     }
+}
+
+/// Drawn aside: what else a seed draws does not depend on it.
+fn draw_key_lens(rng: &Rng) -> KeyLens {
+    let mut aside = Rng::with_seed(rng.clone().u64(..) ^ 0xED6E);
+    if aside.bool() { KeyLens::Edges } else { KeyLens::Usual }
 }
 
 /// Drawn aside: what else a seed draws does not depend on it.

@@ -40,6 +40,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of what it says that are read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
+/// Ports that Linux gives to nobody who does not name them.
+const PEER_PORTS: std::ops::Range<u16> = 20_000..32_768;
+
 /// Bytes of a log that are looked at for the last line.
 const LOG_BYTES_MAX: u64 = 16 << 10;
 
@@ -105,7 +108,8 @@ impl Plan {
 }
 
 /// Finds free ports, each for UDP and TCP. They are free again when this returns; whoever takes
-/// one before its node does makes that fail.
+/// one before its node does makes that fail, so none is of those that the kernel gives to whoever
+/// asks for any.
 pub(super) fn free_peer_addresses(count: usize) -> io::Result<Vec<SocketAddr>> {
     const TRIES_PER_PORT: usize = 100;
     let mut held = Vec::new();
@@ -113,9 +117,8 @@ pub(super) fn free_peer_addresses(count: usize) -> io::Result<Vec<SocketAddr>> {
         if held.len() == count {
             break;
         }
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = listener.local_addr()?;
-        if let Ok(socket) = UdpSocket::bind(address) {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, fastrand::u16(PEER_PORTS)));
+        if let (Ok(listener), Ok(socket)) = (TcpListener::bind(address), UdpSocket::bind(address)) {
             held.push((listener, socket, address));
         }
     }

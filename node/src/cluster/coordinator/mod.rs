@@ -31,12 +31,12 @@ use bytes::Bytes;
 use storage::Now;
 use wal::record::{Key, Version};
 
-use super::membership::Membership;
 use super::message::{PeerMessage, Record, RequestId};
 use super::outbox::Outbox;
-use super::placement::{majority, order};
+use super::placement::{closest, majority};
 use super::prefix::Prefix;
 use super::settings::ClusterSettings;
+use super::view::View;
 use crate::kademlia::NodeId;
 
 /// How often a command begins anew because of others that are as fast.
@@ -69,6 +69,8 @@ pub enum Outcome {
     },
     /// No majority: what was written may hold or not.
     NoReplicas,
+    /// No majority, for this node's clock is too far ahead of others': they refuse its versions.
+    ClockAhead,
     /// No majority that has been filled yet: nobody can tell what there is.
     NotReady,
     /// Another key of the same id exists.
@@ -127,17 +129,15 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    pub(super) fn new(key: &Key, members: &Membership, settings: &ClusterSettings) -> Self {
-        let placed = members.placed();
-        let mut closest = order(key, &placed);
-        closest.truncate(settings.replicas);
-        let set = closest.len();
-        let others: Vec<NodeId> = members.known().map(|entry| entry.node).collect();
-        let others = order(key, &others).into_iter().filter(|node| !closest.contains(node));
-        let others: Vec<NodeId> = others.take(settings.replicas).collect();
-        closest.extend(others);
-        let full = members.full_count().clamp(1, settings.replicas);
-        Self { order: closest, set, asked: 0, set_need: majority(set), ready_need: majority(full) }
+    pub(super) fn new(key: &Key, view: &View, settings: &ClusterSettings) -> Self {
+        let replicas = settings.replicas;
+        let mut order = closest(key, &view.placed, replicas);
+        let set = order.len();
+        let mut others = closest(key, &view.known, 2 * replicas);
+        others.retain(|node| !order.contains(node));
+        order.extend(others.into_iter().take(replicas));
+        let full = view.full_count.clamp(1, replicas);
+        Self { order, set, asked: 0, set_need: majority(set), ready_need: majority(full) }
     }
 
     pub(super) fn set(&self) -> &[NodeId] {

@@ -1,4 +1,8 @@
 //! [`Write`]: one write, until a majority has it, and on until all have.
+//!
+//! A node whose clock is too far ahead does not know that. What it wrote would stay in its own
+//! store when all others have refused it, above whatever they write later. So unless others have
+//! taken what it wrote under the same clock, its own copy waits until one of them has.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +21,8 @@ pub struct Write {
     candidates: Candidates,
     /// Nothing from those that were asked and have not answered.
     answers: BTreeMap<NodeId, Option<Reply>>,
+    /// The node itself, while its copy waits for another one's.
+    held_back: Option<NodeId>,
     attempt: u32,
     pub(in crate::cluster) deadline_ns: u64,
     /// Whether the client was told.
@@ -26,8 +32,12 @@ pub struct Write {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reply {
-    Applied { is_ready: bool },
+    Applied {
+        is_ready: bool,
+    },
     Refused,
+    /// The version is too far ahead of the holder's clock.
+    TooFarAhead,
     KeyConflict,
 }
 
@@ -44,6 +54,7 @@ impl Write {
             record,
             candidates,
             answers: BTreeMap::new(),
+            held_back: None,
             attempt: 0,
             deadline_ns: step.now.monotonic_ns + wait_ns,
             is_told: false,
@@ -51,11 +62,21 @@ impl Write {
         }
     }
 
+    /// Lets the copy of `own` wait for another one's, if there is to be another one.
+    pub(in crate::cluster) fn hold_back(&mut self, own: NodeId) {
+        let has_others = self.candidates.set().iter().any(|node| *node != own);
+        self.held_back = has_others.then_some(own);
+    }
+
     /// Sends the record to the set.
     pub(in crate::cluster) fn begin(&mut self, step: &mut Step<'_>) {
         self.answers.clear();
         for node in self.candidates.first() {
-            self.ask(node, step);
+            if self.held_back == Some(node) {
+                self.answers.insert(node, None);
+            } else {
+                self.ask(node, step);
+            }
         }
     }
 
@@ -95,9 +116,16 @@ impl Write {
             }
             // What is newer stands for the write once that was acknowledged.
             Some(PutOutcome::NotNewer { .. }) => Reply::Applied { is_ready: false },
-            Some(PutOutcome::TooFarAhead | PutOutcome::Failed) | None => Reply::Refused,
+            Some(PutOutcome::TooFarAhead) => Reply::TooFarAhead,
+            Some(PutOutcome::Failed) | None => Reply::Refused,
         };
         self.answers.insert(from, Some(reply));
+        if matches!(reply, Reply::Applied { .. })
+            && let Some(own) = self.held_back.take()
+            && self.candidates.is_in_set(&own)
+        {
+            self.ask(own, step);
+        }
         let is_unready = matches!(reply, Reply::Applied { is_ready: false });
         if is_unready
             && !self.is_told
@@ -160,6 +188,8 @@ impl Write {
         let pending = count(&|_, reply| reply.is_none());
         let is_hopeless = copies + pending_set < set_need
             || ready + pending + self.candidates.left().min(pending) < ready_need;
-        is_hopeless.then_some(Outcome::NoReplicas)
+        let ahead = count(&|_, reply| *reply == Some(Reply::TooFarAhead));
+        let refused = if ahead > 0 { Outcome::ClockAhead } else { Outcome::NoReplicas };
+        is_hopeless.then_some(refused)
     }
 }

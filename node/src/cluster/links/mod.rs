@@ -236,6 +236,12 @@ impl PeerLinks {
         }
     }
 
+    /// Whether there is a link to a node that messages go over.
+    #[must_use]
+    pub fn has_link(&self, node: &NodeId) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.current.is_some())
+    }
+
     /// Forgets a node's address, and closes its link.
     pub fn forget(&mut self, now: Monotonic, node: &NodeId) {
         self.now = now;

@@ -9,11 +9,17 @@
 //!
 //! Probes go round all members in a random order; one that does not answer is probed through
 //! others before it is suspected (Das, Gupta, Motivala: SWIM, 2002). News travel on probes and
-//! their answers, and all that is known is exchanged with one member now and then. Only a member
-//! itself raises its incarnation: so it refutes what is said of it.
+//! their answers. All that is known is exchanged with one member soon after a change, then after
+//! pauses that double, up to one now and then (as Levis et al.: Trickle, RFC 6206): many changes
+//! at once are known to all in the time of a few such exchanges. Only a member itself raises its
+//! incarnation: so it refutes what is said of it.
 //!
 //! Being up or down only orders whom to ask. Who was down for too long is removed by nodes that
-//! see most members up: the smaller side of a cut removes nobody.
+//! see most members up: the smaller side of a cut removes nobody. Nor does a newcomer that no full
+//! member has told whom it knows: most of the few that it has heard of may be few of many.
+//!
+//! Removal is not for ever: removed members that did not leave by themselves are greeted now and
+//! then. Who lives hears of its removal and comes back, also when both had removed each other.
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +39,15 @@ use crate::kademlia::NodeId;
 const NEWS_COUNT_MAX: usize = 16;
 /// Probes for others under way.
 const RELAYED_COUNT_MAX: usize = 256;
+/// After a change all members are told to one of them so soon, times their number.
+const GOSSIP_PER_MEMBER_MS: u64 = 5;
+/// But no sooner.
+const GOSSIP_AFTER_MIN_MS: u64 = 100;
+/// One of the removed members is greeted so often, in pauses of the gossip of a cluster at rest.
+const GREETING_PAUSES: u64 = 4;
+/// The first incarnation of a member that speaks for itself. Below it are those that others only
+/// had a link to: nobody has heard what they are.
+const FIRST_INCARNATION: u64 = 1;
 
 /// What this node thinks of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +97,15 @@ pub struct Membership {
     probes: BTreeMap<RequestId, Probe>,
     relays: BTreeMap<RequestId, Relay>,
     round: VecDeque<NodeId>,
+    /// Removed members that are greeted next.
+    greetings: VecDeque<NodeId>,
+    greet_at_ns: u64,
     probe_at_ns: u64,
-    gossip_at_ns: u64,
+    gossiped_at_ns: u64,
+    gossip_pause_ns: u64,
     rng: Rng,
+    /// Whether this node was a full member at any time, or one has told it of all that it knows.
+    is_informed: bool,
     is_changed: bool,
     was_removed: bool,
 }
@@ -108,6 +129,8 @@ impl Membership {
             |entry: MemberEntry| (entry.node, Member { entry, health: Health::Up, news: 0 });
         let mut members: BTreeMap<NodeId, Member> =
             known.into_iter().take(MEMBERS_MAX).map(with_health).collect();
+        let own = MemberEntry { incarnation: own.incarnation.max(FIRST_INCARNATION), ..own };
+        let is_informed = own.phase != Phase::Joining;
         members.insert(node, Member { entry: own, health: Health::Up, news: 8 });
         Self {
             own: node,
@@ -116,9 +139,13 @@ impl Membership {
             probes: BTreeMap::new(),
             relays: BTreeMap::new(),
             round: VecDeque::new(),
+            greetings: VecDeque::new(),
+            greet_at_ns: now.monotonic_ns,
             probe_at_ns: now.monotonic_ns,
-            gossip_at_ns: now.monotonic_ns,
+            gossiped_at_ns: now.monotonic_ns,
+            gossip_pause_ns: 0,
             rng,
+            is_informed,
             is_changed: true,
             was_removed: false,
         }
@@ -168,6 +195,7 @@ impl Membership {
 
     /// Sets how far this node has come.
     pub fn set_phase(&mut self, phase: Phase) {
+        self.is_informed |= phase == Phase::Full;
         self.change_own(|entry| entry.phase = phase);
     }
 
@@ -296,6 +324,16 @@ impl Membership {
         member.entry = entry;
         member.news = transmissions;
         self.is_changed = true;
+        self.gossip_pause_ns = self.gossip_pause_ns.min(self.gossip_pause_min_ns());
+    }
+
+    fn gossip_pause_min_ns(&self) -> u64 {
+        let after_ms = (self.members.len() as u64).saturating_mul(GOSSIP_PER_MEMBER_MS);
+        ns(after_ms.max(GOSSIP_AFTER_MIN_MS).min(self.settings.gossip_every_ms))
+    }
+
+    fn gossip_at_ns(&self) -> u64 {
+        self.gossiped_at_ns.saturating_add(self.gossip_pause_ns)
     }
 
     /// The news that were told least, the node's own entry, and what is said of the receiver.
@@ -336,6 +374,11 @@ impl Membership {
         match message {
             PeerMessage::Members { wants_answer, entries } => {
                 self.merge(now, entries);
+                let is_full = |entry: &MemberEntry| {
+                    entry.phase == Phase::Full && entry.standing != Standing::Removed
+                };
+                let is_told = self.entry(&from).is_some_and(is_full);
+                self.is_informed |= is_told;
                 if wants_answer {
                     self.tell_all(from, false, out);
                 }
@@ -381,7 +424,8 @@ impl Membership {
     #[must_use]
     pub fn deadline_ns(&self) -> u64 {
         let probes = self.probes.values().map(|probe| probe.deadline_ns);
-        probes.fold(self.probe_at_ns.min(self.gossip_at_ns), u64::min)
+        let rounds = self.probe_at_ns.min(self.gossip_at_ns()).min(self.greet_at_ns);
+        probes.fold(rounds, u64::min)
     }
 
     /// Does what is due.
@@ -390,19 +434,46 @@ impl Membership {
         self.age(now);
         if self.own().standing == Standing::Removed {
             self.probe_at_ns = now.monotonic_ns + ns(self.settings.gossip_every_ms);
-            self.gossip_at_ns = self.probe_at_ns;
+            self.gossiped_at_ns = now.monotonic_ns;
+            self.gossip_pause_ns = ns(self.settings.gossip_every_ms);
+            self.greet_at_ns = u64::MAX;
             return;
         }
         if self.probe_at_ns <= now.monotonic_ns {
             self.probe_at_ns = now.monotonic_ns + ns(self.settings.probe_every_ms);
             self.probe_next(now, out);
         }
-        if self.gossip_at_ns <= now.monotonic_ns {
-            self.gossip_at_ns = now.monotonic_ns + ns(self.settings.gossip_every_ms);
+        if self.gossip_at_ns() <= now.monotonic_ns {
+            self.gossiped_at_ns = now.monotonic_ns;
+            let doubled = self.gossip_pause_ns.saturating_mul(2);
+            self.gossip_pause_ns =
+                doubled.max(self.gossip_pause_min_ns()).min(ns(self.settings.gossip_every_ms));
             let others: Vec<NodeId> = self.others().collect();
             if let Some(to) = self.rng.choice(others) {
                 self.tell_all(to, true, out);
             }
+        }
+        if self.greet_at_ns <= now.monotonic_ns {
+            let pause_ms = self.settings.gossip_every_ms.saturating_mul(GREETING_PAUSES);
+            self.greet_at_ns = now.monotonic_ns + ns(pause_ms);
+            self.greet_next(out);
+        }
+    }
+
+    /// Tells a removed member of its removal, in case it lives: nobody else may ever ask it.
+    fn greet_next(&mut self, out: &mut Outbox) {
+        if self.greetings.is_empty() {
+            let is_gone = |entry: &&MemberEntry| {
+                entry.standing == Standing::Removed && entry.phase != Phase::Leaving
+            };
+            let mut gone: Vec<NodeId> =
+                self.entries().filter(is_gone).map(|entry| entry.node).collect();
+            self.rng.shuffle(&mut gone);
+            self.greetings = gone.into();
+        }
+        let Some(node) = self.greetings.pop_front() else { return };
+        if self.entry(&node).is_some_and(|entry| entry.standing == Standing::Removed) {
+            self.tell_all(node, true, out);
         }
     }
 
@@ -479,10 +550,22 @@ impl Membership {
                 _ => {}
             }
         }
-        let known = self.known().count();
-        let up = self.known().filter(|entry| self.is_up(&entry.node)).count();
-        if up * 2 > known {
+        if !lost.is_empty() && self.may_remove() {
             lost.into_iter().for_each(|node| self.forget(node));
         }
+    }
+
+    /// Whether this node may decide that a member is gone: it sees most of those up that it knows,
+    /// and these are all, as far as anybody can know.
+    fn may_remove(&self) -> bool {
+        let known = self.known().count();
+        let up = self.known().filter(|entry| self.is_up(&entry.node)).count();
+        // Nodes that start together found without who died meanwhile. But whoever is full, or has
+        // not said what it is, may be one of many that this node has not heard of.
+        let stands_for_others = |entry: &MemberEntry| {
+            entry.node != self.own
+                && (entry.phase != Phase::Joining || entry.incarnation < FIRST_INCARNATION)
+        };
+        up * 2 > known && (self.is_informed || !self.known().any(stands_for_others))
     }
 }

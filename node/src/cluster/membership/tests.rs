@@ -15,7 +15,7 @@ fn id(index: u8) -> NodeId {
 
 fn own(index: u8) -> MemberEntry {
     let (phase, standing) = (Phase::Full, Standing::Alive);
-    MemberEntry { node: id(index), address: Bytes::new(), incarnation: 0, phase, standing }
+    MemberEntry { node: id(index), address: Bytes::new(), incarnation: 1, phase, standing }
 }
 
 impl World {
@@ -26,7 +26,7 @@ impl World {
         let mut nodes = BTreeMap::new();
         for index in 0..count {
             let mut rng = Rng::with_seed(u64::from(index));
-            let mut out = Outbox::new(&mut rng);
+            let mut out = Outbox::new(id(index), &mut rng);
             let mut node = Membership::new(own(index), Vec::new(), settings, rng, now);
             node.add(id(0), Bytes::new(), &mut out);
             nodes.insert(id(index), (node, out));
@@ -67,6 +67,38 @@ fn all_nodes_hear_of_all() {
     }
 }
 
+/// What happens when many nodes have started at the same moment.
+#[test]
+fn changes_of_all_at_once_are_known_to_all_within_two_seconds() {
+    let mut world = World::new(50);
+    (0..50).for_each(|index| world.of(index).set_phase(Phase::Joining));
+    world.run(20);
+    assert!((0..50).all(|index| world.of(index).full_count() == 0));
+    (0..50).for_each(|index| world.of(index).set_phase(Phase::Full));
+    world.run(2);
+    for index in 0..50 {
+        assert_eq!(world.of(index).full_count(), 50, "node {index}");
+    }
+}
+
+#[test]
+fn without_changes_all_is_told_seldom() {
+    let mut world = World::new(5);
+    world.run(20);
+    let now = world.now;
+    let (node, out) = world.nodes.get_mut(&id(1)).unwrap();
+    let mut told = 0;
+    for tick in 1..=60 * 20 {
+        node.handle_time(Now { monotonic_ns: now.monotonic_ns + ns(50 * tick), ..now }, out);
+        let is_all =
+            |(_, message): &(NodeId, PeerMessage)| matches!(message, PeerMessage::Members { .. });
+        told += out.sends.drain(..).filter(is_all).count();
+        // Its probes are not answered, which would be news.
+        node.probes.clear();
+    }
+    assert!((11..=13).contains(&told), "{told} times in a minute, every 5 s");
+}
+
 #[test]
 fn a_silent_node_is_suspected_within_seconds_and_removed_after_long() {
     let mut world = World::new(7);
@@ -104,7 +136,7 @@ fn a_node_that_only_one_cannot_reach_is_not_suspected() {
     world.run(3);
     for index in 0..5 {
         assert!(world.of(index).is_up(&id(2)));
-        assert_eq!(world.of(index).members[&id(2)].entry.incarnation, 0);
+        assert_eq!(world.of(index).members[&id(2)].entry.incarnation, 1);
     }
 }
 
@@ -135,4 +167,89 @@ fn the_member_table_is_bounded() {
     let now = world.now;
     world.of(0).merge(now, entries);
     assert_eq!(world.of(0).entries().count(), MEMBERS_MAX);
+}
+
+/// Seed 1106 of the simulated swarm: the only old member that two newcomers knew was cut off before
+/// it had told them of the others. They removed it as two of three, and founded alone.
+#[test]
+fn newcomers_remove_nobody_before_a_full_member_has_told_them_of_all() {
+    let mut world = World::new(2);
+    for index in 0..2 {
+        world.of(index).set_phase(Phase::Joining);
+        let (node, out) = world.nodes.get_mut(&id(index)).unwrap();
+        node.is_informed = false;
+        out.sends.clear();
+        // There was a link; what was said over it was lost.
+        node.add(id(9), Bytes::new(), out);
+    }
+    world.run(60);
+    for index in 0..2 {
+        assert!(!world.of(index).is_up(&id(9)));
+        assert_eq!(world.of(index).known().count(), 3, "it may stand for many");
+    }
+    // Nor when it is known to be full, by what somebody else has said.
+    let now = world.now;
+    world.of(0).merge(now, vec![own(9)]);
+    world.run(60);
+    assert_eq!(world.of(1).known().count(), 3);
+    // Once it has told of all itself, most of them decide.
+    let members = PeerMessage::Members { wants_answer: false, entries: vec![own(9)] };
+    let (node, out) = world.nodes.get_mut(&id(0)).unwrap();
+    node.handle_message(now, id(9), members, out);
+    world.run(60);
+    assert_eq!(world.of(1).known().count(), 2);
+}
+
+#[test]
+fn nodes_that_start_together_found_without_who_died_meanwhile() {
+    let mut world = World::new(3);
+    for index in 0..3 {
+        world.of(index).set_phase(Phase::Joining);
+        let (node, out) = world.nodes.get_mut(&id(index)).unwrap();
+        node.is_informed = false;
+        out.sends.clear();
+    }
+    world.run(10);
+    (0..3).for_each(|index| assert!(!world.of(index).is_informed));
+    world.cut = vec![id(2)];
+    world.run(60);
+    assert_eq!(world.of(0).known().count(), 2);
+    assert_eq!(world.of(1).known().count(), 2);
+    assert_eq!(world.of(2).known().count(), 3, "it is one of three");
+}
+
+/// Each side has removed whom it knew of the other one: without greetings nobody asks again.
+#[test]
+fn who_removed_each_other_meet_again_once_they_can() {
+    let mut world = World::new(5);
+    world.run(15);
+    world.cut = vec![id(4)];
+    (0..4).for_each(|index| world.of(4).forget(id(index)));
+    (0..4).for_each(|index| world.of(index).forget(id(4)));
+    world.run(30);
+    assert_eq!(world.of(4).known().count(), 1);
+    assert_eq!(world.of(0).known().count(), 4);
+    world.cut.clear();
+    world.run(40);
+    for index in 0..5 {
+        assert_eq!(world.of(index).placed().len(), 5);
+        assert!((0..5).all(|other| world.of(index).is_up(&id(other))));
+    }
+    assert!(world.of(4).take_removal());
+}
+
+#[test]
+fn who_has_left_is_not_greeted() {
+    let mut world = World::new(4);
+    world.run(15);
+    world.of(3).set_phase(Phase::Leaving);
+    world.of(3).leave();
+    world.run(15);
+    let now = world.now;
+    let (node, out) = world.nodes.get_mut(&id(0)).unwrap();
+    for tick in 1..=60 * 20 {
+        node.handle_time(Now { monotonic_ns: now.monotonic_ns + ns(50 * tick), ..now }, out);
+        assert!(out.sends.drain(..).all(|(to, _)| to != id(3)));
+        node.probes.clear();
+    }
 }

@@ -143,8 +143,17 @@ impl<'a> FieldReader<'a> {
 }
 
 /// Appends fields to a body.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::cluster) struct FieldWriter(pub(in crate::cluster) Vec<u8>);
+
+/// Most bodies fit that.
+const BODY_LEN_EXPECTED: usize = 128;
+
+impl Default for FieldWriter {
+    fn default() -> Self {
+        Self(Vec::with_capacity(BODY_LEN_EXPECTED))
+    }
+}
 
 impl FieldWriter {
     pub(in crate::cluster) fn bytes(mut self, bytes: &[u8]) -> Self {

@@ -3,6 +3,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
 
+use std::io::Write;
+
 use bytes::Bytes;
 
 /// Bulk strings of one frame: a verb, its body, and a payload.
@@ -13,6 +15,10 @@ pub const BULK_BYTES_MAX: usize = 512 * 1024;
 pub const HANDSHAKE_BULK_BYTES_MAX: usize = 256;
 /// Longest line that tells a number, its end included.
 const LINE_LEN_MAX: usize = 16;
+/// Payloads up to this length are copied behind their heads.
+const COPIED_LEN_MAX: usize = 1_024;
+/// What a frame has beside its verb, its body and its payload, at most.
+const FRAME_LEN_EXPECTED: usize = 48;
 const LINE_END: &[u8] = b"\r\n";
 
 /// Why the bytes of a link cannot be followed; it ends.
@@ -126,16 +132,30 @@ pub(super) fn unexpected_end(found: &[u8]) -> FrameError {
     FrameError::Unexpected { found: wrong.map_or(0, |(found, _)| *found) }
 }
 
-/// Writes a frame. The payload is not copied: it and the line end stand for themselves.
+/// Writes a frame. A payload that is not short is not copied: it and the line end stand for
+/// themselves.
 #[must_use]
 pub fn encode(verb: &[u8], body: &[u8], payload: Option<Bytes>) -> Vec<Bytes> {
-    let mut head = format!("*{}\r\n", if payload.is_some() { 3 } else { 2 }).into_bytes();
+    let short = payload.as_ref().map_or(0, Bytes::len);
+    let copied = if short <= COPIED_LEN_MAX { short } else { 0 };
+    let lens = [verb.len(), body.len(), copied, FRAME_LEN_EXPECTED];
+    let mut head = Vec::with_capacity(lens.into_iter().fold(0, usize::saturating_add));
+    head.extend_from_slice(if payload.is_some() { b"*3\r\n" } else { b"*2\r\n" });
     for bulk in [verb, body] {
-        head.extend_from_slice(format!("${}\r\n", bulk.len()).as_bytes());
+        begin_bulk(&mut head, bulk.len());
         head.extend_from_slice(bulk);
         head.extend_from_slice(LINE_END);
     }
     let Some(payload) = payload else { return vec![head.into()] };
-    head.extend_from_slice(format!("${}\r\n", payload.len()).as_bytes());
+    begin_bulk(&mut head, payload.len());
+    if payload.len() <= COPIED_LEN_MAX {
+        head.extend_from_slice(&payload);
+        head.extend_from_slice(LINE_END);
+        return vec![head.into()];
+    }
     vec![head.into(), payload, Bytes::from_static(LINE_END)]
+}
+
+fn begin_bulk(head: &mut Vec<u8>, len: usize) {
+    write!(head, "${len}\r\n").expect("memory takes what is written");
 }

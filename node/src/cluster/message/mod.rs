@@ -178,7 +178,8 @@ pub struct MemberEntry {
     pub node: NodeId,
     /// Where it can be reached, as text.
     pub address: Bytes,
-    /// Raised by the member alone; the higher one is newer.
+    /// Raised by the member alone, from 1 on; the higher one is newer. 0: somebody had a link to
+    /// it, and it has not said anything of itself.
     pub incarnation: u64,
     /// How far it has come.
     pub phase: Phase,

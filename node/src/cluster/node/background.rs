@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use storage::Now;
 use wal::record::Key;
 
+use super::repair::Repair;
 use super::{
     ClusterNode, Found, Mutation, Owner, PeerMessage, Phase, PrefixSet, StoreAnswer, Ticket,
     placement, step,
 };
 use crate::cluster::exchange::{Exchange, Purpose};
-use crate::cluster::hand_off::{Cleaning, Fill};
+use crate::cluster::hand_off::{Cleaning, Fill, Unclean};
 use crate::cluster::prefix::Prefix;
 use crate::kademlia::NodeId;
 
@@ -23,16 +24,14 @@ pub(super) struct Background {
     pub(super) exchanges: BTreeMap<u64, Exchange>,
     last_exchange: u64,
     fills: BTreeMap<Prefix, Fill>,
-    /// Ranges to be compared with somebody.
-    repairs: VecDeque<(Prefix, NodeId)>,
+    pub(super) repair: Repair,
     pub(super) cleaning: Option<Cleaning>,
-    /// Ranges outside of the node's own that are still to be looked through.
-    pub(super) to_clean: VecDeque<(Prefix, Vec<NodeId>)>,
+    /// What is outside of the node's own ranges and still to be looked through.
+    pub(super) to_clean: VecDeque<Unclean>,
     /// Whether this pass found anything there.
     pub(super) pass_found: bool,
     pub(super) pushing: BTreeMap<Ticket, NodeId>,
     pub(super) leaving: Option<Ticket>,
-    repair_at_ns: u64,
     pub(super) hand_off_at_ns: u64,
     start_ns: Option<u64>,
 }
@@ -59,7 +58,7 @@ impl ClusterNode {
         let background = &self.background;
         let exchanges = background.exchanges.values().map(|exchange| exchange.deadline_ns);
         let cleaning = background.cleaning.iter().map(|cleaning| cleaning.deadline_ns);
-        let first = background.repair_at_ns.min(background.hand_off_at_ns);
+        let first = background.repair.wake_at_ns.min(background.hand_off_at_ns);
         exchanges.chain(cleaning).fold(first, u64::min)
     }
 
@@ -75,20 +74,33 @@ impl ClusterNode {
             .map(|(_, exchange)| exchange)
             .collect();
         for mut exchange in late {
-            exchange.has_failed = true;
+            (exchange.has_failed, exchange.is_unanswered) = (true, true);
             self.after_exchange(now, exchange);
         }
-        if self.background.repair_at_ns <= at_ns {
-            self.background.repair_at_ns = at_ns + self.settings.repair_every_ms * 1_000_000;
+        if self.background.repair.wake_at_ns <= at_ns {
             self.repair_next(now);
         }
         if self.background.cleaning.as_ref().is_some_and(|it| it.deadline_ns <= at_ns) {
             self.background.cleaning = None;
+            self.background.pass_found = true;
         }
         if self.background.hand_off_at_ns <= at_ns {
             self.background.hand_off_at_ns = at_ns + self.settings.hand_off_every_ms * 1_000_000;
+            self.catch_up(now);
+            self.look_when_founding(at_ns);
             self.fill_next(now);
             self.clean_next(now);
+        }
+    }
+
+    /// A newcomer looks at what it lacks at the very moment when it may found.
+    fn look_when_founding(&mut self, at_ns: u64) {
+        if self.members.own().phase == Phase::Joining
+            && let Some(start_ns) = self.background.start_ns
+            && let founds_at_ns = start_ns + self.settings.found_after_ms * 1_000_000 + 1
+            && founds_at_ns > at_ns
+        {
+            self.background.hand_off_at_ns = self.background.hand_off_at_ns.min(founds_at_ns);
         }
     }
 
@@ -107,50 +119,25 @@ impl ClusterNode {
             Purpose::Repair => true,
         });
         self.background.to_clean.clear();
-        self.background.repairs.clear();
+        self.background.repair.replace();
         self.background.pass_found = true;
     }
 
     /// Whom to fill a range from: those around it, old holders among them.
     fn sources(&self, prefix: &Prefix) -> Vec<NodeId> {
-        let known: Vec<NodeId> =
-            self.members.known().map(|entry| entry.node).filter(|id| *id != self.own).collect();
+        let is_other = |id: &&NodeId| **id != self.own;
+        let known: Vec<NodeId> = self.view.known.iter().filter(is_other).copied().collect();
         let mut sources = placement::around(prefix, &known, 2 * self.settings.replicas);
         sources.sort();
         sources
     }
 
-    fn exchange(&mut self, now: Now, peer: NodeId, prefix: Prefix, purpose: Purpose) {
+    pub(super) fn exchange(&mut self, now: Now, peer: NodeId, prefix: Prefix, purpose: Purpose) {
         self.background.last_exchange += 1;
         let id = self.background.last_exchange;
         let mut exchange = Exchange::new(id, peer, prefix, purpose, self.mutation);
         exchange.advance(&mut step(&mut self.out, &mut self.queries, &self.settings, now));
         self.background.exchanges.insert(id, exchange);
-    }
-
-    /// Compares the next range with the next of its other holders.
-    fn repair_next(&mut self, now: Now) {
-        let is_repair = |exchange: &Exchange| exchange.purpose == Purpose::Repair;
-        if self.background.exchanges.values().any(is_repair) {
-            return;
-        }
-        if self.background.repairs.is_empty() {
-            let (placed, replicas) = (self.members.placed(), self.settings.replicas);
-            let regions =
-                self.mine.iter().flat_map(|prefix| placement::regions(*prefix, &placed, replicas));
-            let own = self.own;
-            let pairs = regions.flat_map(|(prefix, set)| {
-                let others = set.into_iter().filter(move |node| *node != own);
-                others.map(move |node| (prefix, node))
-            });
-            self.background.repairs = pairs.collect();
-        }
-        while let Some((prefix, peer)) = self.background.repairs.pop_front() {
-            if self.members.is_up(&peer) {
-                self.exchange(now, peer, prefix, Purpose::Repair);
-                break;
-            }
-        }
     }
 
     fn fill_next(&mut self, now: Now) {
@@ -186,10 +173,10 @@ impl ClusterNode {
             self.background.fills.insert(prefix, fill);
         }
         self.claim(now);
-        // A source that was lost is asked again.
-        let idle: Vec<(Prefix, NodeId)> = self.idle_sources();
-        for (prefix, source) in idle {
-            self.exchange(now, source, prefix, Purpose::Fill(prefix));
+        // A source that was lost is asked again, and another one if it does not get on.
+        let begun: Vec<Prefix> = self.background.fills.keys().copied().collect();
+        for prefix in begun {
+            self.fetch_next(now, prefix, u32::MAX);
         }
         self.end_fills(now);
     }
@@ -210,21 +197,25 @@ impl ClusterNode {
         }
     }
 
-    /// Sources that have answered, are not done, and are not being asked.
-    fn idle_sources(&self) -> Vec<(Prefix, NodeId)> {
-        let is_asked = |prefix: &Prefix, node: &NodeId| {
-            let mut exchanges = self.background.exchanges.values();
-            exchanges.any(|it| it.peer == *node && it.purpose == Purpose::Fill(*prefix))
-        };
-        let mut idle = Vec::new();
-        for (prefix, fill) in &self.background.fills {
-            for (node, source) in &fill.sources {
-                if source.held.is_some() && !source.is_done && !is_asked(prefix, node) {
-                    idle.push((*prefix, *node));
-                }
-            }
+    /// Compares a range with the next of its sources that was not tried too often, unless it is
+    /// getting on with one: several at once would all send the same records.
+    fn fetch_next(&mut self, now: Now, prefix: Prefix, tries_max: u32) {
+        let wait_ns = self.settings.exchange_for_ms * 1_000_000;
+        let is_live = |it: &Exchange| it.deadline_ns > now.monotonic_ns + wait_ns - wait_ns / 8;
+        let exchanges = self.background.exchanges.values();
+        let its: Vec<&Exchange> =
+            exchanges.filter(|it| it.purpose == Purpose::Fill(prefix)).collect();
+        if its.iter().any(|it| is_live(it)) {
+            return;
         }
-        idle
+        let Some(fill) = self.background.fills.get(&prefix) else { return };
+        let next = fill.next_source(|node| its.iter().any(|it| it.peer == *node));
+        let Some((node, tries)) = next.filter(|(_, tries)| *tries <= tries_max) else { return };
+        let fill = self.background.fills.get_mut(&prefix);
+        if let Some(source) = fill.and_then(|fill| fill.sources.get_mut(&node)) {
+            source.tries = tries.saturating_add(1);
+        }
+        self.exchange(now, node, prefix, Purpose::Fill(prefix));
     }
 
     /// A source says what it holds completely.
@@ -244,7 +235,7 @@ impl ClusterNode {
         source.held = Some(held.into_iter().collect());
         // Of claims that were made again one answer is enough.
         self.queries.0.retain(|_, query| *query != (Owner::Fill(prefix), from));
-        self.exchange(now, from, prefix, Purpose::Fill(prefix));
+        self.fetch_next(now, prefix, 0);
     }
 
     /// Takes a message for an exchange.
@@ -285,11 +276,18 @@ impl ClusterNode {
         }
         self.counters.exchanges += 1;
         self.counters.exchanges_failed += u64::from(exchange.has_failed);
-        let id = exchange.id;
-        self.queries.0.retain(|_, (owner, _)| *owner != Owner::Exchange(id));
-        let Purpose::Fill(prefix) = exchange.purpose else { return };
+        if exchange.has_failed {
+            let id = exchange.id;
+            self.queries.0.retain(|_, (owner, _)| *owner != Owner::Exchange(id));
+        }
+        let Purpose::Fill(prefix) = exchange.purpose else {
+            self.after_comparison(now, &exchange);
+            return;
+        };
         let Some(fill) = self.background.fills.get_mut(&prefix) else { return };
         if exchange.has_failed {
+            // Those that were tried before are tried again after a pause.
+            self.fetch_next(now, prefix, 0);
             return;
         }
         // What it fetched may have been overtaken: only a look that finds nothing newer counts.
@@ -298,22 +296,30 @@ impl ClusterNode {
         } else if let Some(source) = fill.sources.get_mut(&exchange.peer) {
             source.is_done = true;
             self.end_fills(now);
+            self.fetch_next(now, prefix, 0);
         }
     }
 
-    /// Takes the ranges that have become complete.
-    fn end_fills(&mut self, now: Now) {
+    /// The ranges being filled that are complete.
+    fn complete_ranges(&self, now: Now) -> Vec<Prefix> {
         let own = usize::from(self.members.own().phase == Phase::Full);
         let others_full = self.members.full_count() - own.min(self.members.full_count());
         let full = (others_full + own).clamp(1, self.settings.replicas);
         let waited_ns = now.monotonic_ns - self.background.start_ns.unwrap_or(now.monotonic_ns);
         let may_found = others_full > 0 || waited_ns > self.settings.found_after_ms * 1_000_000;
         let need = placement::majority(full);
-        let fills = &self.background.fills;
-        let complete: Vec<Prefix> = fills
-            .values()
-            .flat_map(|fill| fill.complete(need, may_found).into_prefixes())
-            .collect();
+        let fills = self.background.fills.values();
+        fills.flat_map(|fill| fill.complete(need, may_found).into_prefixes()).collect()
+    }
+
+    /// Takes the ranges that have become complete.
+    fn end_fills(&mut self, now: Now) {
+        if self.complete_ranges(now).is_empty() {
+            return;
+        }
+        // Whoever was heard of a moment ago may be a source that nobody has asked.
+        self.catch_up(now);
+        let complete = self.complete_ranges(now);
         let before = self.held.clone();
         complete.into_iter().for_each(|prefix| self.held.insert(prefix));
         if self.held == before {

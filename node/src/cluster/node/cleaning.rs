@@ -1,7 +1,7 @@
 //! Copies outside of a node's own ranges: pushed to those who lack them, given up once all have
 //! confirmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use storage::Now;
 use wal::record::Key;
@@ -11,8 +11,9 @@ use super::{
     StoreAnswer, StoreRequest, Ticket, placement, step,
 };
 use crate::cluster::exchange::countable;
-use crate::cluster::hand_off::{Cleaning, Stage};
+use crate::cluster::hand_off::{Cleaning, Stage, Unclean};
 use crate::cluster::message::{Entry, PutReason};
+use crate::cluster::prefix::Prefix;
 use crate::kademlia::NodeId;
 
 /// Keys of one page.
@@ -35,27 +36,45 @@ impl ClusterNode {
                 self.background.leaving = Some(self.save(now));
                 return;
             }
-            let (placed, replicas) = (self.members.placed(), self.settings.replicas);
             // Nobody else is there to take what it holds.
-            self.background.pass_found |= placed.is_empty();
-            let outside = PrefixSet::all().minus(&self.mine);
-            let regions =
-                outside.iter().flat_map(|prefix| placement::regions(*prefix, &placed, replicas));
-            let own = self.own;
-            let is_other = |set: &Vec<NodeId>| !set.is_empty() && !set.contains(&own);
-            self.background.to_clean = regions.filter(|(_, set)| is_other(set)).collect();
+            self.background.pass_found |= self.view.placed.is_empty();
+            if !self.view.placed.is_empty() {
+                self.background.to_clean = self.unclean();
+            }
         }
-        if let Some((prefix, set)) = self.background.to_clean.pop_front() {
-            self.clean_page(now, prefix, set, prefix.first_key());
+        match self.background.to_clean.pop_front() {
+            Some(Unclean::Claimed(region)) => {
+                let (placed, replicas) = (&self.view.placed, self.settings.replicas);
+                let set = placement::around(&region, placed, replicas);
+                self.clean_page(now, (region, set), region.first_key(), Stage::Walking);
+            }
+            Some(Unclean::Keys(prefix, from)) => {
+                self.clean_page(now, (prefix, Vec::new()), from, Stage::Finding);
+            }
+            None => {}
         }
+    }
+
+    /// What to look through: keys of other nodes' ranges as they come, then ranges of these that
+    /// this node claims to hold, be there keys in them or not. There may be very many such ranges,
+    /// few of them with keys: two nodes with similar ids can share each second one of thousands.
+    fn unclean(&self) -> VecDeque<Unclean> {
+        let (placed, replicas) = (&self.view.placed, self.settings.replicas);
+        let claimed = self.held.minus(&self.mine);
+        let regions = claimed.iter().flat_map(|part| placement::regions(*part, placed, replicas));
+        // Of a part of a region nobody could be asked more than of all of it.
+        let regions = regions.map(|(region, _)| Unclean::Claimed(region));
+        let outside = PrefixSet::all().minus(&self.mine);
+        let keys = outside.iter().map(|prefix| Unclean::Keys(*prefix, prefix.first_key()));
+        keys.chain(regions).collect()
     }
 
     fn clean_page(
         &mut self,
         now: Now,
-        prefix: crate::cluster::prefix::Prefix,
-        set: Vec<NodeId>,
+        (prefix, set): (Prefix, Vec<NodeId>),
         from: Key,
+        stage: fn(Ticket) -> Stage,
     ) {
         let count = PAGE_KEYS_MAX;
         let ticket = self.out.ask_store(StoreRequest::Walk { prefix, from, count });
@@ -65,9 +84,40 @@ impl ClusterNode {
             set,
             page: Vec::new(),
             next: None,
-            stage: Stage::Walking(ticket),
+            stage: stage(ticket),
             deadline_ns: now.monotonic_ns + wait_ns,
         });
+    }
+
+    /// A page of keys of any ranges: the range of the first one is next.
+    fn find_region(&mut self, now: Now, cleaning: Cleaning, entries: &[Entry], next: Option<Key>) {
+        let grace_ms = self.settings.tombstone_grace_ms;
+        let page = countable(entries.to_vec(), now, grace_ms);
+        let Some(first) = page.first() else {
+            match next {
+                Some(next) => {
+                    self.clean_page(now, (cleaning.prefix, Vec::new()), next, Stage::Finding);
+                }
+                // The next pass waits for its time.
+                None if !self.background.to_clean.is_empty() => self.clean_next(now),
+                None => {}
+            }
+            return;
+        };
+        let (placed, replicas) = (&self.view.placed, self.settings.replicas);
+        if placed.is_empty() || self.mine.contains(&first.key) {
+            // Members have changed meanwhile.
+            return;
+        }
+        let region = placement::region_of(&first.key, placed, replicas);
+        let set = placement::around(&region, placed, replicas);
+        if let Some(rest) = region.end().filter(|end| cleaning.prefix.contains(end)) {
+            self.background.to_clean.push_front(Unclean::Keys(cleaning.prefix, rest));
+        }
+        let behind = page.iter().position(|entry| !region.contains(&entry.key));
+        let next = if behind.is_some() { None } else { next.filter(|key| region.contains(key)) };
+        let page = page[..behind.unwrap_or(page.len())].to_vec();
+        self.ask_set(now, Cleaning { prefix: region, set, page, next, ..cleaning });
     }
 
     /// Takes the store's answer, if it is for this; else gives it back.
@@ -87,7 +137,7 @@ impl ClusterNode {
         }
         if self.background.leaving == Some(ticket) {
             let entries: Vec<_> = self.members.entries().cloned().collect();
-            for node in self.members.placed() {
+            for node in self.view.placed.clone() {
                 let entries = entries.clone();
                 self.out.send(node, PeerMessage::Members { wants_answer: false, entries });
             }
@@ -96,6 +146,9 @@ impl ClusterNode {
         }
         let Some(mut cleaning) = self.background.cleaning.take() else { return Some(answer) };
         match (&mut cleaning.stage, answer) {
+            (Stage::Finding(waited), StoreAnswer::Walked(entries, next)) if *waited == ticket => {
+                self.find_region(now, cleaning, &entries, next);
+            }
             (Stage::Walking(waited), StoreAnswer::Walked(entries, next)) if *waited == ticket => {
                 let grace_ms = self.settings.tombstone_grace_ms;
                 cleaning.page = countable(entries, now, grace_ms);
@@ -107,7 +160,12 @@ impl ClusterNode {
                 self.discard(&cleaning.set, entries);
                 self.next_page(now, cleaning);
             }
-            (Stage::Walking(waited) | Stage::Saving(waited, _), _) if *waited == ticket => {}
+            (Stage::Finding(at) | Stage::Walking(at) | Stage::Saving(at, _), _)
+                if *at == ticket =>
+            {
+                // Nobody knows what is there.
+                self.background.pass_found = true;
+            }
             (_, answer) => {
                 self.background.cleaning = Some(cleaning);
                 return Some(answer);
@@ -181,10 +239,9 @@ impl ClusterNode {
 
     /// Gives up what all of a set have confirmed.
     fn discard(&mut self, confirmed: &[NodeId], entries: Vec<Entry>) {
-        let (placed, replicas) = (self.members.placed(), self.settings.replicas);
         for Entry { key, version, .. } in entries {
             // The set may have changed since it was asked: a newcomer has confirmed nothing.
-            let set = placement::replica_set(&key, &placed, replicas);
+            let set = placement::closest(&key, &self.view.placed, self.settings.replicas);
             let is_confirmed = set.iter().all(|node| confirmed.contains(node));
             if is_confirmed && !self.mine.contains(&key) {
                 self.counters.copies_discarded += 1;
@@ -195,7 +252,10 @@ impl ClusterNode {
 
     fn next_page(&mut self, now: Now, cleaning: Cleaning) {
         match cleaning.next {
-            Some(from) => self.clean_page(now, cleaning.prefix, cleaning.set, from),
+            Some(from) => {
+                let Cleaning { prefix, set, .. } = cleaning;
+                self.clean_page(now, (prefix, set), from, Stage::Walking);
+            }
             None if !self.background.to_clean.is_empty() => self.clean_next(now),
             None => {}
         }

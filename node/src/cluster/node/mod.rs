@@ -7,6 +7,7 @@
 
 mod background;
 mod cleaning;
+mod repair;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use super::prefix::PrefixSet;
 use super::settings::ClusterSettings;
 use super::state::ClusterState;
 use super::store::{StoreAnswer, StoreRequest, Ticket};
+use super::view::View;
 use crate::kademlia::NodeId;
 use background::Background;
 pub use background::BackgroundWork;
@@ -42,8 +44,17 @@ use serve::Serving;
 
 /// Commands under way; further ones are refused.
 const COMMANDS_MAX: usize = 65_536;
+/// Queries whose commands are over are looked for so often, in ns.
+const SWEEP_EVERY_NS: u64 = 1_000_000_000;
+/// A step of the clock ahead that is not noticed, in ms.
+const CLOCK_STEP_MS: u64 = 1_000;
 /// The state is saved at least so many times within the grace.
 const SAVES_PER_GRACE: u64 = 32;
+/// What follows from the list of members is found out anew, and saved, no more often than once in
+/// so long for each member.
+const REPLACE_PER_MEMBER_MS: u64 = 5;
+/// Nor less often than that.
+const REPLACE_AFTER_MAX_MS: u64 = 1_000;
 
 /// How a node starts.
 #[derive(Clone, Debug)]
@@ -129,9 +140,11 @@ pub struct ClusterNode {
     own: NodeId,
     settings: ClusterSettings,
     members: Membership,
+    view: View,
     clock: HybridLogicalClock,
     queries: Queries,
     out: Outbox,
+    /// In order of their deadlines: all have the same time.
     commands: BTreeMap<CommandId, Command>,
     last_command: u64,
     events: VecDeque<ClusterEvent>,
@@ -139,11 +152,32 @@ pub struct ClusterNode {
     background: Background,
     /// Keys whose replica set this node is in, by its list of members.
     mine: PrefixSet,
+    placing: Placing,
     held: PrefixSet,
     contact_ms: u64,
     save_at_ns: u64,
+    sweep_at_ns: u64,
+    /// How far ahead of the monotonic one its clock may be: others have taken what it wrote then.
+    proven_ms: Option<u64>,
     counters: ClusterCounters,
     mutation: Mutation,
+}
+
+/// Whether what follows from the list of members is as new as the list. Many changes at once, as
+/// when many nodes start, are worked off together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Placing {
+    /// Keys have other replica sets, or copies other sources.
+    is_outdated: bool,
+    is_unsaved: bool,
+    /// When it may be found out anew.
+    due_ns: u64,
+}
+
+impl Placing {
+    fn is_due(&self) -> bool {
+        self.is_outdated || self.is_unsaved
+    }
 }
 
 #[derive(Debug)]
@@ -168,7 +202,7 @@ impl ClusterNode {
     #[must_use]
     pub fn new(start: Start, now: Now) -> Self {
         let mut rng = Rng::with_seed(start.seed);
-        let out = Outbox::new(&mut rng);
+        let out = Outbox::new(start.node, &mut rng);
         let nonce = rng.u32(..).to_be_bytes();
         let is_new = start.state.is_none();
         let is_founder = is_new && start.is_founder;
@@ -178,7 +212,7 @@ impl ClusterNode {
         let entry = MemberEntry {
             node: start.node,
             address: start.address,
-            incarnation: known.map_or(0, |entry| entry.incarnation.saturating_add(1)),
+            incarnation: known.map_or(1, |entry| entry.incarnation.saturating_add(1)),
             phase: known.map_or(first, |entry| entry.phase),
             standing: Standing::Alive,
         };
@@ -186,6 +220,7 @@ impl ClusterNode {
         let mut node = Self {
             own: start.node,
             settings: start.settings,
+            view: View::of(&members),
             members,
             clock: HybridLogicalClock::new(&start.node.0, start.version_max).with_nonce(nonce),
             queries: Queries::default(),
@@ -196,13 +231,17 @@ impl ClusterNode {
             serving: Serving::default(),
             background: Background::default(),
             mine: PrefixSet::default(),
+            placing: Placing::default(),
             held: if is_founder { PrefixSet::all() } else { state.held },
             contact_ms: if is_new { now.clock_ms } else { state.contact_ms },
             save_at_ns: now.monotonic_ns,
+            sweep_at_ns: now.monotonic_ns,
+            proven_ms: None,
             counters: ClusterCounters::default(),
             mutation: start.mutation,
         };
         node.replace();
+        node.replace_background();
         // What it holds outside of its ranges may have become old while it was away.
         node.held = node.held.intersection(&node.mine);
         node.keep_contact(now);
@@ -286,13 +325,14 @@ impl ClusterNode {
             self.decided(id, Outcome::Loading);
             return id;
         }
-        let candidates = Candidates::new(&key, &self.members, &self.settings);
+        let candidates = Candidates::new(&key, &self.view, &self.settings);
         let set = candidates.set();
         let up = set.iter().filter(|node| self.members.is_up(node)).count();
         if up <= self.settings.replicas_to_write_min && self.settings.replicas_to_write_min > 0 {
             self.decided(id, Outcome::NoReplicas);
             return id;
         }
+        let is_proven = self.proven_ms.is_some_and(|proven_ms| ahead_ms(now) <= proven_ms);
         let is_value = command.value.is_some();
         let record = Record {
             namespace: Namespace::PLAIN,
@@ -304,6 +344,9 @@ impl ClusterNode {
         };
         let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
         let mut write = Write::new(id, record, candidates, &step);
+        if !is_proven {
+            write.hold_back(self.own);
+        }
         write.begin(&mut step);
         self.commands.insert(id, Command::Write(write));
         self.settle(now);
@@ -318,7 +361,7 @@ impl ClusterNode {
             self.decided(id, Outcome::Loading);
             return id;
         }
-        let candidates = Candidates::new(&key, &self.members, &self.settings);
+        let candidates = Candidates::new(&key, &self.view, &self.settings);
         let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
         let mut read = Read::new(id, key, consistency, candidates, &step);
         read.begin(|node| self.members.is_up(node), &mut step);
@@ -327,20 +370,28 @@ impl ClusterNode {
         id
     }
 
-    /// Lists keys of the whole cluster, in order of their ids: a page of about so many, from a key
-    /// on. The outcome comes as an event.
-    pub fn list(&mut self, now: Now, from: Key, count: usize) -> CommandId {
+    /// Lists keys of the whole cluster, in order of their ids: a page from a key on, of about so
+    /// many of each of at most so many parts of the key space. The outcome comes as an event.
+    pub fn list(&mut self, now: Now, from: Key, count: usize, regions: usize) -> CommandId {
         let id = self.take_command();
         if self.is_loading() || self.commands.len() >= COMMANDS_MAX {
             self.decided(id, Outcome::Loading);
             return id;
         }
-        let placed = self.members.placed();
-        let region = placement::region_of(&from, &placed, self.settings.replicas);
-        let candidates = Candidates::new(&from, &self.members, &self.settings);
+        let mut parts = Vec::new();
+        let mut next = Some(from);
+        while let Some(from) = next.filter(|_| parts.len() < regions.max(1)) {
+            let region = placement::region_of(&from, &self.view.placed, self.settings.replicas);
+            let mut candidates = Candidates::new(&from, &self.view, &self.settings);
+            if self.mutation == Mutation::ListsFromOne {
+                candidates.ready_need = 1;
+            }
+            parts.push((region, candidates));
+            next = region.end();
+        }
         let count = u16::try_from(count.clamp(1, ENTRIES_MAX)).unwrap_or(u16::MAX);
         let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
-        let mut scan = Scan::new(id, (region, from, count), candidates, &step);
+        let mut scan = Scan::new(id, (from, count), parts, &step);
         scan.begin(&mut step);
         self.commands.insert(id, Command::Scan(scan));
         self.settle(now);
@@ -397,18 +448,18 @@ impl ClusterNode {
     /// The time has come, or something else happened long enough after it.
     pub fn handle_time(&mut self, now: Now) {
         self.members.handle_time(now, &mut self.out);
-        let over = |command: &Command| command.deadline_ns() <= now.monotonic_ns;
-        let due: Vec<(CommandId, Command)> =
-            self.commands.extract_if(.., |_, command| over(command)).collect();
-        for (id, command) in due {
+        while let Some(first) = self.commands.first_entry()
+            && first.get().deadline_ns() <= now.monotonic_ns
+        {
+            let (id, command) = first.remove_entry();
             match command {
                 Command::Write(write) if write.is_told => self.copied(id, &write, true),
                 Command::Write(_) => self.decided(id, Outcome::NoReplicas),
                 Command::Read(read) => self.decided(id, read.give_up()),
-                Command::Scan(scan) => self.decided(id, scan.give_up()),
+                Command::Scan(mut scan) => self.decided(id, scan.give_up()),
             }
-            self.forget_queries(id);
         }
+        self.sweep(now);
         self.keep_contact(now);
         if self.save_at_ns <= now.monotonic_ns {
             self.save(now);
@@ -420,9 +471,12 @@ impl ClusterNode {
     /// When [`ClusterNode::handle_time`] has something to do.
     #[must_use]
     pub fn deadline_ns(&self) -> u64 {
-        let commands = self.commands.values().map(Command::deadline_ns);
+        let first = self.commands.first_key_value();
+        let command = first.map_or(u64::MAX, |(_, command)| command.deadline_ns());
+        let placing = self.placing.is_due().then_some(self.placing.due_ns);
         let others = self.members.deadline_ns().min(self.save_at_ns);
-        commands.fold(others.min(self.background_deadline_ns()), u64::min)
+        let others = placing.into_iter().fold(others, u64::min);
+        command.min(others).min(self.background_deadline_ns())
     }
 
     /// The store has done what it was asked.
@@ -460,24 +514,40 @@ impl ClusterNode {
         loop {
             if self.members.take_removal() {
                 // Others went on without it.
-                self.held = PrefixSet::default();
-                self.members.set_phase(Phase::Joining);
+                self.begin_anew();
             }
             if self.members.take_change() {
-                self.replace();
-                self.replace_background();
-                self.save(now);
+                let before = std::mem::replace(&mut self.view, View::of(&self.members));
+                self.placing.is_unsaved = true;
+                self.placing.is_outdated |= self.view.places_otherwise(&before);
             }
-            let own = self.out.sends.iter().position(|(to, _)| *to == self.own);
-            let Some((_, message)) = own.and_then(|at| self.out.sends.remove(at)) else { break };
+            if self.placing.due_ns <= now.monotonic_ns {
+                self.catch_up(now);
+            }
+            let Some(message) = self.out.loops.pop_front() else { break };
             self.dispatch(now, self.own, message);
         }
     }
 
+    /// Has changes of members take effect.
+    fn catch_up(&mut self, now: Now) {
+        if !self.placing.is_due() {
+            return;
+        }
+        let count = self.members.entries().count() as u64;
+        let pause_ms = count.saturating_mul(REPLACE_PER_MEMBER_MS).min(REPLACE_AFTER_MAX_MS);
+        self.placing.due_ns = now.monotonic_ns + pause_ms * 1_000_000;
+        if self.placing.is_outdated {
+            self.replace();
+            self.replace_background();
+        }
+        (self.placing.is_outdated, self.placing.is_unsaved) = (false, false);
+        self.save(now);
+    }
+
     /// Finds out anew what it should hold.
     fn replace(&mut self) {
-        let placed = self.members.placed();
-        self.mine = responsibility(&self.own, &placed, self.settings.replicas);
+        self.mine = responsibility(&self.own, &self.view.placed, self.settings.replicas);
     }
 
     fn save(&mut self, now: Now) -> Ticket {
@@ -504,10 +574,18 @@ impl ClusterNode {
         self.contact_ms = now.clock_ms;
         if absent_ms > self.settings.tombstone_grace_ms && !is_alone {
             self.counters.discarded_all += 1;
-            self.held = PrefixSet::default();
-            self.members.set_phase(Phase::Joining);
+            self.begin_anew();
             self.save(now);
             self.out.ask_store(StoreRequest::DiscardAll);
+        }
+    }
+
+    /// What it holds may be old: it is to be filled again. Who leaves goes on with that, and hands
+    /// over what it has.
+    fn begin_anew(&mut self) {
+        self.held = PrefixSet::default();
+        if self.members.own().phase != Phase::Leaving {
+            self.members.set_phase(Phase::Joining);
         }
     }
 
@@ -540,14 +618,18 @@ impl ClusterNode {
         attempt: u32,
         message: Option<PeerMessage>,
     ) {
-        let Some(mut command) = self.commands.remove(&id) else { return };
+        let Some(command) = self.commands.get_mut(&id) else { return };
         let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
-        let outcome = match &mut command {
+        let outcome = match command {
             Command::Write(write) => {
                 let put = match message {
                     Some(PeerMessage::PutDone { outcome, .. }) => Some(outcome),
                     _ => None,
                 };
+                let is_taken = matches!(put, Some(PutOutcome::Applied { .. }));
+                if is_taken && from != self.own {
+                    self.proven_ms = Some(ahead_ms(now) + CLOCK_STEP_MS);
+                }
                 if let Some(stored) = write.on_answer(from, attempt, put, &mut step) {
                     self.clock.witness(stored);
                     let version = self.clock.next(now.clock_ms);
@@ -575,31 +657,33 @@ impl ClusterNode {
                 read.decide(&mut step)
             }
             Command::Scan(scan) => {
-                scan.on_answer(from, message, &mut step);
+                scan.on_answer(from, attempt, message, &mut step);
                 scan.decide()
             }
         };
-        self.after_answer(id, command, outcome);
+        self.after_answer(id, outcome);
     }
 
-    fn after_answer(&mut self, id: CommandId, mut command: Command, outcome: Option<Outcome>) {
+    fn after_answer(&mut self, id: CommandId, outcome: Option<Outcome>) {
         let is_written = matches!(outcome, Some(Outcome::Written { .. }));
         let is_decided = outcome.is_some();
         if let Some(outcome) = outcome {
             self.decided(id, outcome);
         }
-        match &mut command {
-            Command::Write(write) if write.is_told && (is_written || !is_decided) => {
-                let is_over = write.is_over();
-                if write.take_copies().is_some() || is_over {
-                    self.copied(id, write, is_over);
-                }
-                if !is_over {
-                    self.commands.insert(id, command);
-                }
+        let mut is_over = is_decided;
+        if let Some(Command::Write(write)) = self.commands.get_mut(&id)
+            && write.is_told
+            && (is_written || !is_decided)
+        {
+            is_over = write.is_over();
+            if write.take_copies().is_some() || is_over {
+                let copies = write.copies();
+                let (command, is_last) = (id, is_over);
+                self.events.push_back(ClusterEvent::Copied { command, copies, is_last });
             }
-            _ if is_decided => self.forget_queries(id),
-            _ => drop(self.commands.insert(id, command)),
+        }
+        if is_over {
+            self.commands.remove(&id);
         }
     }
 
@@ -608,10 +692,24 @@ impl ClusterNode {
         self.events.push_back(ClusterEvent::Copied { command, copies, is_last });
     }
 
-    fn forget_queries(&mut self, id: CommandId) {
-        let is_its = |owner: &Owner| matches!(owner, Owner::Command(other, _) if *other == id);
-        self.queries.0.retain(|_, (owner, _)| !is_its(owner));
+    /// Forgets queries without answer whose commands are over; looking through all of them for
+    /// each command would cost more than the commands.
+    fn sweep(&mut self, now: Now) {
+        if now.monotonic_ns < self.sweep_at_ns {
+            return;
+        }
+        self.sweep_at_ns = now.monotonic_ns + SWEEP_EVERY_NS;
+        let commands = &self.commands;
+        self.queries.0.retain(|_, (owner, _)| match owner {
+            Owner::Command(id, _) => commands.contains_key(id),
+            _ => true,
+        });
     }
+}
+
+/// How far the clock is ahead of the monotonic one.
+fn ahead_ms(now: Now) -> u64 {
+    now.clock_ms.saturating_sub(now.monotonic_ns / 1_000_000)
 }
 
 fn step<'a>(

@@ -1,12 +1,15 @@
 //! Two cores and what is between them.
 
 use super::*;
+use crate::cluster::message::Sum;
 use crate::cluster::store::{ModelStore, execute};
 
 const MS: u64 = 1_000_000;
 
 struct Pair {
     now: Now,
+    /// How far the clock of the second one is ahead.
+    ahead_ms: u64,
     nodes: [(ClusterNode, ModelStore); 2],
 }
 
@@ -27,7 +30,7 @@ impl Pair {
             };
             (ClusterNode::new(start, now), ModelStore::default())
         };
-        let mut pair = Self { now, nodes: [node(1), node(2)] };
+        let mut pair = Self { now, ahead_ms: 0, nodes: [node(1), node(2)] };
         for (index, other) in [(0, 2_u8), (1, 1)] {
             let address = Bytes::from(format!("127.0.0.1:{other}"));
             pair.nodes[index].0.add_contact(now, NodeId([other; 20]), address);
@@ -35,11 +38,17 @@ impl Pair {
         pair
     }
 
+    fn now_of(&self, index: usize) -> Now {
+        let ahead_ms = if index == 1 { self.ahead_ms } else { 0 };
+        Now { clock_ms: self.now.clock_ms + ahead_ms, ..self.now }
+    }
+
     /// Hands everything over until nothing is left; loses what `is_lost` says.
     fn settle(&mut self, is_lost: &mut impl FnMut(&PeerMessage) -> bool) {
-        let (now, mut has_moved) = (self.now, true);
+        let mut has_moved = true;
         while std::mem::take(&mut has_moved) {
             for from in 0..2 {
+                let (now, then) = (self.now_of(from), self.now_of(1 - from));
                 let (node, store) = &mut self.nodes[from];
                 while let Some((ticket, request)) = node.poll_store() {
                     let answer = execute(store, request, now.clock_ms);
@@ -53,7 +62,7 @@ impl Pair {
                         continue;
                     }
                     let sender = self.nodes[from].0.id();
-                    self.nodes[1 - from].0.handle_message(now, sender, message);
+                    self.nodes[1 - from].0.handle_message(then, sender, message);
                 }
             }
         }
@@ -66,7 +75,7 @@ impl Pair {
         while self.now.monotonic_ns < until_ns {
             self.now.clock_ms += 50;
             self.now.monotonic_ns += 50 * MS;
-            self.nodes.iter_mut().for_each(|(node, _)| node.handle_time(self.now));
+            self.handle_time();
             self.settle(&mut is_lost);
             let (node, _) = &self.nodes[1];
             if node.members().own().phase == Phase::Full && node.pending().is_empty() {
@@ -75,6 +84,132 @@ impl Pair {
         }
         false
     }
+}
+
+impl Pair {
+    fn handle_time(&mut self) {
+        for index in 0..2 {
+            let now = self.now_of(index);
+            self.nodes[index].0.handle_time(now);
+        }
+    }
+
+    /// Lets time pass in small steps, and loses what `is_lost` says.
+    fn run(&mut self, ms: u64, mut is_lost: impl FnMut(&PeerMessage) -> bool) {
+        for _ in 0..ms / 50 {
+            self.now.clock_ms += 50;
+            self.now.monotonic_ns += 50 * MS;
+            self.handle_time();
+            self.settle(&mut is_lost);
+        }
+    }
+
+    /// Writes at one of them. What became of it, if it is decided at once.
+    fn write(&mut self, index: usize, value: &'static str) -> Option<Outcome> {
+        let (user_key, value) =
+            (Bytes::from_static(b"k"), Some(Bytes::from_static(value.as_ref())));
+        let now = self.now_of(index);
+        let (node, _) = &mut self.nodes[index];
+        let id = node.write(now, WriteCommand { user_key, value, expiry_ms: 0 });
+        self.settle(&mut |_| false);
+        let (node, _) = &mut self.nodes[index];
+        let events = std::iter::from_fn(|| node.poll_event());
+        let mut decided = events.filter_map(|event| match event {
+            ClusterEvent::Decided { command, outcome } if command == id => Some(outcome),
+            _ => None,
+        });
+        decided.next()
+    }
+}
+
+/// The node that is ahead kept its own copy of what the others had refused: above all that they
+/// wrote, until its time had come.
+#[test]
+fn a_clock_far_ahead_leaves_nothing_that_stands_in_the_way_of_later_writes() {
+    for has_written_before in [false, true] {
+        let mut pair = Pair::new();
+        assert!(pair.joins_within(3_000, |_| false));
+        if has_written_before {
+            assert!(matches!(pair.write(1, "old"), Some(Outcome::Written { copies: 2, .. })));
+        }
+        pair.ahead_ms = 3_600_000;
+        assert_eq!(pair.write(1, "ahead"), Some(Outcome::ClockAhead));
+        for value in ["new", "newer"] {
+            let outcome = pair.write(0, value);
+            assert!(matches!(outcome, Some(Outcome::Written { copies: 2, .. })), "{outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn queries_without_answer_are_forgotten_with_their_commands() {
+    let mut pair = Pair::new();
+    assert!(pair.joins_within(3_000, |_| false));
+    pair.nodes[0].0.read(pair.now, b"k", Consistency::Majority);
+    let (node, _) = &mut pair.nodes[0];
+    while node.poll_send().is_some() {}
+    assert!(node.under_way() > 0);
+    pair.run(6_000, |_| false);
+    assert_eq!(pair.nodes[0].0.commands.len(), 0);
+    let is_of_command = |owner: &Owner| matches!(owner, Owner::Command(..));
+    let queries = pair.nodes[0].0.queries.0.values();
+    assert_eq!(queries.filter(|(owner, _)| is_of_command(owner)).count(), 0);
+}
+
+/// One of many nodes, that knows all others and hears nothing.
+#[test]
+fn a_settled_node_of_many_looks_through_few_ranges() {
+    let mut rng = Rng::with_seed(7);
+    let ids: Vec<NodeId> = (0..200).map(|_| NodeId::random(&mut rng)).collect();
+    let (phase, standing) = (Phase::Full, Standing::Alive);
+    let entry = |node: &NodeId| MemberEntry {
+        node: *node,
+        address: Bytes::new(),
+        incarnation: 1,
+        phase,
+        standing,
+    };
+    let held = responsibility(&ids[0], &ids, 3);
+    let members = ids.iter().map(entry).collect();
+    let mut now = Now { clock_ms: 1_000_000, monotonic_ns: 1 };
+    let start = Start {
+        node: ids[0],
+        address: Bytes::new(),
+        settings: ClusterSettings::default(),
+        is_founder: false,
+        state: Some(ClusterState { contact_ms: now.clock_ms, held, members }),
+        version_max: Version::default(),
+        seed: 1,
+        mutation: Mutation::Nothing,
+    };
+    let (mut node, mut store) = (ClusterNode::new(start, now), ModelStore::default());
+    let (mut walks, mut sums) = (0, BTreeMap::<NodeId, usize>::new());
+    for _ in 0..10 {
+        now.monotonic_ns += 50 * MS;
+        node.handle_time(now);
+        let mut has_moved = true;
+        while std::mem::take(&mut has_moved) {
+            while let Some((ticket, request)) = node.poll_store() {
+                has_moved = true;
+                walks += usize::from(matches!(request, StoreRequest::Walk { .. }));
+                let answer = execute(&mut store, request, now.clock_ms);
+                node.handle_store(now, ticket, answer);
+            }
+            while let Some((to, message)) = node.poll_send() {
+                let PeerMessage::Sums { request, prefix } = message else { continue };
+                has_moved = true;
+                *sums.entry(to).or_default() += 1;
+                let sums = vec![Sum::default(); prefix.parts().len()];
+                node.handle_message(now, to, PeerMessage::SumsAre { request, sums });
+            }
+        }
+    }
+    // Each range with each of its holders, and beside that what is outside, once.
+    let compared: usize = sums.values().sum();
+    let planned = node.shared_ranges();
+    assert_eq!(sums.keys().collect::<Vec<_>>(), planned.keys().collect::<Vec<_>>());
+    assert_eq!(compared, planned.values().map(PrefixSet::len).sum::<usize>());
+    assert!(walks - compared < 100, "{walks} walks, {compared} comparisons");
 }
 
 #[test]

@@ -93,6 +93,10 @@ pub(super) fn error_of(outcome: &Outcome) -> &'static [u8] {
     match outcome {
         Outcome::Loading => LOADING,
         Outcome::KeyConflict => b"ERR another key has the same SHA-1 id; this key cannot be stored",
+        Outcome::ClockAhead => {
+            b"NOREPLICAS the clock of this node is too far ahead: other nodes refuse what it \
+              writes; set the clock, or write through another node"
+        }
         Outcome::NotReady => {
             b"NOTREADY no majority of the key's nodes has been filled yet; try again in a moment"
         }

@@ -175,13 +175,15 @@ impl Commands {
     fn begin_part(&mut self, core: &mut ClusterNode, now: Now, part: PartId) {
         let Some(running) = self.running.get(&part.0) else { return };
         let (user_key, action) = &running.plan.parts[part.1];
-        let key = Key::of(user_key);
-        if let Some(waiting) = self.locks.get_mut(&key) {
+        let locks = action.needs_old() && action.changes();
+        // A hash for nothing would be a good part of what a command costs.
+        let key = (locks || !self.locks.is_empty()).then(|| Key::of(user_key));
+        if let Some(waiting) = key.and_then(|key| self.locks.get_mut(&key)) {
             waiting.push_back(part);
             return;
         }
         if action.needs_old() {
-            if action.changes() {
+            if let Some(key) = key.filter(|_| locks) {
                 self.locks.insert(key, VecDeque::new());
             }
             let reads = if action.changes() { Consistency::Majority } else { self.reads };
@@ -194,7 +196,9 @@ impl Commands {
     }
 
     fn write(&mut self, core: &mut ClusterNode, now: Now, part: PartId, command: WriteCommand) {
-        self.copies.on_write(&Key::of(&command.user_key), now.monotonic_ns);
+        if self.reads == Consistency::One {
+            self.copies.on_write(&Key::of(&command.user_key), now.monotonic_ns);
+        }
         let id = core.write(now, command);
         self.parts.insert(id, (part, Stage::Writing, now.monotonic_ns));
         if let Some(running) = self.running.get(&part.0) {
@@ -241,7 +245,9 @@ impl Commands {
                 }
             }
             (Stage::Writing, Outcome::Written { .. }) => {
-                self.copies.on_write(&Key::of(user_key), now.monotonic_ns);
+                if self.reads == Consistency::One {
+                    self.copies.on_write(&Key::of(user_key), now.monotonic_ns);
+                }
                 running.parts[part.1].has_changed = true;
             }
             (_, outcome) => running.error = Some(error_of(&outcome)),

@@ -1,6 +1,7 @@
 //! [`Listings`]: SCAN over the whole cluster, and DBSIZE of this node.
 //!
-//! SCAN asks the core for pages in the order of key ids until it has looked at enough keys. Its
+//! SCAN asks the core for pages in the order of key ids until it has looked at enough keys: of more
+//! and more parts of the key space at a time, as long as there are few keys in them. Its
 //! cursor is the first 8 bytes of the id to go on from, as on a single node: it means the same on
 //! every node of the cluster, and after restarts.
 //!
@@ -25,6 +26,9 @@ use crate::resp::glob;
 /// Pages that one SCAN asks for: where there are few keys, it ends with fewer than it was to look
 /// at.
 const PAGES_PER_SCAN_MAX: usize = 64;
+/// Parts of the key space that a page asks about at the same time, once the parts before had too
+/// few keys: beginning with one, twice as many each time.
+const REGIONS_PER_PAGE_MAX: usize = 16;
 /// Bytes of keys after which a SCAN ends, too.
 const SCANNED_BYTES_MAX: usize = 1 << 20;
 /// Keys that DBSIZE counts at a time.
@@ -42,6 +46,8 @@ struct Scanning {
     hides_all: bool,
     looked: usize,
     pages: usize,
+    /// Of so many parts the next page is.
+    regions: usize,
     names: Vec<Bytes>,
     bytes: usize,
 }
@@ -70,6 +76,7 @@ impl Scanning {
             hides_all: scan.kind.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string")),
             looked: 0,
             pages: 0,
+            regions: 1,
             names: Vec::new(),
             bytes: 0,
         }
@@ -88,6 +95,7 @@ impl Scanning {
     fn take(&mut self, looked: usize, names: Vec<Bytes>, next: Option<Key>) -> Option<u64> {
         self.pages += 1;
         self.looked += looked;
+        self.regions = (self.regions * 2).min(REGIONS_PER_PAGE_MAX);
         // A cursor is the beginning of an id, so a reply stops where one begins.
         let rounded = next.map(|next| cursor_key(cursor_of(&next)));
         let at_cursor = rounded.is_none_or(|rounded| rounded > self.from);
@@ -122,7 +130,7 @@ impl Listings {
         scan: &command::Scan<'_>,
     ) {
         let scanning = Scanning::new(scan);
-        let id = core.list(now, scanning.from, scanning.wanted());
+        let id = core.list(now, scanning.from, scanning.wanted(), scanning.regions);
         self.scans.insert(id, (token, scanning));
     }
 
@@ -142,7 +150,7 @@ impl Listings {
         if let Some(cursor) = scanning.take(looked, names, next) {
             return Ok(Some((token, Answer::Page(cursor, scanning.names))));
         }
-        let id = core.list(now, scanning.from, scanning.wanted());
+        let id = core.list(now, scanning.from, scanning.wanted(), scanning.regions);
         self.scans.insert(id, (token, scanning));
         Ok(None)
     }

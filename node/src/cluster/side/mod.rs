@@ -147,6 +147,8 @@ pub struct ClusterSide {
     /// Who waits until the node has left.
     leaving: Vec<PeerToken>,
     listening: bool,
+    /// When the nodes that were named are tried again, if nobody is up.
+    seek_at: Monotonic,
     now: Monotonic,
     requests: VecDeque<Request>,
 }
@@ -177,6 +179,7 @@ impl ClusterSide {
             listings: Listings::default(),
             leaving: Vec::new(),
             listening: true,
+            seek_at: now,
             now,
             requests: VecDeque::new(),
         }
@@ -235,12 +238,18 @@ impl ClusterSide {
         self.core = Some(core);
     }
 
-    /// Links to the nodes that were named, and tells the way to those that were known.
-    fn find_others(&mut self, state: Option<&ClusterState>) {
+    /// Links to the nodes that were named.
+    fn find_seeds(&mut self) {
         let own = self.options.address;
         for seed in self.options.bootstrap.iter().filter(|seed| **seed != own) {
             self.links.connect(self.now, None, *seed);
         }
+        self.seek_at = self.now.plus_millis(self.options.settings.gossip_every_ms);
+    }
+
+    /// Links to the nodes that were named, and tells the way to those that were known.
+    fn find_others(&mut self, state: Option<&ClusterState>) {
+        self.find_seeds();
         let members = state.map(|state| &state.members[..]).unwrap_or_default();
         for member in members.iter().filter(|member| member.node != self.options.node) {
             if let Some(address) = parse(&member.address) {
@@ -308,6 +317,10 @@ impl ClusterSide {
             && core.deadline_ns() <= now.monotonic_ns
         {
             core.handle_time(now);
+        }
+        // There may be others than before where those were that it had links to.
+        if self.seek_at <= self.now && self.core.as_ref().is_some_and(sees_nobody) {
+            self.find_seeds();
         }
         loop {
             let Some(core) = &mut self.core else { return };
@@ -380,8 +393,11 @@ impl ClusterSide {
         }
         while let Some((to, message)) = core.poll_send() {
             has_moved = true;
-            let entry = core.members().entry(&to);
-            if let Some(address) = entry.and_then(|entry| parse(&entry.address)) {
+            // Where it is matters only when a link is to be made.
+            if !self.links.has_link(&to)
+                && let Some(entry) = core.members().entry(&to)
+                && let Some(address) = parse(&entry.address)
+            {
                 self.links.learn(to, address);
             }
             self.links.send(self.now, to, message);
@@ -523,6 +539,13 @@ impl PeerSide for ClusterSide {
     fn is_ready(&self) -> bool {
         self.knows_cluster()
     }
+}
+
+/// Whether no other node is up, as far as a node knows.
+fn sees_nobody(core: &ClusterNode) -> bool {
+    let members = core.members();
+    let mut others = members.known().filter(|entry| entry.node != core.id());
+    !others.any(|entry| members.is_up(&entry.node))
 }
 
 fn parse(address: &Bytes) -> Option<SocketAddr> {

@@ -189,7 +189,10 @@ impl Io for PreadIo {
             Request::CancelConnect(attempt) => {
                 self.network.cancel_connect(attempt, registry, ready);
             }
-            Request::Receive(connection) => self.network.receive(connection, ready),
+            Request::Receive(connection) => self.network.receive(connection, None, ready),
+            Request::ReceiveInto(connection, room) => {
+                self.network.receive(connection, Some(room), ready);
+            }
             Request::Send(connection, parts) => self.network.send(connection, parts, ready),
             Request::Close(connection) => self.network.close(connection, registry, ready),
             Request::StopListening(listener) => {
@@ -204,6 +207,7 @@ impl Io for PreadIo {
             Request::Attach(listener, socket) => {
                 self.network.attach(listener, socket, registry, ready);
             }
+            Request::Ring(bell) => bell.ring(),
             Request::Watch(wake) => {
                 let fd = wake.as_fd().as_raw_fd();
                 let watched = ioctl_fionbio(&wake, true)

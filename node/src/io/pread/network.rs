@@ -24,7 +24,9 @@ use crate::io::sockets::{
     self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS,
 };
-use crate::io::{AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, clock};
+use crate::io::{
+    AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, ReceiveRoom, clock,
+};
 
 /// Parts of one sendmsg(2) at most (IOV_MAX).
 const GATHER_MAX: usize = 1024;
@@ -70,8 +72,24 @@ struct Attempt {
 #[derive(Debug)]
 struct Connection {
     socket: OwnedFd,
-    receiving: bool,
+    receiving: Receiving,
     sending: Option<Sending>,
+}
+
+/// What a receive that has not ended yet is to fill.
+#[derive(Debug)]
+enum Receiving {
+    /// There is none.
+    Nothing,
+    /// A buffer of the driver's.
+    Buffer,
+    Room(ReceiveRoom),
+}
+
+impl Receiving {
+    fn is_under_way(&self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
 }
 
 #[derive(Debug)]
@@ -324,7 +342,7 @@ impl Network {
         }
         // A connection closed earlier in this turn is not found.
         if (event.is_readable() || event.is_read_closed() || event.is_error())
-            && self.connections.get_mut(key).is_some_and(|connection| connection.receiving)
+            && self.connections.get_mut(key).is_some_and(|one| one.receiving.is_under_way())
         {
             self.try_receive(key, ready);
         }
@@ -333,16 +351,22 @@ impl Network {
         }
     }
 
-    pub(super) fn receive(&mut self, id: ConnectionId, ready: &mut Vec<Completion>) {
+    pub(super) fn receive(
+        &mut self,
+        id: ConnectionId,
+        room: Option<ReceiveRoom>,
+        ready: &mut Vec<Completion>,
+    ) {
         let key = SlotKey::from_bits(id.0);
         let connection = self.open(key);
-        assert!(!connection.receiving, "two receives at a time on {id:?}");
-        connection.receiving = true;
+        assert!(!connection.receiving.is_under_way(), "two receives at a time on {id:?}");
+        assert!(room.as_ref().is_none_or(|room| room.left() > 0), "there is room to receive into");
+        connection.receiving = room.map_or(Receiving::Buffer, Receiving::Room);
         self.try_receive(key, ready);
     }
 
     fn try_receive(&mut self, key: SlotKey, ready: &mut Vec<Completion>) {
-        if self.starved.contains(&key) {
+        if self.starved.contains(&key) || self.try_receive_into(key, ready) {
             return;
         }
         if self.lent == usize::from(RECEIVE_BUFFERS) {
@@ -364,17 +388,39 @@ impl Network {
                 return;
             }
             Ok((len, _)) => {
-                connection.receiving = false;
+                connection.receiving = Receiving::Nothing;
                 self.lent += 1;
                 Ok(ReceiveBuffer::new(storage, len, 0))
             }
             Err(errno) => {
-                connection.receiving = false;
+                connection.receiving = Receiving::Nothing;
                 self.free.push(storage);
                 Err(errno.into())
             }
         };
         ready.push(Completion::Received { connection: id(key), result });
+    }
+
+    /// Receives into memory that is lent, if some is. Answers whether some is.
+    fn try_receive_into(&mut self, key: SlotKey, ready: &mut Vec<Completion>) -> bool {
+        let connection = self.open(key);
+        let Receiving::Room(room) = &mut connection.receiving else { return false };
+        let received = loop {
+            match recv(&connection.socket, room.spare_mut(), RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return true,
+                other => break other.map(|((written, _), _)| written.len()),
+            }
+        };
+        let receiving = std::mem::replace(&mut connection.receiving, Receiving::Nothing);
+        let Receiving::Room(mut room) = receiving else { return true };
+        if let Ok(count) = received {
+            // SAFETY: the call has written so many bytes to the front of the spare memory.
+            unsafe { room.advance(count) };
+        }
+        let result = received.map_err(io::Error::from);
+        ready.push(Completion::ReceivedInto { connection: id(key), room, result });
+        true
     }
 
     pub(super) fn release(&mut self, buffer: ReceiveBuffer) {
@@ -425,16 +471,23 @@ impl Network {
         let connection = self.connections.remove(key);
         let connection = connection.expect("no request follows the close of its connection");
         self.starved.retain(|starved| *starved != key);
-        if connection.receiving {
-            let result = Err(sockets::closed_here());
-            ready.push(Completion::Received { connection: id, result });
+        match connection.receiving {
+            Receiving::Nothing => {}
+            Receiving::Buffer => {
+                let result = Err(sockets::closed_here());
+                ready.push(Completion::Received { connection: id, result });
+            }
+            Receiving::Room(room) => {
+                let result = Err(sockets::closed_here());
+                ready.push(Completion::ReceivedInto { connection: id, room, result });
+            }
         }
         if connection.sending.is_some() {
             let result = Err(sockets::closed_here());
             ready.push(Completion::Sent { connection: id, result });
         }
         unwatch(registry, &connection.socket);
-        drop(connection);
+        drop(connection.socket);
         ready.push(Completion::Closed(id));
         // The descriptor it frees may be the one that accepting waits for.
         for listener in self.listeners.values_mut() {
@@ -452,7 +505,7 @@ impl Network {
     ) {
         let connection = self.connections.remove(SlotKey::from_bits(id.0));
         let connection = connection.expect("a connection that is given up is there");
-        let idle = !connection.receiving && connection.sending.is_none();
+        let idle = !connection.receiving.is_under_way() && connection.sending.is_none();
         assert!(idle, "nothing has been requested for {id:?}");
         unwatch(registry, &connection.socket);
         ready.push(Completion::Detached { connection: id, socket: connection.socket });
@@ -540,7 +593,8 @@ fn watch(
     socket: OwnedFd,
 ) -> io::Result<SlotKey> {
     let fd = socket.as_raw_fd();
-    let key = connections.insert(Connection { socket, receiving: false, sending: None });
+    let receiving = Receiving::Nothing;
+    let key = connections.insert(Connection { socket, receiving, sending: None });
     let token = usize::try_from(key.to_bits()).expect("a 64-bit system");
     let interest = Interest::READABLE | Interest::WRITABLE;
     if let Err(error) = registry.register(&mut SourceFd(&fd), Token(token), interest) {

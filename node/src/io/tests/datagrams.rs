@@ -329,7 +329,8 @@ fn burst_beyond_the_kernels_queue_is_counted<D: Driver>() {
         count + rig.io.datagram_statistics().overflowed == BURST
     });
     let overflowed = rig.io.datagram_statistics().overflowed;
-    assert!(overflowed > 0 && count > 0, "{overflowed} of {BURST} were dropped");
+    assert!(count > 0, "all were dropped");
+    assert!(overflowed > 0 || D::RECEIVES_UNASKED, "none of {BURST} was dropped");
     rig.close_udp(SOCKET);
     assert_eq!(rig.io.datagram_statistics().overflowed, overflowed, "counted once");
     let address = rig.bind(1000);

@@ -10,6 +10,9 @@ mod datagrams;
 mod device;
 mod directory;
 mod disk;
+mod fewest;
+mod into;
+mod mail;
 mod network;
 mod ring;
 mod runtime;
@@ -38,6 +41,9 @@ const LISTENER: ListenerId = ListenerId(0);
 
 /// How the suite makes a driver and looks into it.
 trait Driver: Io + Sized {
+    /// Whether the kernel may do its work while the thread is busy elsewhere.
+    const RECEIVES_UNASKED: bool = false;
+
     fn open(directory: DataDirectory, handle_signals: bool) -> Option<Self>;
     /// Connections and requests the driver still knows of, those of a listener not counted.
     fn things_held(&self) -> usize;
@@ -100,11 +106,16 @@ fn driver_or_excuse<D>(driver: Result<D, ProbeError>) -> Option<D> {
     }
 }
 
-/// Makes three tests of each generic function.
+/// Makes a test of each generic function for each driver.
 macro_rules! on_all_drivers {
     ($($name:ident),* $(,)?) => {
         mod on_uring {
             $(#[test] fn $name() { super::$name::<crate::io::uring::UringIo>(); })*
+        }
+        mod on_uring_with_the_fewest_abilities {
+            $(#[test] fn $name() {
+                super::$name::<crate::io::tests::fewest::FewestUringIo>();
+            })*
         }
         mod on_tokio_uring {
             $(#[test] fn $name() {

@@ -1,10 +1,13 @@
-//! [`ReadRoom`] and [`WriteBytes`]: our buffers as the runtime wants to see them.
+//! [`ReadRoom`], [`WriteBytes`] and [`RoomLeft`]: our memory as the runtime wants to see it.
 //!
 //! The runtime asks for the address when an operation starts and keeps the value until the kernel
-//! has completed it. Both hold an [`IoBuffer`], whose memory never moves while it lives.
+//! has completed it. They hold an [`IoBuffer`] or a [`ReceiveRoom`], whose memory never moves
+//! while it lives.
 
 use tokio_uring::buf::{IoBuf, IoBufMut};
 use wal::disk::IoBuffer;
+
+use crate::io::ReceiveRoom;
 
 /// The part of a buffer that a read is to fill.
 pub(super) struct ReadRoom {
@@ -70,5 +73,36 @@ unsafe impl IoBuf for WriteBytes {
 
     fn bytes_total(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// What is left of the room for a connection's bytes, to be received into.
+pub(super) struct RoomLeft(pub(super) ReceiveRoom);
+
+// SAFETY: the address is that of the room's memory, which stays where it is for as long as the
+// value lives, wherever that is moved; nobody fills it meanwhile, so that it stays the same one.
+unsafe impl IoBuf for RoomLeft {
+    fn stable_ptr(&self) -> *const u8 {
+        self.0.filled().as_ptr().wrapping_add(self.0.filled().len())
+    }
+
+    fn bytes_init(&self) -> usize {
+        0
+    }
+
+    fn bytes_total(&self) -> usize {
+        self.0.left()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl IoBufMut for RoomLeft {
+    fn stable_mut_ptr(&mut self) -> *mut u8 {
+        self.0.spare_mut().as_mut_ptr().cast()
+    }
+
+    unsafe fn set_init(&mut self, len: usize) {
+        // SAFETY: the runtime promises that so many bytes of what it was given are written.
+        unsafe { self.0.advance(len) };
     }
 }

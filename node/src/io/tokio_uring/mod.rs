@@ -285,6 +285,7 @@ impl Io for TokioUringIo {
             }
             Request::CancelConnect(attempt) => self.network.cancel_connect(attempt),
             Request::Receive(connection) => self.network.receive(connection),
+            Request::ReceiveInto(connection, room) => self.network.receive_into(connection, room),
             Request::Send(connection, parts) => self.network.send(connection, parts),
             Request::Close(connection) => self.network.close(connection, ready),
             Request::StopListening(listener) => self.network.stop_listening(listener, ready),
@@ -296,6 +297,7 @@ impl Io for TokioUringIo {
             Request::Detach(connection) => self.network.detach(connection, ready),
             Request::Attach(listener, socket) => self.network.attach(listener, socket, ready),
             Request::Watch(wake) => self.watch(&wake),
+            Request::Ring(bell) => bell.ring(),
         }
     }
 

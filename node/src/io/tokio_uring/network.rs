@@ -21,6 +21,7 @@ use rustix::net::{SocketFlags, sockopt};
 use tokio::io::Interest;
 use tokio_uring::net::{TcpListener, TcpStream};
 
+use super::buffers::RoomLeft;
 use super::turns::{Event, Turns};
 use crate::io::disk_error::is_interruption;
 use crate::io::slots::{SlotKey, Slots};
@@ -28,7 +29,9 @@ use crate::io::sockets::{
     self, ACCEPT_PAUSE_MS, LISTEN_PAUSE_MS, LISTEN_RETRY_MS, Listen, RECEIVE_BUFFER_BYTES,
     RECEIVE_BUFFERS,
 };
-use crate::io::{AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, clock};
+use crate::io::{
+    AttemptId, Completion, ConnectionId, ListenerId, Monotonic, ReceiveBuffer, ReceiveRoom, clock,
+};
 
 /// Parts of one WRITEV at most (IOV_MAX).
 const GATHER_MAX: usize = 1024;
@@ -41,6 +44,7 @@ pub(super) enum NetworkEvent {
     AcceptEnded { listener: ListenerId, error: io::Error },
     ConnectEnded { attempt: SlotKey, result: io::Result<OwnedFd> },
     Received { connection: SlotKey, storage: Vec<u8>, result: io::Result<usize> },
+    ReceivedInto { connection: SlotKey, room: ReceiveRoom, result: io::Result<usize> },
     Sent { connection: SlotKey, result: io::Result<()> },
 }
 
@@ -49,6 +53,7 @@ pub(super) enum Job {
     Accept { listener: ListenerId, socket: Rc<TcpListener> },
     Connect { attempt: SlotKey, socket: OwnedFd, deadline: Monotonic },
     Receive { connection: SlotKey, stream: Rc<TcpStream>, storage: Vec<u8> },
+    ReceiveInto { connection: SlotKey, stream: Rc<TcpStream>, room: ReceiveRoom },
     Send { connection: SlotKey, stream: Rc<TcpStream>, parts: VecDeque<Bytes> },
 }
 
@@ -283,6 +288,9 @@ impl Network {
             NetworkEvent::Received { connection, storage, result } => {
                 self.handle_received(connection, storage, result, ready);
             }
+            NetworkEvent::ReceivedInto { connection, room, result } => {
+                self.handle_received_into(connection, (room, result), ready);
+            }
             NetworkEvent::Sent { connection, result } => {
                 self.handle_sent(connection, result, ready);
             }
@@ -379,6 +387,29 @@ impl Network {
             self.open(key).receive = Receive::Starved;
             self.starved.push_back(key);
         }
+    }
+
+    pub(super) fn receive_into(&mut self, id: ConnectionId, room: ReceiveRoom) {
+        let key = SlotKey::from_bits(id.0);
+        let connection = self.open(key);
+        assert!(connection.receive == Receive::Idle, "two receives at a time on {id:?}");
+        assert!(room.left() > 0, "there is room to receive into");
+        connection.receive = Receive::UnderWay;
+        let stream = Rc::clone(&connection.stream);
+        self.jobs.push(Job::ReceiveInto { connection: key, stream, room });
+    }
+
+    fn handle_received_into(
+        &mut self,
+        key: SlotKey,
+        (room, result): (ReceiveRoom, io::Result<usize>),
+        ready: &mut Vec<Completion>,
+    ) {
+        let connection = self.connections.get_mut(key).expect("a connection outlives its receive");
+        connection.receive = Receive::Idle;
+        let result = if connection.closing { Err(sockets::closed_here()) } else { result };
+        ready.push(Completion::ReceivedInto { connection: id(key), room, result });
+        self.close_if_idle(key, ready);
     }
 
     fn start_receive(&mut self, key: SlotKey) {
@@ -541,6 +572,10 @@ impl Job {
                 let (result, storage) = receive(&stream, storage).await;
                 NetworkEvent::Received { connection, storage, result }
             }
+            Self::ReceiveInto { connection, stream, room } => {
+                let (result, room) = receive_into(&stream, room).await;
+                NetworkEvent::ReceivedInto { connection, room, result }
+            }
             Self::Send { connection, stream, parts } => {
                 let result = send(&stream, parts).await;
                 NetworkEvent::Sent { connection, result }
@@ -615,6 +650,17 @@ async fn receive(stream: &TcpStream, storage: Vec<u8>) -> (io::Result<usize>, Ve
         storage = back;
         if !was_interrupted(&result) {
             return (result, storage);
+        }
+    }
+}
+
+async fn receive_into(stream: &TcpStream, room: ReceiveRoom) -> (io::Result<usize>, ReceiveRoom) {
+    let mut left = RoomLeft(room);
+    loop {
+        let (result, back) = stream.read(left).await;
+        left = back;
+        if !was_interrupted(&result) {
+            return (result, left.0);
         }
     }
 }

@@ -15,6 +15,11 @@
 //!
 //! Every end of a standing receive is ordinary: the next request arms another.
 //!
+//! A [`Request::ReceiveInto`](crate::io::Request::ReceiveInto) gets what is held first, copied. It
+//! has a standing receive cancelled, and gets what that still brings; when it is over, the kernel
+//! receives into the memory itself (`Placing`). A receive that follows takes one buffer and does
+//! not stand, because another long value may come; the one after that stands again.
+//!
 //! Invariants: a connection holds at most what the kernel delivers before it hears of the
 //! cancellation; one that does not ask holds no buffer of the ring's across a turn, so that it
 //! cannot starve others.
@@ -28,13 +33,13 @@ use io_uring::types::CancelBuilder;
 use rustix::io::Errno;
 
 use super::UringIo;
-use super::network::id;
+use super::network::{Network, id};
 use super::op::Op;
 use super::ring::Cqe;
 use crate::io::disk_error::is_interruption;
 use crate::io::slots::SlotKey;
 use crate::io::sockets;
-use crate::io::{Completion, ConnectionId, ReceiveBuffer};
+use crate::io::{Completion, ConnectionId, ReceiveBuffer, ReceiveRoom};
 
 /// Buffers held of a connection that keeps asking; with more, its receive is cancelled until they
 /// have been asked for.
@@ -52,14 +57,37 @@ enum Stand {
     Ending,
     /// It waits for a buffer to be released.
     Starved,
+    /// An op receives once, into memory that is lent.
+    Placing,
+}
+
+/// A request that is not answered.
+#[derive(Debug)]
+enum Wanted {
+    Nothing,
+    /// Whatever comes next.
+    Buffer,
+    /// The same, in this memory. While the kernel has that, the op has it.
+    Room(Option<ReceiveRoom>),
+}
+
+impl Wanted {
+    fn is_something(&self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Nothing)
+    }
 }
 
 /// What is known of a connection's incoming bytes.
 #[derive(Debug)]
 pub(super) struct Inbound {
     stand: Stand,
-    /// Whether a request is unanswered.
-    wanted: bool,
+    wanted: Wanted,
+    /// Whether the last request lent memory.
+    placed: bool,
     /// Whether a request came since the last look at those that hold something.
     asked: bool,
     /// Whether it is among those that are looked at.
@@ -72,7 +100,8 @@ impl Inbound {
     pub(super) const fn new() -> Self {
         Self {
             stand: Stand::Idle,
-            wanted: false,
+            wanted: Wanted::Nothing,
+            placed: false,
             asked: false,
             listed: false,
             held: VecDeque::new(),
@@ -81,11 +110,11 @@ impl Inbound {
 
     /// Whether neither the kernel nor a request keeps the connection.
     pub(super) fn is_over(&self) -> bool {
-        self.stand == Stand::Idle && !self.wanted
+        self.stand == Stand::Idle && !self.wanted.is_something()
     }
 
     pub(super) fn is_in_kernel(&self) -> bool {
-        matches!(self.stand, Stand::Standing(_) | Stand::Ending)
+        matches!(self.stand, Stand::Standing(_) | Stand::Ending | Stand::Placing)
     }
 }
 
@@ -115,6 +144,8 @@ pub struct ReceiveCounters {
     pub paused: u64,
     /// Other ends with bytes to follow: the completion queue was full, or an interruption.
     pub broken_off: u64,
+    /// Bytes that the kernel has put into memory that was lent.
+    pub placed_bytes: u64,
 }
 
 impl UringIo {
@@ -127,29 +158,117 @@ impl UringIo {
     pub(super) fn submit_receive(&mut self, id: ConnectionId) {
         let key = SlotKey::from_bits(id.0);
         let inbound = &mut self.network.open(key).inbound;
-        assert!(!inbound.wanted, "two receives at a time on {id:?}");
+        assert!(!inbound.wanted.is_something(), "two receives at a time on {id:?}");
         inbound.asked = true;
         if let Some(result) = inbound.held.pop_front() {
             self.network.arrivals.handed_out = true;
             self.ready.push(Completion::Received { connection: id, result });
             return;
         }
-        inbound.wanted = true;
+        inbound.wanted = Wanted::Buffer;
         if inbound.stand == Stand::Idle {
             self.arm_receive(key);
         }
     }
 
+    pub(super) fn submit_receive_into(&mut self, id: ConnectionId, room: ReceiveRoom) {
+        let key = SlotKey::from_bits(id.0);
+        let inbound = &mut self.network.open(key).inbound;
+        assert!(!inbound.wanted.is_something(), "two receives at a time on {id:?}");
+        assert!(room.left() > 0, "there is room to receive into");
+        (inbound.asked, inbound.placed) = (true, true);
+        inbound.wanted = Wanted::Room(Some(room));
+        if let Stand::Standing(op) = inbound.stand {
+            inbound.stand = Stand::Ending;
+            self.push_cancel(CancelBuilder::user_data(op.to_bits()));
+        }
+        if !self.network.open(key).inbound.held.is_empty() {
+            self.network.arrivals.handed_out = true;
+            self.place_held(key);
+        } else if self.network.open(key).inbound.stand == Stand::Idle {
+            self.arm_receive(key);
+        }
+    }
+
+    /// Answers a request that lends memory with what is held.
+    fn place_held(&mut self, key: SlotKey) {
+        let Network { connections, buffers, .. } = &mut self.network;
+        let connection = connections.get_mut(key).expect("its request is open");
+        let Inbound { wanted, held, .. } = &mut connection.inbound;
+        let Wanted::Room(Some(mut room)) = wanted.take() else {
+            unreachable!("memory is lent, and no op has it")
+        };
+        let mut count = 0;
+        while room.left() > 0
+            && let Some(Ok(buffer)) = held.front_mut()
+            && !buffer.is_empty()
+        {
+            let copied = room.copy(buffer);
+            count += copied;
+            buffer.skip(copied);
+            if buffer.is_empty()
+                && let Some(Ok(buffer)) = held.pop_front()
+            {
+                buffers.give_back(buffer);
+            }
+        }
+        // The end, or an error, is told when nothing is left before it.
+        let result = match count {
+            0 => held.pop_front().map_or(Ok(0), |end| {
+                end.map(|buffer| {
+                    buffers.give_back(buffer);
+                    0
+                })
+            }),
+            count => Ok(count),
+        };
+        self.ready.push(Completion::ReceivedInto { connection: id(key), room, result });
+    }
+
+    /// Has the kernel receive what is wanted.
     fn arm_receive(&mut self, key: SlotKey) {
         let connection = self.network.open(key);
         let socket = connection.socket.as_raw_fd();
-        let op = self.start(Op::Receive { connection: key, socket });
+        if let Wanted::Room(room) = &mut connection.inbound.wanted {
+            let room = room.take().expect("the memory is not under way");
+            connection.inbound.stand = Stand::Placing;
+            self.start(Op::ReceiveInto { connection: key, socket, room });
+            return;
+        }
+        let standing = !std::mem::take(&mut connection.inbound.placed);
+        let op = self.start(Op::Receive { connection: key, socket, standing });
         self.network.open(key).inbound.stand = Stand::Standing(op);
         self.network.arrivals.counters.armed += 1;
     }
 
+    /// Takes what has come into memory that is lent, or why nothing has.
+    pub(super) fn handle_receive_into(&mut self, key: SlotKey, room: ReceiveRoom, cqe: Cqe) {
+        let mut room = room;
+        let connection = self.network.connections.get_mut(key);
+        let connection = connection.expect("a connection outlives its receive");
+        connection.inbound.stand = Stand::Idle;
+        let result = match cqe.outcome() {
+            _ if connection.closing => Err(sockets::closed_here()),
+            Ok(count) => {
+                // SAFETY: the kernel has written so many bytes to where the entry told it to, the
+                // front of what was left; the op has kept the room as it was.
+                unsafe { room.advance(count) };
+                self.network.arrivals.counters.placed_bytes += count as u64;
+                Ok(count)
+            }
+            Err(errno) if errno == Errno::CANCELED || is_interruption(errno) => {
+                connection.inbound.wanted = Wanted::Room(Some(room));
+                return self.arm_receive(key);
+            }
+            Err(errno) => Err(errno.into()),
+        };
+        connection.inbound.wanted = Wanted::Nothing;
+        self.ready.push(Completion::ReceivedInto { connection: id(key), room, result });
+        self.close_if_idle(key);
+    }
+
     /// Takes an arrival, or why there will be none any more.
-    pub(super) fn handle_receive(&mut self, key: SlotKey, cqe: Cqe) {
+    pub(super) fn handle_receive(&mut self, (key, standing): (SlotKey, bool), cqe: Cqe) {
         let outcome = cqe.outcome();
         let picked = cqueue::buffer_select(cqe.flags);
         let buffers = &mut self.network.buffers;
@@ -174,7 +293,7 @@ impl UringIo {
                 self.network.arrivals.counters.completions += 1;
                 self.arrive(key, Ok(buffer));
                 // The next request arms it again.
-                self.network.arrivals.counters.broken_off += u64::from(cqe.is_last());
+                self.network.arrivals.counters.broken_off += u64::from(cqe.is_last() && standing);
             }
             Err(errno) => {
                 self.network.give_back(buffer);
@@ -191,10 +310,12 @@ impl UringIo {
             errno if is_interruption(errno) => counters.broken_off += 1,
             errno => return self.arrive(key, Err(errno.into())),
         }
-        if !self.network.open(key).inbound.wanted {
+        let wanted = &self.network.open(key).inbound.wanted;
+        if !wanted.is_something() {
             return;
         }
-        if errno == Errno::NOBUFS && !self.network.buffers.has_provided() {
+        let in_buffer = matches!(wanted, Wanted::Buffer);
+        if errno == Errno::NOBUFS && in_buffer && !self.network.buffers.has_provided() {
             self.network.open(key).inbound.stand = Stand::Starved;
             self.network.arrivals.starved.push(key);
         } else {
@@ -205,16 +326,32 @@ impl UringIo {
     /// Gives what came to the request that waits for it, or holds it.
     fn arrive(&mut self, key: SlotKey, result: io::Result<ReceiveBuffer>) {
         let inbound = &mut self.network.open(key).inbound;
-        if std::mem::take(&mut inbound.wanted) {
-            return self.ready.push(Completion::Received { connection: id(key), result });
+        match inbound.wanted {
+            Wanted::Nothing => {}
+            Wanted::Buffer => {
+                inbound.wanted = Wanted::Nothing;
+                return self.ready.push(Completion::Received { connection: id(key), result });
+            }
+            Wanted::Room(_) => {
+                inbound.held.push_back(result);
+                self.place_held(key);
+                return self.list_if_holding(key);
+            }
+        }
+        inbound.held.push_back(result);
+        self.list_if_holding(key);
+    }
+
+    /// Has the next turn look at a connection that holds something.
+    fn list_if_holding(&mut self, key: SlotKey) {
+        let inbound = &mut self.network.open(key).inbound;
+        if inbound.held.is_empty() {
+            return;
         }
         if !std::mem::replace(&mut inbound.listed, true) {
             // Until the next turn begins, there is time to ask.
             inbound.asked = true;
-            inbound.held.push_back(result);
             self.network.arrivals.holding.push(key);
-        } else {
-            inbound.held.push_back(result);
         }
     }
 
@@ -279,15 +416,23 @@ impl UringIo {
         if connection.inbound.is_in_kernel() {
             return;
         }
-        if std::mem::take(&mut connection.inbound.wanted) {
-            let result = Err(sockets::closed_here());
-            self.ready.push(Completion::Received { connection: id(key), result });
-        }
+        let connection_id = id(key);
+        self.ready.extend(match connection.inbound.wanted.take() {
+            Wanted::Buffer => {
+                let result = Err(sockets::closed_here());
+                Some(Completion::Received { connection: connection_id, result })
+            }
+            Wanted::Room(Some(room)) => {
+                let result = Err(sockets::closed_here());
+                Some(Completion::ReceivedInto { connection: connection_id, room, result })
+            }
+            Wanted::Room(None) | Wanted::Nothing => None,
+        });
         self.close_if_idle(key);
     }
 }
 
-impl super::network::Network {
+impl Network {
     fn give_back(&mut self, buffer: Option<ReceiveBuffer>) {
         if let Some(buffer) = buffer {
             self.buffers.give_back(buffer);

@@ -17,6 +17,7 @@
 
 mod address;
 pub(in crate::io) mod arena;
+mod bells;
 mod buffers;
 mod connect;
 mod datagrams;
@@ -41,9 +42,10 @@ use rustix::io::Errno;
 use wal::disk::BufferSource;
 
 pub use self::inbound::ReceiveCounters;
-pub use self::probe::ProbeError;
+pub use self::probe::{Abilities, ProbeError};
 
 use self::arena::{Arena, ArenaBuffers};
+use self::bells::Bells;
 use self::buffers::ReceiveBuffers;
 use self::connect::Attempts;
 use self::datagrams::{DatagramOp, Datagrams};
@@ -65,6 +67,8 @@ use super::{
 
 /// The `user_data` of cancellations, whose own completions say nothing.
 const CANCEL: u64 = 0;
+/// The `user_data` of messages from other rings: this thread has mail.
+const MAIL: u64 = 1;
 /// How often a ring that takes nothing is entered again, a millisecond apart, before it counts as
 /// broken.
 const BUSY_MAX: u32 = 1000;
@@ -82,6 +86,8 @@ pub struct UringOptions {
     pub buffer_bytes: usize,
     /// Whether SIGTERM and SIGINT become [`Completion::Terminate`].
     pub handle_signals: bool,
+    /// How much of the kernel is used.
+    pub abilities: Abilities,
 }
 
 impl Default for UringOptions {
@@ -91,6 +97,7 @@ impl Default for UringOptions {
             receive_buffers: RECEIVE_BUFFERS,
             buffer_bytes: 64 << 20,
             handle_signals: true,
+            abilities: Abilities::Probed,
         }
     }
 }
@@ -106,6 +113,7 @@ pub struct UringIo {
     attempts: Attempts,
     signals: Option<Signals>,
     wake: Option<WakeSocket>,
+    bells: Bells,
     ready: Vec<Completion>,
     drained: Vec<Cqe>,
 }
@@ -116,11 +124,13 @@ impl UringIo {
     /// # Errors
     /// If the kernel allows or offers no ring that will do; the error names cause and remedy.
     pub fn new(directory: DataDirectory, options: UringOptions) -> Result<Self, ProbeError> {
-        let ring = Ring::new(options.entries)?;
+        let ring = Ring::new(options.entries, options.abilities)?;
         let buffers = ReceiveBuffers::register(ring.kernel(), options.receive_buffers)?;
         let arena = Arena::new(options.buffer_bytes).map_err(ProbeError::Other)?;
         arena.register(ring.kernel());
-        let sends_without_copy = probe::sends_without_copy(ring.kernel());
+        let newest = options.abilities == Abilities::Probed;
+        let sends_without_copy = newest && probe::sends_without_copy(ring.kernel());
+        let bells = Bells::new(ring.refused().is_empty() && probe::takes_messages(ring.kernel()));
         let mut driver = Self {
             ring,
             ops: Slots::new(),
@@ -131,6 +141,7 @@ impl UringIo {
             attempts: Attempts::new(),
             signals: None,
             wake: None,
+            bells,
             ready: Vec::new(),
             drained: Vec::new(),
         };
@@ -182,8 +193,10 @@ impl UringIo {
 
     /// Takes one completion to its op.
     fn handle(&mut self, cqe: Cqe) {
-        if cqe.user_data == CANCEL {
-            return;
+        match cqe.user_data {
+            CANCEL => return,
+            MAIL => return self.ready.push(Completion::Woken),
+            _ => {}
         }
         let key = SlotKey::from_bits(cqe.user_data);
         if !cqe.is_last() {
@@ -193,13 +206,19 @@ impl UringIo {
         match op {
             Op::Disk(task) => self.handle_disk(task, cqe),
             Op::Accept { listener, .. } => self.handle_accept(listener, cqe),
-            Op::Receive { connection, .. } => self.handle_receive(connection, cqe),
+            Op::Receive { connection, standing, .. } => {
+                self.handle_receive((connection, standing), cqe);
+            }
+            Op::ReceiveInto { connection, room, .. } => {
+                self.handle_receive_into(connection, room, cqe);
+            }
             Op::Send(task) => self.handle_send(task, cqe),
             Op::SendZeroCopy(send) => self.handle_zero_copy_end(send, cqe),
             Op::CloseSocket { connection, .. } => self.ready.push(Completion::Closed(connection)),
             Op::Connect(op) => self.handle_connect_op(op, cqe),
             Op::Datagram(op) => self.handle_datagram_op(op, cqe),
             Op::Pause { purpose, .. } => self.handle_pause(purpose),
+            Op::Ring(bell) => self.bells.handle_rung(&bell, cqe),
             Op::Wake { socket, buffer } => match cqe.outcome() {
                 // The mailbox has no senders any more.
                 Ok(0) => {}
@@ -233,9 +252,8 @@ impl UringIo {
             Some(&mut Op::Datagram(DatagramOp::Receive { socket, .. })) => {
                 self.handle_datagram(socket, cqe);
             }
-            Some(Op::Receive { connection, .. }) => {
-                let connection = *connection;
-                self.handle_receive(connection, cqe);
+            Some(&mut Op::Receive { connection, standing, .. }) => {
+                self.handle_receive((connection, standing), cqe);
             }
             Some(Op::SendZeroCopy(_)) => self.handle_part_sent(key, cqe),
             _ => unreachable!("no other op completes more than once"),
@@ -258,7 +276,10 @@ impl UringIo {
     fn drain_all(&mut self) -> Drained {
         for entry in self.ring.take_backlog() {
             // The kernel has never heard of these.
-            drop(self.ops.remove(SlotKey::from_bits(entry.get_user_data())));
+            let op = self.ops.remove(SlotKey::from_bits(entry.get_user_data()));
+            if let Some(Op::Ring(bell)) = op {
+                bell.ring();
+            }
         }
         let (mut drained, mut aborted) = (Vec::new(), false);
         for _ in 0..DRAIN_ROUNDS_MAX {
@@ -310,6 +331,9 @@ impl UringIo {
         }
         if cqe.is_last() {
             let op = self.ops.remove(key);
+            if let Some(Op::Ring(bell)) = &op {
+                self.bells.handle_rung(bell, cqe);
+            }
             if let Some(
                 Op::CloseSocket { socket: fd, .. }
                 | Op::Disk(op::DiskTask { step: Step::Close { fd }, .. }),
@@ -333,6 +357,7 @@ impl Io for UringIo {
             }
             Request::CancelConnect(attempt) => self.submit_cancel_connect(attempt),
             Request::Receive(connection) => self.submit_receive(connection),
+            Request::ReceiveInto(connection, room) => self.submit_receive_into(connection, room),
             Request::Send(connection, parts) => self.submit_send(connection, parts),
             Request::Close(connection) => self.submit_close_connection(connection),
             Request::StopListening(listener) => self.submit_stop_listening(listener),
@@ -349,7 +374,9 @@ impl Io for UringIo {
                     self.ready.push(Completion::NotAttached);
                 }
             }
+            Request::Ring(bell) => self.submit_ring(bell),
             Request::Watch(wake) => {
+                self.bells.offer(self.ring.kernel(), &wake);
                 let socket = wake.as_fd().as_raw_fd();
                 self.wake = Some(wake);
                 self.start(Op::Wake { socket, buffer: Box::new([0; 64]) });
@@ -359,7 +386,8 @@ impl Io for UringIo {
 
     fn wait(&mut self, deadline: Option<Monotonic>, done: &mut Vec<Completion>) -> io::Result<()> {
         let before = done.len();
-        if self.look_at_holding() {
+        let may_skip = self.look_at_holding();
+        if may_skip && !self.bells.is_ringing() {
             done.append(&mut self.ready);
             return Ok(());
         }

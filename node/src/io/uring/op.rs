@@ -19,18 +19,21 @@ use rustix::net::{SendFlags, SocketFlags};
 use wal::disk::{Durability, FileId, IoBuffer, OpenMode, RequestId};
 
 use super::arena::Arena;
+use super::bells;
 use super::buffers::GROUP;
 use super::connect::ConnectOp;
 use super::datagrams::DatagramOp;
 use super::outbound::ZeroCopySend;
 use crate::io::directory::{DataDirectory, directory_flags};
+use crate::io::mailbox::Bell;
 use crate::io::mapping::{Mapping, Populate};
 use crate::io::slots::SlotKey;
-use crate::io::{ConnectionId, DiskOwner, ListenerId, SocketId};
+use crate::io::sockets::RECEIVE_BUFFER_BYTES;
+use crate::io::{ConnectionId, DiskOwner, ListenerId, ReceiveRoom, SocketId};
 
 /// Parts of one SENDMSG at most (IOV_MAX).
 const GATHER_MAX: usize = 1024;
-/// Bytes of one SEND at most: its length has 31 bits.
+/// Bytes of one SEND or RECV at most: its length has 31 bits.
 const SEND_BYTES_MAX: usize = 1 << 30;
 /// MSG_WAITALL: the kernel goes on after a short send; a signal or an error can still end it early.
 pub(super) const MSG_WAITALL: u32 = 0x100;
@@ -41,8 +44,10 @@ pub(super) enum Op {
     Disk(DiskTask),
     /// Multishot accept.
     Accept { listener: ListenerId, socket: RawFd },
-    /// Multishot receive; the kernel picks a buffer for each arrival.
-    Receive { connection: SlotKey, socket: RawFd },
+    /// Receive, multishot if it is standing; the kernel picks a buffer for each arrival.
+    Receive { connection: SlotKey, socket: RawFd, standing: bool },
+    /// Receive of one arrival into the memory that is lent.
+    ReceiveInto { connection: SlotKey, socket: RawFd, room: ReceiveRoom },
     /// Send of what is left of some parts.
     Send(SendTask),
     /// Send of one part out of registered memory, without a copy; completes twice.
@@ -57,6 +62,8 @@ pub(super) enum Op {
     Pause { time: Box<Timespec>, purpose: Purpose },
     /// Read from the socket the signal handlers write to.
     Signal { socket: RawFd, buffer: Box<[u8; 64]> },
+    /// Message to another thread's ring. The bell keeps that open.
+    Ring(Bell),
     /// Read from the socket that other threads ring at.
     Wake { socket: RawFd, buffer: Box<[u8; 64]> },
 }
@@ -161,13 +168,26 @@ impl Op {
                 let flags = i32::try_from(SocketFlags::CLOEXEC.bits()).expect("a small flag");
                 opcode::AcceptMulti::new(Fd(*socket)).flags(flags).build()
             }
-            Self::Receive { socket, .. } => opcode::RecvMulti::new(Fd(*socket), GROUP).build(),
+            Self::Receive { socket, standing: true, .. } => {
+                opcode::RecvMulti::new(Fd(*socket), GROUP).build()
+            }
+            Self::Receive { socket, .. } => {
+                let len = len_u32(RECEIVE_BUFFER_BYTES);
+                let entry = opcode::Recv::new(Fd(*socket), ptr::null_mut(), len).buf_group(GROUP);
+                entry.build().flags(squeue::Flags::BUFFER_SELECT)
+            }
+            Self::ReceiveInto { socket, room, .. } => {
+                let left = room.spare_mut();
+                let len = len_u32(left.len().min(SEND_BYTES_MAX));
+                opcode::Recv::new(Fd(*socket), left.as_mut_ptr().cast(), len).build()
+            }
             Self::Send(task) => task.entry(),
             Self::SendZeroCopy(send) => send.entry(),
             Self::CloseSocket { socket, .. } => opcode::Close::new(Fd(*socket)).build(),
             Self::Connect(op) => op.entry(),
             Self::Datagram(op) => op.entry(),
             Self::Pause { time, .. } => opcode::Timeout::new(&raw const **time).build(),
+            Self::Ring(bell) => bells::entry(bell),
             Self::Signal { socket, buffer } | Self::Wake { socket, buffer } => {
                 let len = u32::try_from(buffer.len()).expect("64 bytes");
                 opcode::Read::new(Fd(*socket), buffer.as_mut_ptr(), len).build()

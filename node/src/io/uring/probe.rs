@@ -69,6 +69,18 @@ fn switched_off() -> Option<ProbeError> {
     }
 }
 
+/// How much of the kernel the ring uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Abilities {
+    /// All that is found there.
+    #[default]
+    Probed,
+    /// What Linux 6.1 has, the oldest that will do.
+    Linux6_1,
+    /// What the driver cannot do without: not even a set-up flag.
+    Fewest,
+}
+
 /// The operations without which the driver cannot work.
 const OPERATIONS: [(u8, &str); 20] = [
     (opcode::Read::CODE, "READ"),
@@ -116,6 +128,13 @@ pub(super) fn check_abilities(ring: &IoUring) -> Result<(), ProbeError> {
 pub(super) fn sends_without_copy(ring: &IoUring) -> bool {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).is_ok() && probe.is_supported(opcode::SendZc::CODE)
+}
+
+/// Whether the kernel knows messages between rings.
+pub(super) fn takes_messages(ring: &IoUring) -> bool {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).is_ok()
+        && probe.is_supported(opcode::MsgRingData::CODE)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, squeue};
 use rustix::io::Errno;
 
-use super::probe::{ProbeError, check_abilities};
+use super::probe::{Abilities, ProbeError, check_abilities};
 
 /// The completion queue's size over the submission queue's: completions of one turn should fit.
 const COMPLETIONS_PER_SUBMISSION: u32 = 4;
@@ -58,14 +58,14 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Makes a ring with every flag this kernel accepts.
-    pub(super) fn new(entries: u32) -> Result<Self, ProbeError> {
-        let (ring, refused) = build(entries)?;
+    /// Makes a ring with every flag this kernel accepts, of those that may be used.
+    pub(super) fn new(entries: u32, abilities: Abilities) -> Result<Self, ProbeError> {
+        let (ring, refused) = build(entries, abilities)?;
         check_abilities(&ring)?;
         Ok(Self { ring, backlog: VecDeque::new(), refused })
     }
 
-    /// Set-up flags that the kernel refused.
+    /// Set-up flags that the kernel refused, or that were not to be used.
     pub(super) fn refused(&self) -> &[&'static str] {
         &self.refused
     }
@@ -199,8 +199,18 @@ const FLAGS: [Flag; 5] = [
     }),
 ];
 
-fn build(entries: u32) -> Result<(IoUring, Vec<&'static str>), ProbeError> {
-    let mut refused = Vec::new();
+/// How many of these are not to be used: with 6.1, NO_SQARRAY, which is of 6.6.
+const fn withheld(abilities: Abilities) -> usize {
+    match abilities {
+        Abilities::Probed => 0,
+        Abilities::Linux6_1 => 1,
+        Abilities::Fewest => FLAGS.len(),
+    }
+}
+
+fn build(entries: u32, abilities: Abilities) -> Result<(IoUring, Vec<&'static str>), ProbeError> {
+    let withheld = &FLAGS[..withheld(abilities)];
+    let mut refused: Vec<_> = withheld.iter().map(|(name, _)| *name).collect();
     loop {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_clamp().setup_cqsize(entries * COMPLETIONS_PER_SUBMISSION);

@@ -25,7 +25,9 @@ pub(super) fn of(node: &MainlineNode, operations: &Operations, held: u64) -> Vec
     figures.push(ended("done", in_time));
     figures.push(ended("late", late));
     let help = "Operations of clients under way.";
-    figures.push(Figure::gauge("kadring_mainline_operations", help, operations.len() as u64));
+    let under_way = operations.len() as u64;
+    // Not ..._operations: that is what OpenMetrics calls the counter above.
+    figures.push(Figure::gauge("kadring_mainline_operations_under_way", help, under_way));
     figures
 }
 

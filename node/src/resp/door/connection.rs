@@ -9,7 +9,7 @@ use super::activity::CommandKind;
 use super::relay::{Origin, Relayed, Untaken};
 use super::reply_queue::{IDLE_CAPACITY_MAX, ReplyQueue};
 use super::task::TaskId;
-use crate::resp::frame::{Arguments, Parser};
+use crate::resp::frame::{Arguments, OwnArgument, Parser};
 use crate::resp::reply::{Protocol, push_decimal};
 
 /// Where a connection is in its life.
@@ -64,8 +64,8 @@ pub(super) struct Connection {
     /// Whether it goes on next turn, for it has had its share of this one.
     pub(super) yielded: bool,
     pub(super) receiving: bool,
-    /// Whether the present command was put together in the parser's buffer.
-    pub(super) staged: bool,
+    /// How often the present command was copied, but for arguments with memory of their own.
+    pub(super) copies: u64,
     /// Whether the client has finished sending.
     pub(super) ended: bool,
     /// Bytes handed to the driver and not yet taken by the peer's side.
@@ -115,6 +115,15 @@ impl Connection {
     pub(super) fn is_answered(&self) -> bool {
         let has_input = self.parser.buffered() > 0 || self.yielded;
         !has_input && !self.is_blocked() && self.replies.is_empty()
+    }
+
+    /// Counts the copy that a command is kept in that has to be tried again. What little of an
+    /// argument of its own memory was copied before counts as all of it.
+    pub(super) fn note_encoded(&mut self, own: &[OwnArgument]) {
+        if matches!(self.blocked, Blocked::Command(_) | Blocked::Relays(_)) {
+            let of_own = own.iter().map(|own| u64::from(own.copied > 0)).max();
+            self.copies = of_own.unwrap_or(self.copies) + 1;
+        }
     }
 
     pub(super) fn is_blocked(&self) -> bool {

@@ -16,6 +16,7 @@ use crate::resp::command::{
     Command, CommandError, Expire, ExpireBase, ExpireCondition, GetEx, Scan, Set, SetAnswer,
     SetCondition, SetExpiry, Tail,
 };
+use crate::resp::frame::OwnArgument;
 
 /// SCAN's COUNT, if none is given, as in Redis.
 pub(crate) const SCAN_COUNT_DEFAULT: u64 = 10;
@@ -45,6 +46,8 @@ pub(super) enum Outcome {
 pub(super) struct Caller<'a> {
     pub(super) id: ConnectionId,
     pub(super) connection: &'a mut Connection,
+    /// Arguments of the command that have memory of their own.
+    pub(super) own: &'a [OwnArgument],
 }
 
 impl Caller<'_> {
@@ -61,6 +64,17 @@ impl Caller<'_> {
     fn integer(&mut self, wait: Option<Wait>, value: i64) -> Outcome {
         self.reply(wait, |reply| reply.writer().integer(value));
         Outcome::Done
+    }
+
+    /// An argument of the command, if it has memory of its own.
+    fn own(&self, argument: &[u8]) -> Option<&OwnArgument> {
+        self.own.iter().find(|own| std::ptr::eq(&raw const *own.bytes, argument))
+    }
+
+    /// An argument of the command, to keep: copied, unless it has memory of its own.
+    fn keep(&self, argument: &[u8]) -> Bytes {
+        let own = self.own(argument).map(|own| own.bytes.clone());
+        own.unwrap_or_else(|| Bytes::copy_from_slice(argument))
     }
 
     /// Keeps a place for a task's reply.
@@ -93,6 +107,10 @@ pub(super) fn write_error(error: WriteError) -> String {
             .to_owned(),
         WriteError::ReadOnly(error) => format!(
             "MISCONF a disk write has failed ({error}); this node only reads until it is restarted"
+        ),
+        WriteError::NoSegment(error) => format!(
+            "MISCONF no segment can be prepared ({error}); this is tried again each second, and \
+             then writing resumes by itself"
         ),
         WriteError::KeyConflict => {
             "ERR another key has the same SHA-1 id; this key cannot be stored".to_owned()
@@ -187,7 +205,7 @@ impl Door {
             return caller.error(&CommandError::ExpireTime { name: set.name }.message());
         };
         if set.answer == SetAnswer::Old {
-            let (value, condition) = (Bytes::copy_from_slice(set.value), set.condition);
+            let (value, condition) = (caller.keep(set.value), set.condition);
             let change = Change::Replace { value, lifetime, condition };
             return self.change(keyspace, caller, set.key, change);
         }
@@ -220,7 +238,15 @@ impl Door {
         if keyspace.is_staged(&address, set.value.len()) {
             return self.set_large(keyspace, caller, set, expiry_ms);
         }
-        match keyspace.put(&address, set.value, expiry_ms) {
+        let put = match caller.own(set.value) {
+            Some(own) => match keyspace.put_kept(&address, &own.bytes, expiry_ms) {
+                Ok(Effect::Done(Some(lsn))) => Ok(Wait { shard: address.shard, lsn }),
+                Ok(other) => unreachable!("a value that goes into the log is put: {other:?}"),
+                Err(error) => Err(error),
+            },
+            None => keyspace.put(&address, set.value, expiry_ms),
+        };
+        match put {
             Ok(wait) => {
                 self.note_stored(caller, set.value);
                 caller.reply(Some(wait), |reply| match set.answer {
@@ -236,10 +262,15 @@ impl Door {
 
     /// Notes a value's copies: into the parser's buffer, if it did not arrive in one piece; into
     /// the log's frame; and into the memory that reads are answered from. One that is written
-    /// beside the log goes into memory of its own and from there into blocks instead.
+    /// beside the log goes into memory of its own and from there into blocks instead. What was
+    /// received into memory of its own stays there: of that, copies are the frame or the blocks,
+    /// and the bytes that had come before the memory was lent.
     fn note_stored(&self, caller: &Caller<'_>, value: &[u8]) {
         let mut amounts = Amounts::default();
-        amounts.note(value.len(), 2 + u64::from(caller.connection.staged));
+        match caller.own(value) {
+            Some(own) => amounts.note_copied(value.len(), (value.len() + own.copied) as u64),
+            None => amounts.note(value.len(), 2 + caller.connection.copies),
+        }
         self.ledger.add(Path::Set, &amounts);
     }
 
@@ -257,7 +288,7 @@ impl Door {
             SetAnswer::Ok | SetAnswer::Old => PutAnswer::Ok,
         };
         self.note_stored(caller, set.value);
-        let value = Bytes::copy_from_slice(set.value);
+        let value = caller.keep(set.value);
         let key = OwnedKey::new(&keyspace.address(set.key));
         let change = Change::Put { value, expiry_ms, answers };
         let task = self.tasks.change(keyspace, caller.place(), key, change, Get::Missing);
@@ -303,12 +334,10 @@ impl Door {
     ) -> Outcome {
         let (key, change) = match command {
             Command::Increment { key, by } => (key, Change::Increment { by }),
-            Command::Append { key, value } => {
-                (key, Change::Append { value: Bytes::copy_from_slice(value) })
-            }
+            Command::Append { key, value } => (key, Change::Append { value: caller.keep(value) }),
             Command::SetRange { key, offset, value } => {
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-                (key, Change::Overwrite { offset, value: Bytes::copy_from_slice(value) })
+                (key, Change::Overwrite { offset, value: caller.keep(value) })
             }
             Command::GetDel { key } => (key, Change::Delete),
             Command::GetEx(GetEx { key, expiry: Ok(SetExpiry::Keep) }) => {

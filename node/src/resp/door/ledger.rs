@@ -43,11 +43,16 @@ pub(crate) struct Amounts([Amount; CLASSES]);
 impl Amounts {
     /// Notes a value that has been copied so many times.
     pub(crate) fn note(&mut self, len: usize, copies: u64) {
+        self.note_copied(len, len as u64 * copies);
+    }
+
+    /// Notes a value of which so many bytes have been copied.
+    pub(crate) fn note_copied(&mut self, len: usize, copied: u64) {
         let class = CLASS_LEN_MINS.iter().filter(|min| len >= **min).count();
         let amount = &mut self.0[class];
         amount.values += 1;
         amount.bytes += len as u64;
-        amount.copied += len as u64 * copies;
+        amount.copied += copied;
     }
 
     fn add(&mut self, other: &Self) {

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use storage::{Event, ReadId};
 
 use crate::config::{ClientLimits, Password};
-use crate::io::{BufferStatistics, ConnectionId, ReceiveBuffer, Request, SendStatistics};
+use crate::io::{BufferStatistics, ConnectionId, Request, SendStatistics};
 use crate::keyspace::{Keyspace, ShardIndex, ThreadIndex};
 use crate::peer::Figure;
 use crate::resp::command::{Command, CommandError, CommandSpec};
@@ -43,6 +43,7 @@ mod gather;
 mod info;
 mod ledger;
 mod peer;
+mod receive;
 mod relay;
 mod reply_queue;
 mod task;
@@ -279,7 +280,7 @@ impl Door {
             spent: 0,
             yielded: false,
             receiving: false,
-            staged: false,
+            copies: 0,
             ended: false,
             sending: 0,
             authenticated,
@@ -304,52 +305,6 @@ impl Door {
             bulk_bytes_max,
             command_bytes_max: self.limits.input_bytes_max,
             ..ParserLimits::default()
-        }
-    }
-
-    /// Bytes have come, or the client has finished (no bytes), or the connection is broken.
-    /// Returns the buffer for the driver.
-    pub fn handle_received(
-        &mut self,
-        keyspace: &mut Keyspace,
-        id: ConnectionId,
-        result: std::io::Result<ReceiveBuffer>,
-    ) -> Option<ReceiveBuffer> {
-        let Some(mut connection) = self.connections.remove(&id) else {
-            return result.ok();
-        };
-        connection.receiving = false;
-        let buffer = match result {
-            Ok(buffer) if !buffer.is_empty() => {
-                self.counters.received_bytes += buffer.len() as u64;
-                connection.active_ms = keyspace.now().clock_ms;
-                connection.asked_ns.get_or_insert_with(|| keyspace.now().monotonic_ns);
-                self.process(keyspace, id, &mut connection, &buffer);
-                Some(buffer)
-            }
-            Ok(buffer) => {
-                // The client will send no more: what it has asked is still answered.
-                connection.ended = true;
-                self.process(keyspace, id, &mut connection, &[]);
-                Some(buffer)
-            }
-            Err(_) => {
-                self.close(id, &mut connection);
-                None
-            }
-        };
-        self.go_on_receiving(id, &mut connection);
-        self.connections.insert(id, connection);
-        buffer
-    }
-
-    fn go_on_receiving(&mut self, id: ConnectionId, connection: &mut Connection) {
-        let room = connection.parser.buffered() < self.limits.input_bytes_max;
-        let open = connection.phase == Phase::Open && !connection.ended;
-        let takes = connection.origin.is_none() && !connection.yielded;
-        if open && takes && !connection.receiving && room {
-            connection.receiving = true;
-            self.requests.push_back(Request::Receive(id));
         }
     }
 
@@ -387,17 +342,21 @@ impl Door {
                     break;
                 }
                 Parsed::Command(arguments) => {
-                    connection.staged = !arrived.contains(&arguments[0].as_ptr());
+                    // A relayed command was encoded for this thread.
+                    let in_place = arrived.contains(&arguments[0].as_ptr());
+                    connection.copies =
+                        u64::from(!in_place) + u64::from(connection.origin.is_some());
                     let before = connection.replies.len();
                     let outcome = self.dispatch(keyspace, id, connection, &arguments);
                     let bytes = connection.replies.len().saturating_sub(before);
                     connection.spent += cost(&arguments, bytes);
                     self.note_outcome(id, connection, &outcome, || encode(&arguments));
+                    connection.note_encoded(arguments.own());
                     outcome
                 }
                 Parsed::TooLarge(large) => self.refuse_large(id, connection, &large),
                 Parsed::Error(error) => {
-                    Caller { id, connection }.error(&error.message());
+                    Caller { id, connection, own: &[] }.error(&error.message());
                     Outcome::Close
                 }
             };
@@ -426,7 +385,7 @@ impl Door {
             "ERR argument or command of {} bytes is larger than the limit of {} bytes",
             large.declared, large.limit
         );
-        Caller { id, connection }.error(text.as_bytes())
+        Caller { id, connection, own: &[] }.error(text.as_bytes())
     }
 
     /// Checks a command's name, arity and permission, then executes it.
@@ -437,7 +396,7 @@ impl Door {
         connection: &mut Connection,
         arguments: &Arguments<'_>,
     ) -> Outcome {
-        let mut caller = Caller { id, connection };
+        let mut caller = Caller { id, connection, own: arguments.own() };
         let spec = match CommandSpec::find(arguments) {
             Ok(spec) => spec,
             Err(CommandError::CrossProtocol) => {

@@ -15,6 +15,7 @@ use wal::segment::Identity;
 use super::*;
 use crate::config::{Config, DurabilityMode};
 use crate::io::device::{DeviceProbe, SyncMethod};
+use crate::io::{ReceiveBuffer, ReceiveRoom};
 use crate::keyspace::Spread;
 use crate::node::shard_directory;
 use crate::snapshot::{Catalog, SnapshotFacts};
@@ -101,6 +102,8 @@ pub(super) struct Rig {
     /// Reads that have not ended.
     pub(super) held: VecDeque<(ShardIndex, DiskRequest)>,
     pub(super) sent: BTreeMap<ConnectionId, Vec<u8>>,
+    /// Memory that the door has lent to be received into.
+    rooms: BTreeMap<ConnectionId, ReceiveRoom>,
     /// Where the parts of sends lay.
     parts: Vec<Range<usize>>,
     next: u64,
@@ -188,6 +191,7 @@ impl Rig {
             sending: VecDeque::new(),
             held: VecDeque::new(),
             sent: BTreeMap::new(),
+            rooms: BTreeMap::new(),
             parts: Vec::new(),
             next: 0,
         }
@@ -206,8 +210,28 @@ impl Rig {
     }
 
     pub(super) fn receive(&mut self, id: ConnectionId, bytes: &[u8]) {
+        let mut bytes = bytes;
+        while let Some(mut room) = self.lent(id) {
+            let count = room.receive(bytes);
+            self.door.handle_received_into(&mut self.keyspace, id, room, Ok(count));
+            bytes = &bytes[count..];
+            if bytes.is_empty() {
+                return;
+            }
+        }
         let buffer = ReceiveBuffer::new(bytes.into(), bytes.len(), 0);
         drop(self.door.handle_received(&mut self.keyspace, id, Ok(buffer)));
+    }
+
+    /// The memory that the door has lent for the connection, if it has.
+    fn lent(&mut self, id: ConnectionId) -> Option<ReceiveRoom> {
+        let requests = &mut self.door.requests;
+        let is_its =
+            |request: &Request| matches!(request, Request::ReceiveInto(of, _) if *of == id);
+        match requests.iter().position(is_its).and_then(|index| requests.remove(index)) {
+            Some(Request::ReceiveInto(_, room)) => Some(room),
+            _ => self.rooms.remove(&id),
+        }
     }
 
     /// Lets everything happen but reads.
@@ -226,7 +250,7 @@ impl Rig {
 
     /// Lets the cores speak once. Answers whether they had anything to say.
     pub(super) fn go_on(&mut self) -> bool {
-        let Self { keyspace, door, disk, held, sent, messages, sending, parts: seen, .. } = self;
+        let Self { keyspace, door, disk, held, sent, messages, sending, .. } = self;
         let mut moved = false;
         while let Some((shard, event)) = keyspace.poll_event() {
             door.handle_event(keyspace, shard, event);
@@ -245,7 +269,7 @@ impl Rig {
             moved = true;
             match request {
                 Request::Send(id, parts) => {
-                    seen.extend(parts.iter().map(|part| addresses(part)));
+                    self.parts.extend(parts.iter().map(|part| addresses(part)));
                     sent.entry(id).or_default().extend(parts.concat());
                     if self.holds_sends {
                         sending.push_back(id);
@@ -253,6 +277,7 @@ impl Rig {
                         door.handle_sent(keyspace, id, &Ok(()));
                     }
                 }
+                Request::ReceiveInto(id, room) => drop(self.rooms.insert(id, room)),
                 Request::Close(id) => door.handle_closed(id),
                 _ => {}
             }
@@ -370,6 +395,74 @@ fn cached_value_is_sent_from_where_it_is_kept() {
     assert_eq!(rig.ledger("get_cached_from_32k"), "values=5,bytes=720000,copied_by_us=0");
     // Into the frame, and into the memory that reads are answered from.
     assert_eq!(rig.ledger("set_under_32k"), "values=2,bytes=7048,copied_by_us=14096");
+}
+
+/// What was received into memory that the door has lent is what reads are answered with, and is
+/// copied once, into the frame or the blocks.
+#[test]
+fn value_received_into_its_place_is_kept_there() {
+    let mut rig = Rig::with_cache(4 << 20);
+    let id = rig.connect();
+    for (len, is_kept) in [(16_385, true), (40_000, true), (300_000, false)] {
+        let head = format!("*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n${len}\r\nvvv");
+        rig.send(id, head.as_bytes());
+        let place = rig.rooms[&id].filled().as_ptr().addr();
+        assert_eq!(rig.rooms[&id].left(), len - 3 + 2);
+        rig.send(id, &vec![b'v'; 5_000]);
+        rig.send(id, &vec![b'v'; len - 5_003]);
+        assert_eq!(rig.rooms[&id].left(), 2);
+        rig.send(id, b"\r\n");
+        rig.end_all_reads();
+        assert_eq!(rig.replies(id), "+OK\r\n");
+        assert!(rig.rooms.is_empty());
+        if is_kept {
+            assert_eq!(rig.get(id, "key", len), (place..place + len, 0));
+        }
+    }
+    assert_eq!(rig.ledger("set_under_32k"), "values=1,bytes=16385,copied_by_us=16388");
+    assert_eq!(rig.ledger("set_from_32k"), "values=2,bytes=340000,copied_by_us=340006");
+}
+
+/// The words of a command may come to the whole limit: what frames them does not end it.
+#[test]
+fn long_value_is_received_to_its_end_at_the_limit_of_input() {
+    let limits = ClientLimits { input_bytes_max: 100_000, ..Config::default().limits };
+    let mut rig = Rig::of(Spread::on_one_thread(2), limits, 0);
+    let id = rig.connect();
+    let (first, second) = ("a".repeat(50_000), "b".repeat(49_994));
+    let head = format!("*5\r\n$4\r\nMSET\r\n$1\r\na\r\n$50000\r\n{first}\r\n$1\r\nb\r\n");
+    let command = format!("{head}$49994\r\n{second}\r\n");
+    let (most, last) = command.as_bytes().split_at(command.len() - 5);
+    most.chunks(16_384).for_each(|piece| rig.send(id, piece));
+    assert!(most.len() > 100_000 && rig.rooms[&id].left() == 5, "nothing more is received");
+    rig.send(id, last);
+    rig.end_all_reads();
+    assert_eq!(rig.replies(id), "+OK\r\n");
+}
+
+#[test]
+fn client_that_goes_away_takes_the_memory_lent_for_it_along() {
+    let mut rig = Rig::new();
+    for ends in [true, false] {
+        let id = rig.connect();
+        rig.send(id, b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$16000000\r\nv");
+        let mut room = rig.rooms.remove(&id).unwrap();
+        assert_eq!(room.left(), 16_000_001);
+        assert!(rig.door.connections[&id].bytes() < 8192, "an announcement costs memory");
+        room.receive(&[b'v'; 100_000]);
+        let (room, result) = match ends {
+            true => {
+                rig.door.handle_received_into(&mut rig.keyspace, id, room, Ok(100_000));
+                assert!(rig.door.connections[&id].bytes() > 100_000, "what came is not counted");
+                rig.turn();
+                (rig.rooms.remove(&id).unwrap(), Ok(0))
+            }
+            false => (room, Err(std::io::ErrorKind::ConnectionReset.into())),
+        };
+        rig.door.handle_received_into(&mut rig.keyspace, id, room, result);
+        rig.turn();
+        assert!(rig.rooms.is_empty() && rig.door.connections.is_empty());
+    }
 }
 
 #[test]
@@ -580,4 +673,15 @@ fn report_names_shards_whose_disk_has_failed() {
     let mut facts = rig.door.facts(&rig.keyspace, &info::FactsAsked::default());
     facts.shards[1].has_failed = true;
     assert_eq!(rig.door.report(&facts).ills, ["shard 1: a disk write failed"]);
+}
+
+/// Only a failure of the log lasts until a restart, and only then an answer says so.
+#[test]
+fn refused_write_says_whether_it_is_worth_waiting() {
+    let error = DiskError { kind: DiskErrorKind::Io, code: 5 };
+    let of_log = execute::write_error(storage::WriteError::ReadOnly(error));
+    assert!(of_log.starts_with("MISCONF ") && of_log.contains("until it is restarted"), "{of_log}");
+    let of_segment = execute::write_error(storage::WriteError::NoSegment(error));
+    assert!(of_segment.starts_with("MISCONF ") && of_segment.contains("tried again each second"));
+    assert!(!of_segment.contains("restarted"), "{of_segment}");
 }

@@ -4,10 +4,15 @@
 //! place; what is left of an unfinished one is copied into the parser's own buffer and finished
 //! by later pieces, of which only the bytes that the command needs are copied.
 //!
+//! An unfinished argument from `aside_bytes_min` on has memory of its own, made once with its
+//! size: [`Parser::lend`] hands that out to be received into, [`Parser::take_back`] takes it again,
+//! and [`Arguments::own`] tells who asks that the argument need not be copied to be kept.
+//!
 //! Invariants:
 //! - every byte is looked at a bounded number of times, whatever the sizes of the pieces;
 //! - the buffer holds at most one command (bounded by [`ParserLimits`]) and what [`Parser::stash`]
 //!   was given; an idle parser holds next to nothing;
+//! - while an argument aside is not complete, the buffer ends with what comes before it;
 //! - no input panics, and the outcome does not depend on where the pieces are cut.
 //!
 //! Redis 7.0 decides what is accepted, with two deviations: a NUL byte is an ordinary byte in
@@ -15,13 +20,20 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions)]
 
+mod aside;
+#[cfg(test)]
+mod aside_tests;
 mod inline;
 mod request;
 #[cfg(test)]
 mod tests;
 
+pub use aside::OwnArgument;
 pub(crate) use request::integer;
-use request::{Need, Request, Span, Step};
+
+use crate::io::{RECEIVE_BUFFER_BYTES, ReceiveRoom};
+use aside::Aside;
+use request::{BULK_END_BYTES, Need, Request, Span, Step};
 use std::fmt;
 
 /// Buffer capacity that an idle parser keeps.
@@ -46,6 +58,8 @@ pub struct ParserLimits {
     pub command_bytes_max: usize,
     /// Longest inline command or length line, in bytes; more is a protocol error.
     pub inline_bytes_max: usize,
+    /// Shortest argument that gets memory of its own, if it does not come in one piece.
+    pub aside_bytes_min: usize,
 }
 
 impl Default for ParserLimits {
@@ -57,6 +71,7 @@ impl Default for ParserLimits {
             bulk_bytes_declared_max: 512 * MIB,
             command_bytes_max: 64 * MIB,
             inline_bytes_max: 64 * 1024,
+            aside_bytes_min: RECEIVE_BUFFER_BYTES.saturating_add(1),
         }
     }
 }
@@ -166,6 +181,7 @@ pub struct TooLarge {
 pub struct Arguments<'a> {
     bytes: &'a [u8],
     spans: &'a [Span],
+    own: &'a [OwnArgument],
 }
 
 impl<'a> Arguments<'a> {
@@ -180,13 +196,24 @@ impl<'a> Arguments<'a> {
     #[must_use]
     #[inline]
     pub fn get(&self, index: usize) -> Option<&'a [u8]> {
-        self.spans.get(index).and_then(|span| span.of(self.bytes))
+        self.spans.get(index).and_then(|span| self.of(*span))
+    }
+
+    #[inline]
+    fn of(&self, span: Span) -> Option<&'a [u8]> {
+        span.of(self.bytes).or_else(|| Some(&self.own.get(span.aside()?)?.bytes))
+    }
+
+    /// The arguments that have memory of their own.
+    #[must_use]
+    pub fn own(&self) -> &'a [OwnArgument] {
+        self.own
     }
 
     /// Walks over all arguments.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
-        let bytes = self.bytes;
-        self.spans.iter().map(move |span| span.of(bytes).unwrap_or_default())
+        let arguments = *self;
+        self.spans.iter().map(move |span| arguments.of(*span).unwrap_or_default())
     }
 }
 
@@ -239,6 +266,8 @@ pub struct Parser {
     request: Request,
     /// Unquoted arguments of the latest inline command.
     line: Vec<u8>,
+    /// Arguments of the command that have memory of their own.
+    aside: Option<Box<Aside>>,
 }
 
 impl Parser {
@@ -253,6 +282,7 @@ impl Parser {
             consumed: 0,
             request: Request::new(),
             line: Vec::new(),
+            aside: None,
         }
     }
 
@@ -265,7 +295,13 @@ impl Parser {
 
     /// Returns the number of bytes that are kept for later calls.
     #[must_use]
-    pub const fn buffered(&self) -> usize {
+    pub fn buffered(&self) -> usize {
+        let unfinished = self.aside.as_ref().filter(|_| !self.request.is_at_start());
+        let aside = unfinished.map_or(0, |aside| aside.bytes());
+        self.in_buffer().saturating_add(aside)
+    }
+
+    const fn in_buffer(&self) -> usize {
         self.buffer.len().saturating_sub(self.consumed)
     }
 
@@ -273,13 +309,42 @@ impl Parser {
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         let spans = self.request.spans_capacity().saturating_mul(size_of::<Span>());
-        self.buffer.capacity().saturating_add(self.line.capacity()).saturating_add(spans)
+        let aside = self.aside.as_ref().map_or(0, |aside| aside.bytes());
+        let buffers = self.buffer.capacity().saturating_add(self.line.capacity());
+        buffers.saturating_add(spans).saturating_add(aside)
+    }
+
+    /// Whether a large argument is to come that [`Parser::lend`] has memory for.
+    #[must_use]
+    pub fn wants_to_lend(&self) -> bool {
+        self.aside.as_ref().is_some_and(|aside| aside.open.is_some())
+    }
+
+    /// Lends the memory of an unfinished argument, for as much of what is left of it as comes.
+    ///
+    /// Until it is back ([`Parser::take_back`]) the parser takes no input.
+    pub fn lend(&mut self) -> Option<ReceiveRoom> {
+        self.aside.as_mut()?.lend()
+    }
+
+    /// Takes back what was lent, with what has come; parse on with [`Parser::next`].
+    ///
+    /// # Panics
+    /// If none was lent.
+    pub fn take_back(&mut self, room: ReceiveRoom) {
+        let aside = self.aside.as_mut().expect("memory was lent");
+        let count = aside.take_back(room);
+        if self.request.note_aside(count) {
+            aside.close();
+        }
     }
 
     /// Keeps bytes that the caller got but did not pass through [`Parser::next`] to the end.
     ///
     /// They come before the input of the next call.
     pub fn stash(&mut self, rest: &[u8]) {
+        let mut rest = rest;
+        self.feed_aside(&mut rest);
         self.drop_consumed();
         self.buffer.extend_from_slice(rest);
     }
@@ -306,16 +371,18 @@ impl Parser {
                 self.buffer = Vec::new();
                 self.consumed = 0;
                 self.request = Request::new();
+                self.aside = None;
                 return Parsed::Error(error);
             }
         };
-        Parsed::Command(Arguments { bytes, spans })
+        let own = self.aside.as_ref().map_or(&[][..], |aside| &aside.done);
+        Parsed::Command(Arguments { bytes, spans, own })
     }
 
     fn run<'a>(&mut self, input: &mut &'a [u8]) -> Result<Outcome<'a>, ProtocolError> {
-        self.request.begin();
+        self.begin();
         loop {
-            let is_direct = self.buffered() == 0;
+            let is_direct = self.in_buffer() == 0;
             let bytes =
                 if is_direct { *input } else { self.buffer.get(self.consumed..).unwrap_or(&[]) };
             match self.request.step(bytes, &self.limits, self.authenticated)? {
@@ -334,9 +401,14 @@ impl Parser {
                     if !self.request.spans().is_empty() {
                         return Ok(Outcome::InLine);
                     }
-                    self.request.begin();
+                    self.begin();
                 }
-                Step::Discard { len } => self.consume(len, is_direct, input),
+                Step::Discard { len } => {
+                    // What is drained is not kept, and what went before it neither.
+                    self.aside = None;
+                    self.consume(len, is_direct, input);
+                }
+                Step::Aside { at, len } => self.put_aside((at, len), is_direct, input),
                 Step::TooLarge { len, too_large } => {
                     self.consume(len, is_direct, input);
                     return Ok(Outcome::TooLarge(too_large));
@@ -353,6 +425,48 @@ impl Parser {
                     self.feed(need, input);
                 }
             }
+        }
+    }
+
+    /// Forgets the previous command; does nothing in the middle of one.
+    #[inline]
+    fn begin(&mut self) {
+        if self.aside.is_some() && self.request.is_at_start() {
+            self.aside = None;
+        }
+        self.request.begin();
+    }
+
+    /// Moves the beginning of an argument of `len` bytes, which is all there is behind the first
+    /// `at` bytes of the command, into memory of its own.
+    fn put_aside(&mut self, (at, len): (usize, usize), is_direct: bool, input: &mut &[u8]) {
+        let wanted = len.saturating_add(BULK_END_BYTES);
+        let Some(room) = ReceiveRoom::new(wanted) else {
+            return self.request.put_aside(None);
+        };
+        self.request.put_aside(Some(wanted));
+        self.aside.get_or_insert_default().open(room);
+        if is_direct {
+            self.drop_consumed();
+            let (before, body) = input.split_at(at.min(input.len()));
+            self.buffer.extend_from_slice(before);
+            *input = body;
+            return self.feed_aside(input);
+        }
+        let start = self.consumed.saturating_add(at).min(self.buffer.len());
+        let buffer = std::mem::take(&mut self.buffer);
+        self.feed_aside(&mut buffer.get(start..).unwrap_or_default());
+        self.buffer = buffer;
+        self.buffer.truncate(start);
+    }
+
+    /// Moves from `input` to an argument aside what that needs.
+    fn feed_aside(&mut self, input: &mut &[u8]) {
+        let Some(aside) = self.aside.as_mut().filter(|aside| aside.is_open()) else { return };
+        let count = aside.feed(input);
+        *input = input.get(count..).unwrap_or_default();
+        if self.request.note_aside(count) {
+            aside.close();
         }
     }
 
@@ -387,6 +501,7 @@ impl Parser {
     fn feed(&mut self, need: Need, input: &mut &[u8]) {
         self.drop_consumed();
         let wanted = match need {
+            Need::Aside => return self.feed_aside(input),
             Need::Bytes(missing) => {
                 self.reserve(missing);
                 missing

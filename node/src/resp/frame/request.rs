@@ -5,11 +5,14 @@
 //!   Start ----------> Line  ---------------------> done
 //!     | '*n'
 //!     v          '$len'             last one
-//!   Header <-----------------> Body ---------------> done
+//!   Header <-----------> Body or Aside ------------> done
 //!     | over a limit   next
 //!     v
 //!   DrainBody <--------------> DrainHeader           (nothing is kept)
 //! ```
+//!
+//! Aside: a large argument that is not all there goes into memory of its own, its line end with it.
+//! The bytes of the command are shown without it from then on.
 
 use super::{CommandName, LimitKind, ParserLimits, ProtocolError, TooLarge, inline};
 
@@ -18,9 +21,11 @@ const UNAUTHENTICATED_ARGUMENTS_MAX: usize = 10;
 /// Longest argument of a client that has not authenticated, in bytes.
 const UNAUTHENTICATED_BULK_BYTES_MAX: usize = 16_384;
 /// Bytes behind every argument; Redis does not look at them, so neither do we.
-const BULK_END_BYTES: usize = 2;
+pub(super) const BULK_END_BYTES: usize = 2;
+/// Where the span of an argument says it starts that is not among the command's bytes.
+const ASIDE: usize = usize::MAX;
 
-/// Position of one argument, from the start of its command.
+/// Position of one argument, from the start of its command; or the number of one that is aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) start: usize,
@@ -32,6 +37,11 @@ impl Span {
     pub(super) fn of(self, bytes: &[u8]) -> Option<&[u8]> {
         bytes.get(self.start..self.end)
     }
+
+    /// Which one it is of the arguments that are aside, if it is one.
+    pub(super) fn aside(self) -> Option<usize> {
+        (self.start == ASIDE).then_some(self.end)
+    }
 }
 
 /// What must arrive before the next step can do anything.
@@ -41,6 +51,8 @@ pub(super) enum Need {
     Bytes(usize),
     /// Everything up to this byte.
     Line(u8),
+    /// What is left of an argument that is aside.
+    Aside,
 }
 
 /// Outcome of one step; lengths count from the start of the bytes it was shown.
@@ -54,6 +66,9 @@ pub(super) enum Step {
     Discard { len: usize },
     /// A drained command ends here.
     TooLarge { len: usize, too_large: TooLarge },
+    /// An argument of `len` bytes, which begins behind the first `at` bytes, may go aside:
+    /// [`Request::put_aside`] says so.
+    Aside { at: usize, len: usize },
     /// The bytes end in the middle of the command.
     More(Need),
 }
@@ -63,9 +78,21 @@ enum State {
     Start,
     Line,
     Header,
-    Body { len: usize },
-    DrainHeader { too_large: TooLarge },
-    DrainBody { left: usize, too_large: TooLarge },
+    Body {
+        len: usize,
+        may_go_aside: bool,
+    },
+    /// So many bytes of it, and of its line end, are still to come.
+    Aside {
+        left: usize,
+    },
+    DrainHeader {
+        too_large: TooLarge,
+    },
+    DrainBody {
+        left: usize,
+        too_large: TooLarge,
+    },
 }
 
 /// What is known so far of the command that is being parsed.
@@ -77,6 +104,8 @@ pub(super) struct Request {
     /// Bytes from `position` on that are known not to end the line.
     scanned: usize,
     arguments_left: usize,
+    /// Arguments of the command that are aside.
+    aside: usize,
     /// Argument bytes announced so far.
     bytes: u64,
     spans: Vec<Span>,
@@ -89,6 +118,7 @@ impl Request {
             position: 0,
             scanned: 0,
             arguments_left: 0,
+            aside: 0,
             bytes: 0,
             spans: Vec::new(),
         }
@@ -103,15 +133,39 @@ impl Request {
         self.spans.capacity()
     }
 
+    /// Whether the next byte begins a command.
+    #[inline]
+    pub(super) fn is_at_start(&self) -> bool {
+        matches!(self.state, State::Start)
+    }
+
     /// Forgets the previous command; does nothing in the middle of one.
     #[inline]
     pub(super) fn begin(&mut self) {
-        if matches!(self.state, State::Start) {
+        if self.is_at_start() {
             self.spans.clear();
             if self.spans.capacity() > super::SPANS_BUSY_MAX {
                 self.spans = Vec::new();
             }
         }
+    }
+
+    /// Says what becomes of the argument of [`Step::Aside`]: it stays with the command, or goes
+    /// aside and needs so many bytes more.
+    pub(super) fn put_aside(&mut self, left: Option<usize>) {
+        if let State::Body { len, .. } = self.state {
+            self.state = match left {
+                Some(left) => State::Aside { left },
+                None => State::Body { len, may_go_aside: false },
+            };
+        }
+    }
+
+    /// Notes that `count` more bytes of an argument aside have come; tells whether that was all.
+    pub(super) fn note_aside(&mut self, count: usize) -> bool {
+        let State::Aside { left } = &mut self.state else { return false };
+        *left = left.saturating_sub(count);
+        *left == 0
     }
 
     /// Returns memory that an idle connection should not hold.
@@ -151,7 +205,13 @@ impl Request {
                 State::Start => self.start(bytes, limits, is_authenticated)?,
                 State::Line => Some(self.inline(bytes, limits)?),
                 State::Header => self.header(bytes, limits, is_authenticated)?,
-                State::Body { len } => self.body(bytes, len),
+                State::Body { len, may_go_aside } => self.body(bytes, len, may_go_aside),
+                State::Aside { left: 0 } => {
+                    let span = Span { start: ASIDE, end: self.aside };
+                    self.aside = self.aside.saturating_add(1);
+                    self.end_argument(span)
+                }
+                State::Aside { .. } => Some(Step::More(Need::Aside)),
                 State::DrainHeader { too_large } => {
                     Some(self.drain_header(bytes, limits, is_authenticated, too_large)?)
                 }
@@ -245,10 +305,13 @@ impl Request {
         if let Some(too_large) = self.exceeded(bytes, len, limits) {
             let discarded = std::mem::take(&mut self.position);
             self.spans = Vec::new();
+            self.aside = 0;
             self.state = drain_body_of(len, too_large);
             return Ok(Some(Step::Discard { len: discarded }));
         }
-        self.state = State::Body { len };
+        // The name stays, wherever it is cut: a command that is drained later is told by it.
+        let may_go_aside = len >= limits.aside_bytes_min && !self.spans.is_empty();
+        self.state = State::Body { len, may_go_aside };
         Ok(None)
     }
 
@@ -267,15 +330,25 @@ impl Request {
     }
 
     #[inline]
-    fn body(&mut self, bytes: &[u8], len: usize) -> Option<Step> {
+    fn body(&mut self, bytes: &[u8], len: usize, may_go_aside: bool) -> Option<Step> {
         let end = self.position.saturating_add(len);
         let end_of_line = end.saturating_add(BULK_END_BYTES);
         if bytes.len() < end_of_line {
+            if may_go_aside {
+                return Some(Step::Aside { at: self.position, len });
+            }
             let missing = end_of_line.saturating_sub(bytes.len());
             return Some(Step::More(Need::Bytes(missing)));
         }
-        self.spans.push(Span { start: self.position, end });
+        let span = Span { start: self.position, end };
         self.position = end_of_line;
+        self.end_argument(span)
+    }
+
+    /// Notes an argument, behind which the next one begins.
+    #[inline]
+    fn end_argument(&mut self, span: Span) -> Option<Step> {
+        self.spans.push(span);
         self.arguments_left = self.arguments_left.saturating_sub(1);
         if self.arguments_left == 0 {
             return Some(Step::Command { len: self.finish() });
@@ -325,6 +398,7 @@ impl Request {
     #[inline]
     fn finish(&mut self) -> usize {
         self.state = State::Start;
+        self.aside = 0;
         self.bytes = 0;
         self.scanned = 0;
         std::mem::take(&mut self.position)

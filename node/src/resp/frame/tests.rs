@@ -7,17 +7,17 @@ use super::*;
 use proptest::prelude::*;
 use redis_protocol::resp2::{decode::decode, types::OwnedFrame};
 
-const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+pub(super) const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 
 /// What a parser said, without borrows.
 #[derive(Clone, Debug, PartialEq)]
-enum Said {
+pub(super) enum Said {
     Command(Vec<Vec<u8>>),
     TooLarge(TooLarge),
     Error(String),
 }
 
-fn limits() -> ParserLimits {
+pub(super) fn limits() -> ParserLimits {
     ParserLimits { command_bytes_max: 32 * 1024 * 1024, ..ParserLimits::default() }
 }
 
@@ -28,7 +28,7 @@ fn parser() -> Parser {
 }
 
 /// Feeds one piece and collects what comes out of it.
-fn feed(parser: &mut Parser, piece: &[u8], said: &mut Vec<Said>) {
+pub(super) fn feed(parser: &mut Parser, piece: &[u8], said: &mut Vec<Said>) {
     let mut input = piece;
     loop {
         let next = match parser.next(&mut input) {
@@ -51,7 +51,10 @@ fn feed(parser: &mut Parser, piece: &[u8], said: &mut Vec<Said>) {
     }
 }
 
-fn said_in_pieces<'a>(parser: &mut Parser, pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Said> {
+pub(super) fn said_in_pieces<'a>(
+    parser: &mut Parser,
+    pieces: impl Iterator<Item = &'a [u8]>,
+) -> Vec<Said> {
     let mut said = Vec::new();
     for piece in pieces {
         feed(parser, piece, &mut said);
@@ -62,11 +65,11 @@ fn said_in_pieces<'a>(parser: &mut Parser, pieces: impl Iterator<Item = &'a [u8]
     said
 }
 
-fn command(arguments: &[&[u8]]) -> Said {
+pub(super) fn command(arguments: &[&[u8]]) -> Said {
     Said::Command(arguments.iter().map(|a| a.to_vec()).collect())
 }
 
-fn encode(arguments: &[impl AsRef<[u8]>]) -> Vec<u8> {
+pub(super) fn encode(arguments: &[impl AsRef<[u8]>]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", arguments.len()).into_bytes();
     for argument in arguments.iter().map(AsRef::as_ref) {
         bytes.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
@@ -499,7 +502,7 @@ fn integers_are_as_strict_as_in_redis() {
     }
 }
 
-fn commands() -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {
+pub(super) fn commands() -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {
     let argument = prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..40),
         "[\r\n*$0-9]{0,20}".prop_map(String::into_bytes),
@@ -551,7 +554,7 @@ proptest! {
     ) {
         let small = ParserLimits {
             arguments_max: 20, bulk_bytes_max: 9, bulk_bytes_declared_max: 40,
-            command_bytes_max: 30, inline_bytes_max: 25,
+            command_bytes_max: 30, inline_bytes_max: 25, aside_bytes_min: 3,
         };
         let mut whole = Parser::new(small);
         let expected = said_in_pieces(&mut whole, [&bytes[..]].into_iter());
@@ -570,6 +573,6 @@ proptest! {
     }
 }
 
-fn cuts() -> impl Strategy<Value = Vec<usize>> {
+pub(super) fn cuts() -> impl Strategy<Value = Vec<usize>> {
     proptest::collection::vec(prop_oneof![0_usize..5, 0_usize..500], 0..60)
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use wal::Lsn;
+use wal::checksum;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{Key, Record, RecordKind, TouchBody};
 
@@ -52,6 +53,7 @@ impl Store {
             version,
             expiry_ms,
             footprint: user_key.len() + value.len(),
+            user_key_crc: checksum::plain(&user_key),
             user_key,
             value: Bytes::copy_from_slice(value),
         };

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
@@ -40,7 +39,8 @@ pub(super) struct Cluster {
     /// Shards of each node with the real engine.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     shards: u16,
-    /// Plants a defect, which the oracles must notice: resurrects, unconfirmed, backwards or early.
+    /// Plants a defect, which the oracles must notice: resurrects, unconfirmed, backwards, early
+    /// or lists.
     #[arg(long, value_parser = planted)]
     bug: Option<Mutation>,
     /// Writes the results to this file.
@@ -70,7 +70,7 @@ pub(super) struct Lives {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3, 5])]
     replicas: Vec<usize>,
     /// After how many seconds repair begins, one or more numbers.
-    #[arg(long, value_delimiter = ',', default_values_t = [5, 30, 120])]
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 15, 45])]
     intervals: Vec<u64>,
     /// Seeds of each.
     #[arg(long, default_value_t = 2)]
@@ -95,27 +95,8 @@ fn planted(name: &str) -> Result<Mutation, String> {
         "unconfirmed" => Ok(Mutation::DropsUnconfirmed),
         "backwards" => Ok(Mutation::VersionGoesBack),
         "early" => Ok(Mutation::AnswersTooEarly),
-        _ => Err("one of resurrects, unconfirmed, backwards, early".to_owned()),
-    }
-}
-
-/// Says how far many runs are.
-struct Progress {
-    done: AtomicU64,
-    all: u64,
-}
-
-impl Progress {
-    fn new(all: u64) -> Self {
-        Self { done: AtomicU64::new(0), all }
-    }
-
-    /// One more is done; says so at every twentieth part.
-    fn step(&self, what: &str) {
-        let done = 1 + self.done.fetch_add(1, Ordering::Relaxed);
-        if done * 20 / self.all > (done - 1) * 20 / self.all {
-            eprintln!("{what}: {done} of {}", self.all);
-        }
+        "lists" => Ok(Mutation::ListsFromOne),
+        _ => Err("one of resurrects, unconfirmed, backwards, early, lists".to_owned()),
     }
 }
 
@@ -135,11 +116,9 @@ pub(super) fn run_clusters(arguments: &Cluster) -> ExitCode {
     let (mut outcomes, mut failed) = (Vec::new(), 0);
     for scenario in scenarios {
         let plan = Plan { scenario, nodes, engine, mutation };
-        let progress = Progress::new(arguments.seeds.seeds);
         let found = Mutex::new(Vec::new());
-        failed += run_all(&arguments.seeds, |seed| {
+        failed += run_all(scenario.name(), &arguments.seeds, |seed| {
             let outcome = cluster_world::run(seed, plan).map_err(|error| vec![error]);
-            progress.step(scenario.name());
             found.lock().unwrap_or_else(PoisonError::into_inner).push(outcome?);
             Ok(())
         });
@@ -181,12 +160,11 @@ pub(super) fn run_survival(arguments: &Lives) -> ExitCode {
     // Each run of each trial is a seed of its own here.
     let threads = arguments.threads;
     let seeds = Seeds { seeds: all, from: 0, keep_going: false, threads };
-    let (progress, runs) = (Progress::new(all), Mutex::new(Vec::new()));
-    let failed = run_all(&seeds, |number| {
+    let runs = Mutex::new(Vec::new());
+    let failed = run_all("survival", &seeds, |number| {
         let trial = trials[usize::try_from(number / arguments.seeds).unwrap_or(0)];
         let seed = arguments.from + number % arguments.seeds;
         let run = survival::run(seed, trial).map_err(|error| vec![error])?;
-        progress.step("survival");
         runs.lock().unwrap_or_else(PoisonError::into_inner).push((number, run));
         Ok(())
     });

@@ -18,6 +18,7 @@
 #![expect(clippy::print_stdout, reason = "the output is what this program is for")]
 
 mod cluster;
+mod progress;
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -30,9 +31,10 @@ use clap::{Args, Parser, Subcommand};
 use kadring_tests::mainline_world::{report as siege_report, siege};
 use kadring_tests::net_world::network::Faults;
 use kadring_tests::net_world::report;
-use kadring_tests::net_world::scenario::{self, Outcome, Plan, Scenario};
+use kadring_tests::net_world::scenario::{self, GROWING, Outcome, Plan, Scenario};
 use kadring_tests::store_world::{self, Crashes, NthFailure, PlantedBug, Summary, Trial, errors};
 use kadring_tests::tally::{Occurrence, Tally};
+use progress::Progress;
 
 /// Most images in one seed of an exhaustive run, unless told otherwise.
 const IMAGES_MAX: u64 = 4_096;
@@ -125,13 +127,16 @@ struct Siege {
     /// Items put, and got again.
     #[arg(long, default_value_t = 200)]
     items: usize,
-    /// Items whose targets Sybils gather around; by default one for 500 nodes.
+    /// Items whose targets Sybils gather around; by default one for 500 nodes, 4 at least.
     #[arg(long)]
     victims: Option<usize>,
-    /// Networks that the Sybils have.
+    /// Networks of the Sybils with any ids.
     #[arg(long, default_value_t = 20)]
     sybil_networks: usize,
-    /// Runs of those whose name has this in it: all, ids, table, lookup, reply, none.
+    /// Networks of the Sybils whose ids fit their addresses.
+    #[arg(long, default_value_t = 4)]
+    fitting_networks: usize,
+    /// Runs of those whose name has this in it: all, ids, table, lookup, reply, no caps, none.
     #[arg(long)]
     only: Option<String>,
     /// Writes the results to this file.
@@ -160,7 +165,8 @@ enum What {
         #[arg(long, default_value_t = IMAGES_MAX)]
         images: u64,
         /// Plants a defect in the store, which the oracle must notice: tombstones or segments are
-        /// given up early, or files recycled that snapshots share. Not in release builds.
+        /// given up early, files recycled that snapshots share, or hot values kept that have
+        /// changed. Not in release builds.
         #[arg(long, value_parser = planted)]
         bug: Option<PlantedBug>,
     },
@@ -227,7 +233,8 @@ fn planted(name: &str) -> Result<PlantedBug, String> {
         "tombstones" => Ok(PlantedBug::DropsTombstonesEarly),
         "segments" => Ok(PlantedBug::FreesSegmentsEarly),
         "links" => Ok(PlantedBug::RecyclesLinkedFiles),
-        _ => Err("one of tombstones, segments, links".to_owned()),
+        "hot" => Ok(PlantedBug::KeepsEmptyHotValues),
+        _ => Err("one of tombstones, segments, links, hot".to_owned()),
     }
 }
 
@@ -257,8 +264,13 @@ fn run_net(net: &Net) -> ExitCode {
     let mut outcomes: Vec<Outcome> = Vec::new();
     for scenario in scenarios {
         let name = scenario.name();
-        let mut progress = |what: &str, alive: usize| {
-            eprintln!("{name}: {what}, {alive} nodes");
+        let bar = Progress::new("nodes", nodes as u64);
+        let mut progress = |what: &str, alive: usize| match what {
+            GROWING => bar.set(alive as u64),
+            _ => {
+                bar.clear();
+                eprintln!("{name}: {what}, {alive} nodes");
+            }
         };
         let outcome = scenario::run(scenario, plan, &mut progress);
         println!("{}", report::table(&outcome));
@@ -287,10 +299,11 @@ fn write_net(net: &Net, outcomes: &[Outcome]) -> Result<(), Box<dyn std::error::
 }
 
 fn run_siege(arguments: &Siege) -> ExitCode {
-    let Siege { nodes, hostile, seed, items, sybil_networks, .. } = *arguments;
+    let Siege { nodes, hostile, seed, items, .. } = *arguments;
+    let Siege { sybil_networks, fitting_networks, .. } = *arguments;
     let usual = siege::Plan::new(seed, nodes);
     let victims = arguments.victims.unwrap_or(usual.victims).clamp(1, items.max(1));
-    let plan = siege::Plan { hostile, items, victims, sybil_networks, ..usual };
+    let plan = siege::Plan { hostile, items, victims, sybil_networks, fitting_networks, ..usual };
     SEED.set(seed);
     let mut guards = siege::Guards::all();
     guards.retain(|(name, _)| arguments.only.as_ref().is_none_or(|only| name.contains(&only[..])));
@@ -324,7 +337,7 @@ fn peak_memory() -> String {
 
 fn run_stores(seeds: &Seeds, trial: Trial) -> ExitCode {
     let total = Mutex::new(Summary::default());
-    let failed = run_all(seeds, |seed| {
+    let failed = run_all("seeds", seeds, |seed| {
         let summary = store_world::run(seed, trial).map_err(|error| vec![error])?;
         add(&mut total.lock().unwrap_or_else(std::sync::PoisonError::into_inner), &summary);
         Ok(())
@@ -358,7 +371,7 @@ fn has_unmet(tally: &Tally, crashes: Crashes) -> bool {
 fn run_errors(seeds: &Seeds, operations: u32, only: Option<NthFailure>) -> ExitCode {
     let (requests, runs) = (AtomicU64::new(0), AtomicU64::new(0));
     let tally = Mutex::new(Tally::default());
-    let failed = run_all(seeds, |seed| {
+    let failed = run_all("seeds", seeds, |seed| {
         let summary = errors::run(seed, operations, only)?;
         requests.fetch_add(summary.requests, Ordering::Relaxed);
         runs.fetch_add(summary.runs, Ordering::Relaxed);
@@ -376,11 +389,11 @@ fn finish(seeds: &Seeds, failed: u64) -> ExitCode {
 }
 
 /// Tries all seeds and prints what went wrong; returns how many failed.
-fn run_all(seeds: &Seeds, run: impl Fn(u64) -> Result<(), Vec<String>> + Sync) -> u64 {
+fn run_all(what: &str, seeds: &Seeds, run: impl Fn(u64) -> Result<(), Vec<String>> + Sync) -> u64 {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let end = seeds.from.saturating_add(seeds.seeds);
     let (next, failed) = (AtomicU64::new(seeds.from), AtomicU64::new(0));
-    let stop = AtomicBool::new(false);
+    let (stop, progress) = (AtomicBool::new(false), Progress::new(what, seeds.seeds));
     thread::scope(|scope| {
         for _ in 0..seeds.threads.unwrap_or(cores) {
             scope.spawn(|| {
@@ -390,7 +403,10 @@ fn run_all(seeds: &Seeds, run: impl Fn(u64) -> Result<(), Vec<String>> + Sync) -
                         break;
                     }
                     SEED.set(seed);
-                    let Err(complaints) = run(seed) else { continue };
+                    let outcome = run(seed);
+                    progress.step();
+                    let Err(complaints) = outcome else { continue };
+                    progress.clear();
                     eprintln!("{}\n", complaints.join("\n\n"));
                     failed.fetch_add(1, Ordering::Relaxed);
                     stop.fetch_or(!seeds.keep_going, Ordering::Relaxed);

@@ -47,8 +47,14 @@ pub(in crate::resp::door) enum Change {
 #[derive(Debug)]
 enum Effected {
     Nothing,
-    Stored { value: Bytes, expiry_ms: u64 },
-    Touched { expiry_ms: u64 },
+    /// The value has memory of its own.
+    Stored {
+        value: Bytes,
+        expiry_ms: u64,
+    },
+    Touched {
+        expiry_ms: u64,
+    },
     Removed,
 }
 
@@ -159,7 +165,7 @@ impl Change {
         let effect = match effected {
             Effected::Nothing => Ok(None),
             Effected::Stored { value, expiry_ms } => {
-                keyspace.put_shared(address, &value, expiry_ms).map(Some)
+                keyspace.put_kept(address, &value, expiry_ms).map(Some)
             }
             Effected::Touched { expiry_ms } => keyspace.touch(address, expiry_ms).map(Some),
             Effected::Removed => keyspace.remove(address).map(Some),
