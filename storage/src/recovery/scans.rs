@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wal::checksum::Place;
 use wal::disk::{BLOCK_SIZE, DiskOperation, DiskOutput, FileId, FileName, IoBuffer, OpenMode};
-use wal::frame::FrameHeader;
 use wal::group_commit::OpenSegment;
 use wal::manifest::{Manifest, SegmentEntry};
 use wal::procedure::DiskPort;
@@ -27,7 +25,7 @@ pub(super) type OpenedSegment = (OpenSegment, SegmentEntry);
 impl Scans<'_> {
     /// Opens the listed segments and those only found. A file that no manifest lists is no longer,
     /// or not yet, part of the log if it holds no frame; if it holds some, a manifest was lost, or
-    /// the file's removal. A file that is not what its name says is as good as missing.
+    /// the file's removal. A file of another shard is as good as missing.
     pub(super) async fn open(
         &mut self,
         manifest: &mut Manifest,
@@ -56,7 +54,7 @@ impl Scans<'_> {
                 }
                 Err(source) => return Err(disk_error("opening", &name, source)),
             };
-            if let Some(reason) = self.foreign(file, len, entry.id, &manifest.identity).await {
+            if let Some(reason) = self.foreign(file, len, &manifest.identity).await {
                 let close = DiskOperation::Close { file };
                 let closed = self.port.call(close).await;
                 closed.map_err(|source| disk_error("closing", &name, source))?;
@@ -74,45 +72,22 @@ impl Scans<'_> {
         Ok((opened, file.0))
     }
 
-    /// Why an open file is not the segment `id` of this shard, if it says so itself; what cannot
-    /// be read or is damaged says nothing. Frames do not tell the shard, so one of another shard
-    /// must not be read; they tell the segment, so a stray header before frames of this one is
-    /// no more than damaged.
-    async fn foreign(
-        &self,
-        file: FileId,
-        len: u64,
-        id: u64,
-        identity: &Identity,
-    ) -> Option<String> {
-        if identity.shard_count < 2 {
-            // There is no other shard, and frames tell everything else.
+    /// Why an open file is not of this shard, if it says so itself; what cannot be read or is
+    /// damaged says nothing. Frames tell their store and segment, and count nowhere else; the
+    /// shard, only the segment's header does.
+    async fn foreign(&self, file: FileId, len: u64, identity: &Identity) -> Option<String> {
+        if identity.shard_count < 2 || len < SEGMENT_HEADER_LEN {
             return None;
         }
-        let len = len.min(2 * SEGMENT_HEADER_LEN);
-        let len = usize::try_from(len).ok()? / BLOCK_SIZE * BLOCK_SIZE;
-        if len == 0 {
-            return None;
-        }
-        let buffer = IoBuffer::with_capacity(len);
-        let read = DiskOperation::Read { file, offset: 0, len, buffer };
-        let blocks = self.port.transfer(read).await.ok()?;
-        let (block, rest) = blocks.as_slice().split_at_checked(BLOCK_SIZE)?;
-        let header = SegmentHeader::decode(block).ok()?;
-        let place = Place { store: identity.store, segment: id, offset: SEGMENT_HEADER_LEN };
-        let frame = rest.first_chunk().map(|frame| FrameHeader::decode(frame, &place));
-        let has_own_frame = frame.is_some_and(|frame| frame.is_ok());
-        let SegmentHeader { identity: found, id: found_id, .. } = header;
-        let is_other_segment = found.store != identity.store || found_id != id;
-        if is_other_segment && has_own_frame || !is_other_segment && found.shard == identity.shard {
-            return None;
-        }
-        let whose = if found.store == identity.store { "" } else { " of another store" };
-        Some(format!(
-            "segment file is segment {found_id:016x} of shard {}{whose}, not segment {id:016x} of \
-             shard {}; nothing in it is read",
-            found.shard, identity.shard
-        ))
+        let buffer = IoBuffer::with_capacity(BLOCK_SIZE);
+        let read = DiskOperation::Read { file, offset: 0, len: BLOCK_SIZE, buffer };
+        let block = self.port.transfer(read).await.ok()?;
+        let found = SegmentHeader::decode(block.as_slice()).ok()?.identity.shard;
+        let reason = format!(
+            "segment file is of shard {found}, not of shard {}; nothing in it is read",
+            identity.shard
+        );
+        (found != identity.shard).then_some(reason)
     }
 
     fn note(&mut self, file: FileName, offset: u64, len: u64, reason: String) {

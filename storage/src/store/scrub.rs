@@ -19,7 +19,7 @@ use wal::extent;
 use wal::manifest::{Quarantine, Verdict};
 use wal::procedure::Procedure;
 use wal::record::Key;
-use wal::replay::{self, Damage, Finding, ReplayedRecord, SegmentSource, Settlement};
+use wal::replay::{self, Damage, Finding, ReplayedRecord, SegmentScan, SegmentSource, Settlement};
 use wal::segment;
 
 use super::{Event, Source, Store};
@@ -119,12 +119,16 @@ struct Marking {
     number: SegmentNumber,
     segment: u64,
     sound: Lines,
+    /// Those that have turned out to be damage are no longer among them.
+    holes: Vec<Finding>,
     cursor: Cursor,
 }
 
 /// What a segment turned out to hold.
 struct Scanned {
     findings: Vec<Finding>,
+    /// Ranges without frames where no record is missing.
+    holes: Vec<Finding>,
     /// Records whose headers are sound, and nothing else of them.
     damaged: Vec<(Key, u64)>,
     /// Keys and offsets of records in extents whose values are not sound, if a record names them.
@@ -299,8 +303,12 @@ impl Store {
         let source =
             SegmentSource { id, file: segment.file, len: segment.len, cut: Some(segment.end) };
         let quarantine = &self.keeper.manifest().quarantine;
-        let given_up = quarantine.iter().filter(|range| range.segment == id).copied().collect();
-        let scan = scan(self.identity.store, source, given_up, is_second);
+        let known = Known {
+            given_up: quarantine.iter().filter(|range| range.segment == id).copied().collect(),
+            quarantine: quarantine.clone(),
+            lsns: segment.lsns,
+        };
+        let scan = scan(self.identity.store, source, known, is_second);
         Some(Reading { segment: id, is_second, scan, held: None, under_way: None })
     }
 
@@ -342,7 +350,8 @@ impl Store {
         let id = reading.segment;
         let torn: Vec<(Key, u64)> =
             scanned.torn.iter().filter(|(key, at)| self.is_named(key, id, *at)).copied().collect();
-        if scanned.findings.is_empty() && torn.is_empty() && !scanned.has_lost_extents {
+        let has_gaps = scanned.has_lost_extents || !scanned.holes.is_empty();
+        if scanned.findings.is_empty() && torn.is_empty() && !has_gaps {
             return Stage::Choosing;
         }
         if !reading.is_second {
@@ -350,13 +359,7 @@ impl Store {
             return self.reading_of(id, true).map_or(Stage::Choosing, Stage::Reading);
         }
         self.scrub.forget(id);
-        for finding in &scanned.findings {
-            let Finding { offset, len, damage, .. } = *finding;
-            self.scrub.status.findings += 1;
-            self.scrub.note(id, offset, None, RepairReason::Range(damage));
-            let file = segment::file_name(&self.directory, id);
-            self.events.push_back(Event::Flaw { file, offset, len, damage });
-        }
+        scanned.findings.iter().for_each(|finding| self.note_finding(finding));
         for (key, offset) in scanned.damaged.iter().chain(&torn) {
             self.mark_damaged(key, id, *offset);
         }
@@ -371,12 +374,21 @@ impl Store {
             )
         };
         match self.catalog.segments.number_of(id) {
-            Some(number) if scanned.has_lost_extents || !scanned.findings.iter().all(harmless) => {
-                let (sound, cursor) = (scanned.sound, Cursor::default());
-                Stage::Marking(Marking { number, segment: id, sound, cursor })
+            Some(number) if has_gaps || !scanned.findings.iter().all(harmless) => {
+                let Scanned { sound, holes, .. } = scanned;
+                let cursor = Cursor::default();
+                Stage::Marking(Marking { number, segment: id, sound, holes, cursor })
             }
             _ => Stage::Choosing,
         }
+    }
+
+    fn note_finding(&mut self, finding: &Finding) {
+        let Finding { segment, offset, len, damage } = *finding;
+        self.scrub.status.findings += 1;
+        self.scrub.note(segment, offset, None, RepairReason::Range(damage));
+        let file = segment::file_name(&self.directory, segment);
+        self.events.push_back(Event::Flaw { file, offset, len, damage });
     }
 
     /// Whether a slot that counts names the record there.
@@ -408,7 +420,7 @@ impl Store {
 
     /// Marks slots for which no sound record was found, some at a time.
     fn step_marking(&mut self, marking: Marking) -> Stage {
-        let Marking { number, segment, sound, cursor } = marking;
+        let Marking { number, segment, sound, mut holes, cursor } = marking;
         if self.catalog.segments.number_of(segment) != Some(number) {
             return Stage::Choosing;
         }
@@ -428,9 +440,12 @@ impl Store {
             self.scrub.status.records_damaged += 1;
             let offset = u64::from(line) * u64::from(LINE_LEN);
             self.scrub.note(segment, offset, None, RepairReason::Record);
+            let is_in =
+                |hole: &mut Finding| (hole.offset..hole.offset + hole.len).contains(&offset);
+            holes.extract_if(.., is_in).for_each(|hole| self.note_finding(&hole));
         }
         match next {
-            Some(cursor) => Stage::Marking(Marking { number, segment, sound, cursor }),
+            Some(cursor) => Stage::Marking(Marking { number, segment, sound, holes, cursor }),
             None => Stage::Choosing,
         }
     }
@@ -441,17 +456,51 @@ fn is_scrubbed(state: SegmentState) -> bool {
     matches!(state, SegmentState::Sealed | SegmentState::Unfit)
 }
 
+/// What is known of a segment that is read.
+struct Known {
+    /// What was given up of it, and of all of them.
+    given_up: Vec<Quarantine>,
+    quarantine: Vec<Quarantine>,
+    /// The first and the last record that it was found or written with.
+    lsns: Option<(Lsn, Lsn)>,
+}
+
+impl Known {
+    /// What was found that is not as it should be, and holes: a write without records that a crash
+    /// cut short, or kept from the disk, leaves one for as long as the segment is there. Where no
+    /// record is missing it is damage only if it was a value beside the log that is still there.
+    fn judge(&self, scan: &SegmentScan) -> (Vec<Finding>, Vec<Finding>) {
+        let (first_lsn, last_lsn) = self.lsns.unwrap_or_default();
+        let elsewhere = Quarantine {
+            segment: scan.id,
+            offset: 0,
+            len: 0,
+            first_lsn: Lsn(1),
+            last_lsn: first_lsn.before(),
+            verdict: Verdict::Freed,
+        };
+        let known = [self.quarantine.as_slice(), &[elsewhere]].concat();
+        let settlement = replay::settle(std::slice::from_ref(scan), &known, last_lsn);
+        let (holes, others): (Vec<_>, Vec<_>) =
+            settlement.uncertain.into_iter().partition(hides_extents);
+        let footer = others.into_iter().filter(|finding| finding.damage == Damage::Footer);
+        (settlement.findings.into_iter().chain(footer).collect(), holes)
+    }
+}
+
 /// Reads a segment whole; what was given up earlier is no news. On the second look, a damaged one
 /// is read once more to make out its records.
 fn scan(
     store: [u8; 16],
     source: SegmentSource,
-    given_up: Vec<Quarantine>,
+    known: Known,
     is_second: bool,
 ) -> Procedure<Scanned> {
     Procedure::new(move |port| async move {
         let (mut damaged, mut sound) = (Vec::new(), Lines::of(source.len));
-        let scan = replay::scan_segment(&port, store, source, &given_up, &mut |_| ()).await;
+        let given_up = known.given_up.as_slice();
+        let scan = replay::scan_segment(&port, store, source, given_up, &mut |_| ()).await;
+        let (mut findings, mut holes) = known.judge(&scan);
         let is_accepted = |finding: &Finding| {
             given_up.iter().any(|range| {
                 range.verdict == Verdict::Accepted
@@ -477,9 +526,9 @@ fn scan(
                 None => has_lost_extents = true,
             }
         }
-        let mut findings = scan.findings;
         findings.retain(|finding| !is_accepted(finding));
-        if is_second && (has_lost_extents || !findings.is_empty()) {
+        holes.retain(|hole| !is_accepted(hole));
+        if is_second && (has_lost_extents || !findings.is_empty() || !holes.is_empty()) {
             let mut visit = |record: ReplayedRecord| {
                 if !record.damaged {
                     sound.insert(record.location.offset / LINE_LEN);
@@ -487,14 +536,14 @@ fn scan(
                     damaged.push((record.key, u64::from(record.location.offset)));
                 }
             };
-            let settlement = everything_durable(given_up);
+            let settlement = everything_durable(known.given_up);
             replay::scan_settled(&port, store, source, &settlement, &mut visit).await;
         }
         // Those whose key is known are marked by it.
         for (_, offset) in &torn {
             sound.insert(u32::try_from(offset / u64::from(LINE_LEN)).unwrap_or(u32::MAX));
         }
-        Scanned { findings, damaged, torn, has_lost_extents, sound }
+        Scanned { findings, holes, damaged, torn, has_lost_extents, sound }
     })
 }
 

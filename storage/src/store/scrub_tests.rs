@@ -145,6 +145,46 @@ fn harmless_damage_is_listed_and_no_key_suffers() {
     assert_eq!(played.store.status().scrub.records_damaged, 0);
 }
 
+/// The first segment as it is found after a crash that kept the first of two writes under way from
+/// the disk: `with_record` decides whether the index has a record there nevertheless.
+fn with_hole(with_record: bool) -> Played {
+    let mut played = filled(RATE);
+    if !with_record {
+        let version = played.version();
+        while let Ok(Effect::Pending(_)) = played.store.remove(key("0"), version) {
+            played.turn();
+            assert!(played.end(is_read, None));
+        }
+        played.settle();
+    }
+    let file = played.files.get_mut(&FIRST.0).unwrap();
+    file[SEGMENT_HEADER_LEN as usize..][..24 << 10].fill(0);
+    let segments = &mut played.store.catalog.segments;
+    let number = segments.number_of(1).unwrap();
+    let lsns = &mut segments.get_mut(number).unwrap().lsns;
+    *lsns = lsns.map(|(first, last)| (first.next(), last));
+    played.at_ms(FIRST_PASS_MS);
+    pass(&mut played, FIRST_PASS_MS + MINUTE_MS);
+    played
+}
+
+#[test]
+fn hole_where_nothing_is_missing_is_no_damage() {
+    let mut played = with_hole(false);
+    let scrub = played.store.status().scrub;
+    assert_eq!((scrub.passes, scrub.findings, scrub.repairs), (1, 0, 0), "{scrub:?}");
+    assert!(!played.events().iter().any(|event| matches!(event, Event::Flaw { .. })));
+}
+
+#[test]
+fn hole_where_a_value_stood_is_damage() {
+    let mut played = with_hole(true);
+    let scrub = played.store.status().scrub;
+    assert_eq!((scrub.findings, scrub.records_damaged), (1, 1), "{scrub:?}");
+    assert_eq!(played.store.get(&key("0")), Err(ReadError::Damaged));
+    assert!(played.events().iter().any(|event| matches!(event, Event::Flaw { .. })));
+}
+
 #[test]
 fn damage_that_vanishes_on_a_second_look_is_none() {
     let mut played = filled(RATE);

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::summary::Tally;
 use super::{Shared, failure, lock, now};
-use crate::ledger::{EXPIRY_SLACK_MS, Observation, Violation, Window};
+use crate::ledger::{Observation, Violation, Window};
 use crate::resp_client::{Reply, RespClient, encode_command};
 use crate::workload::{ConnectionWorkload, KEY_COUNT, SHARED_COUNT, key_name, shared_name};
 
@@ -38,8 +38,7 @@ fn compare_keys_of(
     address: SocketAddr,
 ) -> Result<(), Violation> {
     let mut workload = lock(workload);
-    let killed_ms = tally.killed_ms.load(Ordering::Relaxed) + 2 * EXPIRY_SLACK_MS;
-    let killed = Window { sent: killed_ms, received: killed_ms };
+    let killed = tally.killed_window();
     let lost = |error: io::Error| failure(&format!("reading back: {error}"));
     let mut client = RespClient::connect(address).map_err(lost)?;
     for first in (0..KEY_COUNT).step_by(VERIFY_BATCH as usize) {

@@ -10,6 +10,8 @@
 //!   └── 1 in 10: a snapshot verified, restored, a node started on it, compared <──┘
 //! ```
 //!
+//! After 1 kill in 10 the node stays down until a key has expired that was alive before.
+//!
 //! Segments are as small as they may be, and some connections overwrite or expire more than others
 //! would, so that segments die and are compacted and used again all the time.
 //!
@@ -32,7 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fastrand::Rng;
 
-use crate::ledger::{SharedCounter, Violation};
+use crate::ledger::{EXPIRY_SLACK_MS, SharedCounter, Violation, Window};
 use crate::node_process::run_to_end;
 use crate::node_process::{Driver, NodeOptions, NodeProcess, StartingNode};
 use crate::workload::{ConnectionWorkload, Mix, SHARED_COUNT};
@@ -63,6 +65,11 @@ const EARLY_KILL_MICROS: u64 = 5_000;
 /// Kills between two snapshots that are compared, and between two looks at what there are.
 const COMPARE_KILLS: u64 = 10;
 const THIN_KILLS: u64 = 4;
+
+/// Kills between two after which the node stays down until a key has expired, and the longest that
+/// it does, in ms.
+const EXPIRY_KILLS: u64 = 10;
+const EXPIRY_WAIT_MS_MAX: u64 = 1_000;
 
 /// A run of so many kills must have seen everything happen.
 const DEMANDING_KILLS: u64 = 20;
@@ -157,6 +164,8 @@ struct CrashLoop {
     operator: Operator,
     /// A snapshot is to be compared after the next kill that there is one.
     snapshot_due: bool,
+    /// A key is to expire while the node is down, after the next kill that leaves one about to.
+    expiry_due: bool,
     kills: u64,
     start_kills: u64,
     restarts: Vec<Duration>,
@@ -191,6 +200,7 @@ impl CrashLoop {
             },
             operator: Operator::default(),
             snapshot_due: false,
+            expiry_due: true,
             kills: 0,
             start_kills: 0,
             restarts: Vec::new(),
@@ -203,7 +213,9 @@ impl CrashLoop {
         while self.kills < self.options.kills {
             let before = self.kills;
             self.write_and_kill(node)?;
+            self.attend_expiry();
             node = self.restart()?;
+            self.expiry_due |= self.is_past(before, EXPIRY_KILLS);
             self.verify(&node)?;
             self.attend_snapshots(before)?;
             if self.is_past(before, PROGRESS_KILLS) || self.kills == self.options.kills {
@@ -246,6 +258,29 @@ impl CrashLoop {
             self.operator.thin(&self.node_options.data_dir)?;
         }
         Ok(())
+    }
+
+    /// Leaves the node down until a key has expired that was alive when it was killed, if one is
+    /// about to: a fast start would meet such keys by luck alone.
+    fn attend_expiry(&mut self) {
+        if !self.expiry_due {
+            return;
+        }
+        let killed = self.shared.tally.killed_window();
+        let at = |ms| Window { sent: ms, received: ms };
+        let ends = (1..=EXPIRY_WAIT_MS_MAX / EXPIRY_SLACK_MS)
+            .map(|step| at(killed.received + step * EXPIRY_SLACK_MS))
+            .find(|window| {
+                self.shared.workloads.iter().any(|workload| {
+                    let workload = lock(workload);
+                    let mut keys = workload.keys().iter();
+                    keys.any(|key| key.has_expired(*window) && !key.has_expired(killed))
+                })
+            });
+        if let Some(Window { received, .. }) = ends {
+            thread::sleep(Duration::from_millis(received.saturating_sub(now())));
+            self.expiry_due = false;
+        }
     }
 
     fn summary(&self) -> CrashSummary {

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::ledger::Violation;
+use crate::ledger::{EXPIRY_SLACK_MS, Violation, Window};
 
 /// Counted by all threads.
 #[derive(Default)]
@@ -20,6 +20,14 @@ pub(super) struct Tally {
     /// When the node was last killed.
     pub(super) killed_ms: AtomicU64,
     pub(super) error_example: Mutex<Option<String>>,
+}
+
+impl Tally {
+    /// The moment of the last kill, and what clocks may differ: who expires later was alive then.
+    pub(super) fn killed_window(&self) -> Window {
+        let ms = self.killed_ms.load(Ordering::Relaxed) + 2 * EXPIRY_SLACK_MS;
+        Window { sent: ms, received: ms }
+    }
 }
 
 /// What a crash loop did.

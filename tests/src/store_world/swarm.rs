@@ -286,6 +286,13 @@ fn draw_extent_bytes_min(rng: &Rng) -> usize {
     pick(&mut aside, &[8 << 10, 8 << 10, 20 << 10, 256 << 10])
 }
 
+/// Of several shards, segment headers are compared. Their number is drawn aside.
+fn draw_identity(rng: &mut Rng) -> Identity {
+    let mut aside = Rng::with_seed(rng.clone().u64(..) ^ 0x5AAD);
+    let shard_count = pick(&mut aside, &[1, 2]);
+    Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count }
+}
+
 /// Small segments, frames and caches, so that a short trace meets every limit.
 fn draw_options(rng: &mut Rng, is_long: bool) -> StoreOptions {
     // Of their own, so that the other choices of a seed stay as they were.
@@ -296,7 +303,7 @@ fn draw_options(rng: &mut Rng, is_long: bool) -> StoreOptions {
     let segment_bytes = pick(rng, lens) << 10;
     StoreOptions {
         directory: FileName::new("shard-00"),
-        identity: Identity { store: [rng.u8(1..); 16], node_id: [7; 20], shard: 0, shard_count: 1 },
+        identity: draw_identity(rng),
         must_exist: false,
         segment_bytes,
         cache_bytes: pick(rng, &[0, 4 << 10, 64 << 10, 16 << 20]),
