@@ -123,6 +123,11 @@ impl Wires {
     }
 }
 
+/// The larger side.
+fn larger() -> Vec<usize> {
+    (0..NODES).filter(|index| !SMALLER.contains(index)).collect()
+}
+
 struct Cluster {
     nodes: Vec<NodeProcess>,
     wires: Wires,
@@ -130,7 +135,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(wires: Wires) -> Self {
+    fn start(wires: Wires, further: &[&str]) -> Self {
         let directory = directory();
         let secret = directory.path().join("secret");
         std::fs::write(&secret, "known to all five").unwrap();
@@ -144,7 +149,7 @@ impl Cluster {
             let secret = secret.to_str().unwrap();
             let arguments =
                 ["--peer", &peer, "--bootstrap", &seed, "--cluster-secret-file", secret];
-            options.arguments = arguments.map(Into::into).to_vec();
+            options.arguments = arguments.iter().chain(further).map(Into::into).collect();
             StartingNode::start(options).unwrap()
         });
         let starting: Vec<StartingNode> = starting.collect();
@@ -250,7 +255,7 @@ fn each_side_of_a_cut_keeps_to_the_promise_and_both_agree_afterwards() {
         Ok(wires) => wires,
         Err(why) => return skipped("a cluster that is cut in two", &why),
     };
-    let cluster = Cluster::start(wires);
+    let cluster = Cluster::start(wires, &[]);
     let all: Vec<usize> = (0..KEYS).collect();
     check_written(&cluster.ask(0, &all, |key| format!("SET key{key} before{key}")));
     let (of_larger, of_smaller) = cluster.sides();
@@ -259,7 +264,7 @@ fn each_side_of_a_cut_keeps_to_the_promise_and_both_agree_afterwards() {
     let load = Load::start(4, NODES, &cluster.connect());
     load.let_pass(200);
     cluster.wires.plug(&SMALLER, "apart");
-    let larger: Vec<usize> = (0..NODES).filter(|index| !SMALLER.contains(index)).collect();
+    let larger = larger();
     larger.iter().for_each(|index| cluster.wait_until_sees(*index, &larger));
     SMALLER.iter().for_each(|index| cluster.wait_until_sees(*index, &SMALLER));
     check_sides(&cluster, &larger, &SMALLER, &of_larger);
@@ -279,5 +284,38 @@ fn each_side_of_a_cut_keeps_to_the_promise_and_both_agree_afterwards() {
             check_values(&[reply], &[*key], "after");
         }
         check_known(&mut client, &known);
+    }
+}
+
+/// The larger side removes the smaller one; an operator has that forget the larger one. From then
+/// on nobody on either side counts the others as members, or asks them anything but by greetings.
+#[test]
+fn sides_of_a_cut_that_have_removed_each_other_become_one_cluster_again() {
+    let wires = match Wires::new() {
+        Ok(wires) => wires,
+        Err(why) => return skipped("a cluster whose halves have removed each other", &why),
+    };
+    let cluster = Cluster::start(wires, &["--down-after-ms", "2000"]);
+    let all: Vec<usize> = (0..KEYS).collect();
+    check_written(&cluster.ask(0, &all, |key| format!("SET key{key} before{key}")));
+    cluster.wires.plug(&SMALLER, "apart");
+    let larger = larger();
+    larger.iter().for_each(|index| wait_for_full(&mut cluster.client(*index), larger.len()));
+    // Who has just become a holder has to be filled first.
+    let mut client = cluster.client(larger[1]);
+    for key in &all {
+        wait_for(&mut client, &format!("SET key{key} after{key}"), is_ok);
+    }
+    let mut client = cluster.client(SMALLER[0]);
+    for index in &larger {
+        let node = &cluster.nodes[*index].ready().node;
+        assert!(is_ok(&client.call_line(&format!("KAD.FORGET {node}")).unwrap()));
+    }
+    SMALLER.iter().for_each(|index| wait_for_full(&mut cluster.client(*index), SMALLER.len()));
+
+    cluster.wires.plug(&SMALLER, "whole");
+    (0..NODES).for_each(|index| wait_for_full(&mut cluster.client(index), NODES));
+    for index in 0..NODES {
+        check_values(&cluster.ask(index, &all, |key| format!("GET key{key}")), &all, "after");
     }
 }

@@ -556,16 +556,22 @@ impl Membership {
     }
 
     /// Whether this node may decide that a member is gone: it sees most of those up that it knows,
-    /// and these are all, as far as anybody can know.
+    /// and these are all.
     fn may_remove(&self) -> bool {
         let known = self.known().count();
         let up = self.known().filter(|entry| self.is_up(&entry.node)).count();
-        // Nodes that start together found without who died meanwhile. But whoever is full, or has
-        // not said what it is, may be one of many that this node has not heard of.
+        up * 2 > known && self.knows_all()
+    }
+
+    /// Whether this node knows all members, as far as anybody can. Nodes that start together found
+    /// without who died meanwhile. But whoever is full, or has not said what it is, may be one of
+    /// many that this node has not heard of.
+    #[must_use]
+    pub fn knows_all(&self) -> bool {
         let stands_for_others = |entry: &MemberEntry| {
             entry.node != self.own
                 && (entry.phase != Phase::Joining || entry.incarnation < FIRST_INCARNATION)
         };
-        up * 2 > known && (self.is_informed || !self.known().any(stands_for_others))
+        self.is_informed || !self.known().any(stands_for_others)
     }
 }

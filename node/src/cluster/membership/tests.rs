@@ -186,6 +186,7 @@ fn newcomers_remove_nobody_before_a_full_member_has_told_them_of_all() {
     for index in 0..2 {
         assert!(!world.of(index).is_up(&id(9)));
         assert_eq!(world.of(index).known().count(), 3, "it may stand for many");
+        assert!(!world.of(index).knows_all());
     }
     // Nor when it is known to be full, by what somebody else has said.
     let now = world.now;
@@ -196,6 +197,7 @@ fn newcomers_remove_nobody_before_a_full_member_has_told_them_of_all() {
     let members = PeerMessage::Members { wants_answer: false, entries: vec![own(9)] };
     let (node, out) = world.nodes.get_mut(&id(0)).unwrap();
     node.handle_message(now, id(9), members, out);
+    assert!(node.knows_all());
     world.run(60);
     assert_eq!(world.of(1).known().count(), 2);
 }
@@ -210,7 +212,7 @@ fn nodes_that_start_together_found_without_who_died_meanwhile() {
         out.sends.clear();
     }
     world.run(10);
-    (0..3).for_each(|index| assert!(!world.of(index).is_informed));
+    (0..3).for_each(|index| assert!(!world.of(index).is_informed && world.of(index).knows_all()));
     world.cut = vec![id(2)];
     world.run(60);
     assert_eq!(world.of(0).known().count(), 2);

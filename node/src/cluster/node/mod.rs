@@ -298,10 +298,12 @@ impl ClusterNode {
         self.mine.minus(&self.held)
     }
 
-    /// Whether it still knows nobody: commands answer LOADING.
+    /// Whether it still knows nobody, or not all of whom a full member knows: with fewer it would
+    /// place keys elsewhere. Commands answer LOADING.
     #[must_use]
     pub fn is_loading(&self) -> bool {
-        self.members.own().phase == Phase::Joining && self.members.known().count() < 2
+        let is_alone = self.members.known().count() < 2;
+        self.members.own().phase == Phase::Joining && (is_alone || !self.members.knows_all())
     }
 
     /// Things under way: commands of clients, queries to others, queries of others, exchanges.
