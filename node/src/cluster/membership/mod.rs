@@ -240,6 +240,9 @@ impl Membership {
     /// Something came from a member.
     pub fn on_heard(&mut self, node: &NodeId) {
         if let Some(member) = self.members.get_mut(node) {
+            if matches!(member.health, Health::Down { .. }) {
+                tracing::info!(%node, "a member is up again");
+            }
             member.health = Health::Up;
         }
     }
@@ -315,6 +318,7 @@ impl Membership {
     }
 
     fn take(&mut self, entry: MemberEntry) {
+        self.log(&entry);
         let transmissions = 4 + 2 * (self.members.len().max(1)).ilog2();
         let member = self.members.entry(entry.node).or_insert_with(|| Member {
             entry: entry.clone(),
@@ -325,6 +329,17 @@ impl Membership {
         member.news = transmissions;
         self.is_changed = true;
         self.gossip_pause_ns = self.gossip_pause_ns.min(self.gossip_pause_min_ns());
+    }
+
+    /// Tells the log what concerns an operator: who joins, is filled, leaves, is removed or back.
+    fn log(&self, entry: &MemberEntry) {
+        let stage = |entry: &MemberEntry| (entry.phase, entry.standing == Standing::Removed);
+        let before = self.members.get(&entry.node).map(|member| stage(&member.entry));
+        let after = stage(entry);
+        if before != Some(after) {
+            let (phase, is_removed) = after;
+            tracing::info!(node = %entry.node, ?phase, is_removed, "a member of the cluster");
+        }
     }
 
     fn gossip_pause_min_ns(&self) -> u64 {
@@ -539,6 +554,7 @@ impl Membership {
         for (node, member) in &mut self.members {
             match member.health {
                 Health::Suspected { since_ns } if since_ns + suspect_for_ns <= now.monotonic_ns => {
+                    tracing::warn!(%node, "a member is down");
                     member.health = Health::Down { since_ns };
                 }
                 Health::Down { since_ns }

@@ -38,18 +38,17 @@ mod tests;
 use heads::{Heads, Scout};
 use pacing::Pacing;
 
-/// A victim is read in pieces of this many bytes.
-const WINDOW_LEN: u64 = 1 << 20;
+/// A victim is read in pieces of this many bytes. A get that comes meanwhile waits for one.
+const WINDOW_LEN: u64 = 256 << 10;
 /// Bytes of records that one turn looks at, and records: copying one takes a microsecond or two.
 const STEP_BYTES: u64 = 128 << 10;
 const STEP_RECORDS_MAX: u64 = 128;
 /// Where somebody has asked for something since the last turn, and would wait for the end of this
 /// one, it does only this part of it.
 const BUSY_SHARE: u64 = 4;
-/// Compaction waits while more bytes than this wait for the disk.
-const PENDING_BYTES_MAX: usize = 4 << 20;
-/// The same, when puts wait for compaction.
-const PENDING_BYTES_URGENT_MAX: usize = 16 << 20;
+/// Compaction waits while more bytes than this wait for the disk: gets and puts that come
+/// meanwhile wait for them (docs/adr/0016).
+const PENDING_BYTES_MAX: usize = 256 << 10;
 
 /// A segment being compacted.
 #[derive(Debug)]
@@ -239,11 +238,9 @@ impl Store {
     pub(super) fn can_compact(&self) -> bool {
         let compaction = &self.compaction;
         let idle = compaction.victim.as_ref().is_some_and(|victim| victim.reading.is_none());
-        let urgent = compaction.pacing.is_urgent();
-        let pending_max = if urgent { PENDING_BYTES_URGENT_MAX } else { PENDING_BYTES_MAX };
         idle && compaction.heads.are_there()
             && self.extents.copy.as_ref().is_none_or(ExtentCopy::is_over)
-            && self.log.pending_bytes() <= pending_max
+            && self.log.pending_bytes() <= PENDING_BYTES_MAX
             && self.log.failure().is_none()
     }
 
