@@ -72,9 +72,10 @@ impl Door {
 
     /// Asks for what is to come, if it may come now: into its place, if that is known.
     pub(super) fn go_on_receiving(&mut self, id: ConnectionId, connection: &mut Connection) {
-        // What is to come of a large argument has been counted against the limit before.
+        // A command that is not all there has limits of its own: its words may come to the whole
+        // limit, and what frames them is not to end it.
         let room = connection.parser.buffered() < self.limits.input_bytes_max
-            || connection.parser.wants_to_lend();
+            || connection.parser.is_within_command();
         let open = connection.phase == Phase::Open && !connection.ended;
         let takes = connection.origin.is_none() && !connection.yielded;
         if open && takes && !connection.receiving && room {

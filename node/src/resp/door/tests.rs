@@ -441,6 +441,23 @@ fn long_value_is_received_to_its_end_at_the_limit_of_input() {
 }
 
 #[test]
+fn command_of_many_short_words_is_received_to_its_end_at_the_limit_of_input() {
+    let limits = ClientLimits { input_bytes_max: 100_000, ..Config::default().limits };
+    let mut rig = Rig::of(Spread::on_one_thread(2), limits, 0);
+    let id = rig.connect();
+    let command = format!("*40001\r\n$4\r\nMSET\r\n{}", "$1\r\nk\r\n".repeat(40_000));
+    assert!(command.len() > 2 * 100_000);
+    for piece in command.as_bytes().chunks(16_384) {
+        assert!(rig.door.connections[&id].receiving, "nothing more is received");
+        rig.send(id, piece);
+    }
+    rig.end_all_reads();
+    assert_eq!(rig.replies(id), "+OK\r\n");
+    rig.send(id, b"PING\r\n");
+    assert_eq!(rig.replies(id), "+PONG\r\n");
+}
+
+#[test]
 fn client_that_goes_away_takes_the_memory_lent_for_it_along() {
     let mut rig = Rig::new();
     for ends in [true, false] {

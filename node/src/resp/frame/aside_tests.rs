@@ -101,13 +101,13 @@ fn what_is_received_is_not_copied() {
     let mut parser = parser(16_385);
     let (head, tail) = bytes.split_at(1_000);
     assert!(matches!(parser.next(&mut &*head), Parsed::Incomplete));
-    assert!(parser.wants_to_lend());
+    assert!(parser.is_within_command());
     let mut room = parser.lend().unwrap();
     let (place, before) = (room.filled().as_ptr(), room.filled().len());
     assert_eq!(room.left(), value.len() + 2 - before, "no more than its size");
     let count = room.receive(tail);
     parser.take_back(room);
-    assert!(!parser.wants_to_lend());
+    assert!(parser.lend().is_none(), "all of it is there");
     let mut input = &tail[count..];
     assert_eq!(input, PING, "the line end was received with it");
     let Parsed::Command(arguments) = parser.next(&mut input) else { panic!("not a command") };
@@ -153,7 +153,7 @@ fn what_is_drained_is_not_lent() {
             let mut parser = Parser::new(small);
             let said = said_lending(&mut parser, bytes.chunks(piece));
             assert_eq!(said, [too_large.clone(), command(&[b"PING"])]);
-            assert!(!parser.wants_to_lend() && parser.buffered() == 0);
+            assert!(!parser.is_within_command() && parser.buffered() == 0);
         }
     }
 }

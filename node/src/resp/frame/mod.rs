@@ -314,10 +314,10 @@ impl Parser {
         buffers.saturating_add(spans).saturating_add(aside)
     }
 
-    /// Whether a large argument is to come that [`Parser::lend`] has memory for.
+    /// Whether all that is buffered is the beginning of one command.
     #[must_use]
-    pub fn wants_to_lend(&self) -> bool {
-        self.aside.as_ref().is_some_and(|aside| aside.open.is_some())
+    pub fn is_within_command(&self) -> bool {
+        !self.request.is_at_start()
     }
 
     /// Lends the memory of an unfinished argument, for as much of what is left of it as comes.
