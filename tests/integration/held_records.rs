@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use kadring::cluster::message::{Content, Found, Record};
 use kadring::cluster::prefix::Prefix;
-use kadring::cluster::records::{HeldRecords, STATE_KEY};
+use kadring::cluster::records::{HeldRecords, STATE_KEY, WALKED_AT_ONCE_MAX};
 use kadring::cluster::store::{
     ModelStore, RecordStore, StoreAnswer, StoreRequest, Ticket, execute,
 };
@@ -93,6 +93,7 @@ impl World {
         self.next += 1;
         let now = Now { monotonic_ns: self.next * 1_000_000, clock_ms: self.now_ms };
         self.keyspace.set_now(now);
+        self.records.handle_time(&mut self.keyspace);
         for _ in 0..completions {
             let Some((shard, completion)) = self.disk.complete_one() else { break };
             self.keyspace.handle_disk(shard, completion);
@@ -113,6 +114,10 @@ impl World {
 
     fn turn(&mut self, completions: usize) {
         self.pump(completions);
+        self.take_answers();
+    }
+
+    fn take_answers(&mut self) {
         while let Some((ticket, answer)) = self.records.poll_answer() {
             let (expected, acknowledged) = self.expected.remove(&ticket).expect("asked once");
             assert_eq!(answer, expected, "{ticket:?}");
@@ -322,6 +327,40 @@ fn a_second_walk_over_the_same_keys_reads_nothing_from_the_disk() {
     world.ask(walk);
     world.settle();
     assert_eq!(world.records.digests_known(), 0);
+}
+
+/// A comparison of all keys must not hold clients up: walks stop after some.
+#[test]
+fn walks_over_many_known_keys_stop_for_others() {
+    let mut world = World::new(4);
+    for number in 0..4 * WALKED_AT_ONCE_MAX {
+        let mut record = world.record();
+        record.user_key = format!("many{number}").into();
+        record.key = Key::of(&record.user_key);
+        record.content = Content::Value(Bytes::from_static(b"v"));
+        record.expiry_ms = 0;
+        world.ask(StoreRequest::Apply { record });
+        world.turn(2);
+    }
+    let walk = StoreRequest::Walk { prefix: Prefix::ALL, from: Key([0; 20]), count: 1 << 20 };
+    world.ask(walk);
+    world.settle();
+    assert!(world.records.digests_known() > WALKED_AT_ONCE_MAX);
+    let page = StoreRequest::Walk { prefix: Prefix::ALL, from: Key([0; 20]), count: 200 };
+    for _ in 0..40 {
+        world.ask(page.clone());
+    }
+    world.take_answers();
+    let mut turns = 0;
+    while world.records.deadline_ns().is_some() {
+        let before = world.answered;
+        world.turn(1);
+        let pages = usize::try_from(world.answered - before).unwrap();
+        assert!((1..=WALKED_AT_ONCE_MAX / 200 + 1).contains(&pages), "{pages} pages at once");
+        turns += 1;
+    }
+    assert!(turns >= 40 * 200 / (WALKED_AT_ONCE_MAX + 200), "{turns} turns");
+    world.settle();
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //! the log, those behind it wait, too. An answer comes once all that it has looked at is durable.
 //!
 //! What a walk has read stays in a [`DigestTable`], which every write here keeps up to date: the
-//! next walk over the same keys reads nothing.
+//! next walk over the same keys reads nothing. Walks over the table stop for a moment after some
+//! keys: clients are served in between, here and by other processes on the same processor.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -37,6 +38,10 @@ pub const ROUTES_KEY: Key = Key(*b"\x7fkadring routes core");
 const ROUTES_NAME: &[u8] = b"\0kadring routing table";
 /// Keys that a walk asks of a shard at a time, at least.
 const PAGE_KEYS_MIN: usize = 16;
+/// Walks over the table begin until they have seen so many keys; the last one may see more.
+pub const WALKED_AT_ONCE_MAX: usize = 512;
+/// Then they stop for so long.
+pub const WALK_PAUSE_MS: u64 = 1;
 
 /// Whether a record is the node's own: it is nobody else's business.
 #[must_use]
@@ -99,6 +104,12 @@ pub struct HeldRecords {
     reading: BTreeMap<(ShardIndex, ReadId), (Ticket, Key, Option<Wait>)>,
     table: DigestTable,
     walks: BTreeMap<Ticket, Walk>,
+    /// Keys in the table that walks have seen since the last pause.
+    walked: usize,
+    /// When the pause is over.
+    walk_at_ns: u64,
+    /// Walks that begin after the pause.
+    walks_behind: VecDeque<(Ticket, Walk)>,
     pages: BTreeMap<(ShardIndex, ReadId), Ticket>,
     /// Answers that wait for a shard's log, and then for other shards'.
     settling: BTreeMap<(ShardIndex, Lsn, Ticket), (StoreAnswer, Vec<Wait>)>,
@@ -133,7 +144,8 @@ impl HeldRecords {
                 let (prefix, count, page) = (*prefix, *count, Page::default());
                 let wants_names = matches!(request, StoreRequest::Names { .. });
                 let walk = Walk { prefix, from, count, wants_names, found, page };
-                self.walk(keyspace, ticket, walk);
+                self.walks_behind.push_back((ticket, walk));
+                self.begin_walks(keyspace);
                 return;
             }
             StoreRequest::DiscardAll => {
@@ -162,6 +174,30 @@ impl HeldRecords {
         true
     }
 
+    /// Goes on with what has waited for time to pass.
+    pub fn handle_time(&mut self, keyspace: &mut Keyspace) {
+        self.begin_walks(keyspace);
+    }
+
+    /// When there is something to do.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        (!self.walks_behind.is_empty()).then_some(self.walk_at_ns)
+    }
+
+    /// Begins walks, unless there is a pause.
+    fn begin_walks(&mut self, keyspace: &mut Keyspace) {
+        let now_ns = keyspace.now().monotonic_ns;
+        while self.walk_at_ns <= now_ns
+            && let Some((ticket, walk)) = self.walks_behind.pop_front()
+        {
+            self.walk(keyspace, ticket, walk);
+            if self.walked >= WALKED_AT_ONCE_MAX {
+                (self.walked, self.walk_at_ns) = (0, now_ns + WALK_PAUSE_MS * 1_000_000);
+            }
+        }
+    }
+
     /// Takes the next answer.
     pub fn poll_answer(&mut self) -> Option<(Ticket, StoreAnswer)> {
         self.answers.pop_front()
@@ -172,7 +208,8 @@ impl HeldRecords {
     pub fn under_way(&self) -> usize {
         let queued: usize = self.queues.values().map(VecDeque::len).sum();
         let clearing = usize::from(self.clearing.is_some()) + self.behind.len();
-        queued + self.reading.len() + self.walks.len() + self.settling.len() + clearing
+        let walks = self.walks.len() + self.walks_behind.len();
+        queued + self.reading.len() + walks + self.settling.len() + clearing
     }
 
     /// Number of records that walks need not read.
@@ -465,6 +502,7 @@ impl HeldRecords {
                 }
                 let entry = entry_of(*key, *record, now.clock_ms);
                 walk.found.push(Name { entry, user_key: Bytes::new() });
+                self.walked += 1;
             }
             if next.is_some() {
                 return self.end_walk(keyspace, ticket, walk, next);

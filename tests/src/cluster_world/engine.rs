@@ -222,8 +222,9 @@ impl EngineStore {
     }
 
     fn begin_requests(&mut self, now: Now) {
-        let Running { keyspace, .. } = self.running();
+        let Running { keyspace, records } = self.running();
         keyspace.set_now(now);
+        records.handle_time(keyspace);
         keyspace.end_turn();
         self.hand_over_events();
         let Some(Running { keyspace, .. }) = &mut self.running else { return };
@@ -299,7 +300,9 @@ impl EngineStore {
     }
 
     pub(super) fn deadline_ns(&self) -> Option<u64> {
-        self.running.as_ref()?.keyspace.deadline_ns()
+        let Running { keyspace, records } = self.running.as_ref()?;
+        let deadlines = [keyspace.deadline_ns(), records.deadline_ns()];
+        deadlines.into_iter().flatten().min()
     }
 
     pub(super) fn stop(&mut self, stop: Stop, rng: &mut Rng) {

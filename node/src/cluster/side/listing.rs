@@ -32,7 +32,7 @@ const REGIONS_PER_PAGE_MAX: usize = 16;
 /// Bytes of keys after which a SCAN ends, too.
 const SCANNED_BYTES_MAX: usize = 1 << 20;
 /// Keys that DBSIZE counts at a time.
-const COUNTED_PER_PAGE_MAX: usize = 4_096;
+const COUNTED_PER_PAGE_MAX: usize = 1_024;
 /// Tickets of DBSIZE, apart from those of others on this side.
 const COUNT_TICKETS: u64 = OWN_TICKETS | (1 << 62);
 

@@ -310,6 +310,7 @@ impl ClusterSide {
 
     /// Moves everything on until nothing is left to do now.
     fn pump(&mut self, keyspace: &mut Keyspace, now: Now) {
+        self.records.handle_time(keyspace);
         if self.core.is_none() {
             self.start(keyspace, now);
         }
@@ -514,8 +515,10 @@ impl PeerSide for ClusterSide {
         }
         let core = self.core.as_ref().map(|core| Monotonic(core.deadline_ns()));
         let commands = self.commands.deadline_ns().map(Monotonic);
-        let deadlines = [core, commands, self.links.deadline(), self.datagrams.deadline()];
-        deadlines.into_iter().flatten().min()
+        let records = self.records.deadline_ns().map(Monotonic);
+        let doors = [self.links.deadline(), self.datagrams.deadline()];
+        let deadlines = [core, commands, records].into_iter().chain(doors);
+        deadlines.flatten().min()
     }
 
     fn drain(&mut self) {
