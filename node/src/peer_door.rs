@@ -170,6 +170,7 @@ pub(crate) fn cluster_side(
         replicas_to_write_min: *replicas_to_write_min,
         tombstone_grace_ms: config.cluster.tombstone_grace_ms,
         down_after_ms: config.cluster.down_after_ms,
+        repair_bytes_per_second: config.cluster.repair_bytes_per_second,
         ..ClusterSettings::default()
     };
     let options = SideOptions {

@@ -17,6 +17,7 @@ use super::coordinator::{Owner, Step};
 use super::digest::{Summing, differences};
 use super::message::{Entry, Found, PeerMessage, PutReason, Record, Sum};
 use super::mutation::Mutation;
+use super::pace::Pace;
 use super::prefix::Prefix;
 use super::replica;
 use super::store::{StoreAnswer, StoreRequest, Ticket};
@@ -62,6 +63,8 @@ pub(super) struct Exchange {
     offered: VecDeque<Key>,
     resurrected: BTreeSet<Key>,
     moving: usize,
+    /// Bytes that came, and that the next record to be moved pays for.
+    owed: u64,
     tickets: BTreeSet<Ticket>,
     /// Whether anything here was older than there.
     pub(super) was_behind: bool,
@@ -109,6 +112,7 @@ impl Exchange {
             offered: VecDeque::new(),
             resurrected: BTreeSet::new(),
             moving: 0,
+            owed: 0,
             tickets: BTreeSet::new(),
             was_behind: false,
             has_failed: false,
@@ -137,9 +141,11 @@ impl Exchange {
     /// Goes on as far as possible.
     pub(super) fn advance(&mut self, step: &mut Step<'_>) {
         let wait_ns = step.settings.exchange_for_ms * 1_000_000;
-        self.deadline_ns = step.now.monotonic_ns + wait_ns;
+        let now_ns = step.now.monotonic_ns;
         self.compare();
-        while self.moving < MOVING_MAX {
+        while self.may_move(now_ns, &step.out.pace) {
+            let per_second = step.settings.repair_bytes_per_second;
+            step.out.pace.spend(now_ns, std::mem::take(&mut self.owed), per_second);
             if let Some(key) = self.wanted.pop_front() {
                 self.moving += 1;
                 step.query(Owner::Exchange(self.id), self.peer, |request| PeerMessage::Get {
@@ -158,6 +164,32 @@ impl Exchange {
         if is_idle && let Some(task) = self.tasks.pop() {
             self.begin(task, step);
         }
+        self.deadline_ns = now_ns + wait_ns;
+    }
+
+    fn has_to_move(&self) -> bool {
+        self.moving < MOVING_MAX && !(self.wanted.is_empty() && self.offered.is_empty())
+    }
+
+    /// Whether the next record is to be moved now.
+    pub(super) fn may_move(&self, now_ns: u64, pace: &Pace) -> bool {
+        self.has_to_move() && pace.is_free(now_ns)
+    }
+
+    /// Whether it waits for nothing but its turn to move a record.
+    pub(super) fn is_paced(&self) -> bool {
+        self.current.is_none() && self.moving == 0 && self.has_to_move()
+    }
+
+    /// Whether it has waited for an answer for too long.
+    pub(super) fn is_late(&self, now_ns: u64) -> bool {
+        self.deadline_ns <= now_ns && !self.is_paced()
+    }
+
+    /// When there is something to do.
+    pub(super) fn wake_at_ns(&self, pace: &Pace) -> u64 {
+        let move_at_ns = if self.has_to_move() { pace.free_at_ns() } else { u64::MAX };
+        if self.is_paced() { move_at_ns } else { move_at_ns.min(self.deadline_ns) }
     }
 
     fn ask_store(&mut self, request: StoreRequest, step: &mut Step<'_>) {
@@ -202,9 +234,14 @@ impl Exchange {
         self.advance(step);
     }
 
+    fn moved(&mut self, bytes: u64) {
+        self.bytes_moved += bytes;
+        self.owed += bytes;
+    }
+
     fn apply(&mut self, record: Record, step: &mut Step<'_>) {
         let mut record = record.at(step.now.clock_ms);
-        self.bytes_moved += record.len() as u64;
+        self.moved(record.len() as u64);
         let skew_max_ms = step.settings.clock_skew_max_ms;
         if replica::is_too_far_ahead(&record.version, step.now, skew_max_ms) {
             self.has_failed = true;
@@ -223,7 +260,7 @@ impl Exchange {
             StoreAnswer::Walked(entries, next) => self.walked(entries, next, step),
             StoreAnswer::Read(Found::Record(record)) => {
                 let peer = self.peer;
-                self.bytes_moved += record.len() as u64;
+                self.moved(record.len() as u64);
                 step.query(Owner::Exchange(self.id), peer, |request| PeerMessage::Put {
                     request,
                     reason: PutReason::Repair,

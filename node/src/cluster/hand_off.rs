@@ -54,14 +54,19 @@ impl Fill {
     }
 
     /// With whom to compare next: what was fetched from one source need not be fetched from the
-    /// others, so who holds everything comes first.
-    pub(super) fn next_source(&self, is_asked: impl Fn(&NodeId) -> bool) -> Option<(NodeId, u32)> {
+    /// others, so who holds everything comes first; of these who has the least to do for other
+    /// ranges.
+    pub(super) fn next_source(
+        &self,
+        is_asked: impl Fn(&NodeId) -> bool,
+        busy: impl Fn(&NodeId) -> usize,
+    ) -> Option<(NodeId, u32)> {
         let ready = self.sources.iter().filter(|(node, source)| !source.is_done && !is_asked(node));
         let ready = ready.filter_map(|(node, source)| {
             let is_partial = !source.held.as_ref()?.covers(&self.prefix);
-            Some((source.tries, is_partial, *node))
+            Some((source.tries, is_partial, busy(node), *node))
         });
-        ready.min().map(|(tries, _, node)| (node, tries))
+        ready.min().map(|(tries, .., node)| (node, tries))
     }
 
     /// The parts that `need` sources hold completely and have given; everything, if there is no
@@ -202,15 +207,21 @@ mod tests {
     fn who_holds_everything_and_was_not_asked_yet_is_asked_first() {
         let nodes = [1, 2, 3].map(|byte| NodeId([byte; 20]));
         let mut fill = Fill::new(Prefix::ALL, &nodes, 0);
-        assert_eq!(fill.next_source(|_| false), None, "nobody has answered");
+        assert_eq!(fill.next_source(|_| false, |_| 0), None, "nobody has answered");
         fill.sources.get_mut(&nodes[0]).unwrap().held = Some(PrefixSet::from_iter([part(0)]));
         fill.sources.get_mut(&nodes[1]).unwrap().held = Some(PrefixSet::all());
-        assert_eq!(fill.next_source(|_| false), Some((nodes[1], 0)));
-        assert_eq!(fill.next_source(|node| *node == nodes[1]), Some((nodes[0], 0)));
+        assert_eq!(fill.next_source(|_| false, |_| 0), Some((nodes[1], 0)));
+        assert_eq!(fill.next_source(|node| *node == nodes[1], |_| 0), Some((nodes[0], 0)));
         fill.sources.get_mut(&nodes[1]).unwrap().tries = 1;
-        assert_eq!(fill.next_source(|_| false), Some((nodes[0], 0)));
+        assert_eq!(fill.next_source(|_| false, |_| 0), Some((nodes[0], 0)));
         fill.sources.get_mut(&nodes[0]).unwrap().is_done = true;
-        assert_eq!(fill.next_source(|_| false), Some((nodes[1], 1)));
+        assert_eq!(fill.next_source(|_| false, |_| 0), Some((nodes[1], 1)));
+        let held = Some(PrefixSet::all());
+        for node in &nodes {
+            fill.sources.insert(*node, Source { held: held.clone(), ..Source::default() });
+        }
+        let busy = |node: &NodeId| usize::from(*node == nodes[0]);
+        assert_eq!(fill.next_source(|_| false, busy), Some((nodes[1], 0)), "the first is busy");
     }
 
     #[test]

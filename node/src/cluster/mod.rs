@@ -23,6 +23,7 @@ pub mod message;
 pub mod mutation;
 pub mod node;
 pub mod outbox;
+mod pace;
 pub mod placement;
 pub mod prefix;
 pub mod records;

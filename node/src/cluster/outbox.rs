@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::message::{PeerMessage, RequestId};
+use super::pace::Pace;
 use super::store::{StoreRequest, Ticket};
 use crate::kademlia::NodeId;
 
@@ -15,6 +16,8 @@ pub struct Outbox {
     pub(super) loops: VecDeque<PeerMessage>,
     pub(super) sends: VecDeque<(NodeId, PeerMessage)>,
     pub(super) store: VecDeque<(Ticket, StoreRequest)>,
+    /// Of the records that exchanges move.
+    pub(super) pace: Pace,
 }
 
 impl Outbox {
@@ -28,6 +31,7 @@ impl Outbox {
             loops: VecDeque::new(),
             sends: VecDeque::new(),
             store: VecDeque::new(),
+            pace: Pace::default(),
         }
     }
 

@@ -34,7 +34,8 @@ pub struct ClusterSettings {
     pub exchange_for_ms: u64,
     /// All ranges are compared with their other holders so often.
     pub repair_every_ms: u64,
-    /// Comparisons begin no faster than that, in bytes of what they compare and move.
+    /// Bytes of records that a node fetches and offers per second to be filled and to repair, and
+    /// of what it compares; 0 is no limit.
     pub repair_bytes_per_second: u64,
     /// Ranges that the node lacks, or holds and should not, are looked for so often.
     pub hand_off_every_ms: u64,
@@ -59,7 +60,7 @@ impl Default for ClusterSettings {
             command_for_ms: 3_000,
             exchange_for_ms: 5_000,
             repair_every_ms: 5_000,
-            repair_bytes_per_second: 16 << 20,
+            repair_bytes_per_second: 8 << 20,
             hand_off_every_ms: 1_000,
             found_after_ms: 5_000,
         }

@@ -127,6 +127,8 @@ pub struct ClusterConfig {
     pub down_after_ms: u64,
     /// Milliseconds that deletes are remembered for.
     pub tombstone_grace_ms: u64,
+    /// Bytes per second that the node is filled and repairs with; 0 is no limit.
+    pub repair_bytes_per_second: u64,
 }
 
 impl ClusterConfig {
@@ -150,6 +152,7 @@ impl Default for ClusterConfig {
             secret_file: None,
             down_after_ms: 600_000,
             tombstone_grace_ms: 24 * 3_600_000,
+            repair_bytes_per_second: 8 << 20,
         }
     }
 }

@@ -248,6 +248,17 @@ pub const SETTINGS: &[Setting] = &[
         show: |config| config.cluster.tombstone_grace_ms.to_string(),
     },
     Setting {
+        key: "repair_bytes_per_second",
+        flag: "repair-bytes-per-second",
+        value_name: "SIZE",
+        help: "How fast a node of a cluster fetches records to be filled and exchanges them to \
+               repair; 0 is no limit",
+        expected: "a size such as 16MiB, or 0",
+        apply: |config, raw| set(&mut config.cluster.repair_bytes_per_second, raw.size()),
+        valid: |_| true,
+        show: |config| size::format(config.cluster.repair_bytes_per_second),
+    },
+    Setting {
         key: "admin",
         flag: "admin",
         value_name: "ADDR",

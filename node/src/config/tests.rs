@@ -65,7 +65,7 @@ impl World {
 }
 
 /// A value other than the default for each setting, as a word and as TOML.
-const SAMPLES: [(&str, &str, &str); 40] = [
+const SAMPLES: [(&str, &str, &str); 41] = [
     ("data_dir", "/d", "\"/d\""),
     ("client", "[::1]:99", "\"[::1]:99\""),
     ("mode", "mainline", "\"mainline\""),
@@ -79,6 +79,7 @@ const SAMPLES: [(&str, &str, &str); 40] = [
     ("cluster_secret_file", "/s", "\"/s\""),
     ("down_after_ms", "9", "9"),
     ("tombstone_grace_ms", "5000", "5000"),
+    ("repair_bytes_per_second", "1MiB", "1048576"),
     ("admin", "127.0.0.1:98", "\"127.0.0.1:98\""),
     ("admin_public", "yes", "true"),
     ("item_ttl", "90m", "5400"),

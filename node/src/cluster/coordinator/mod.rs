@@ -22,6 +22,7 @@ mod write;
 
 use std::collections::BTreeMap;
 
+pub(super) use read::Rank;
 pub use read::{Consistency, Read};
 pub use scan::Scan;
 pub use wait::WaitLedger;

@@ -19,6 +19,17 @@ pub enum Consistency {
     One,
 }
 
+/// How good a holder is to ask for the value: the first of these is the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::cluster) enum Rank {
+    /// This node has what there is of the key: no value goes over the network.
+    Here,
+    Up,
+    /// It may not have the key yet.
+    Joining,
+    Silent,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Pending,
@@ -46,6 +57,8 @@ pub struct Read {
     /// With which version.
     repairing: Option<Version>,
     attempt: u32,
+    /// Further holders that were asked before anybody said that it is not ready.
+    instead: usize,
     pub(in crate::cluster) deadline_ns: u64,
 }
 
@@ -69,27 +82,39 @@ impl Read {
             repaired: BTreeSet::new(),
             repairing: None,
             attempt: 0,
+            instead: 0,
             deadline_ns: step.now.monotonic_ns + wait_ns,
         }
     }
 
-    /// Asks the set: the first that seems to be up for the value, the others for the version.
+    /// Which key.
+    pub(in crate::cluster) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Asks the set: the best of it for the value, the others for the version. Whoever is joining
+    /// is likely not to be ready: as many others are asked at once.
     pub(in crate::cluster) fn begin(
         &mut self,
-        is_up: impl Fn(&NodeId) -> bool,
+        rank: impl Fn(&NodeId) -> Rank,
         step: &mut Step<'_>,
     ) {
         self.answers.clear();
         self.repaired.clear();
         (self.newest, self.fetching, self.repairing) = (None, None, None);
         let set = self.candidates.first();
-        let preferred = set.iter().find(|node| is_up(node)).or_else(|| set.first()).copied();
+        let preferred = set.iter().min_by_key(|node| rank(node)).copied();
+        self.instead = 0;
         if self.consistency == Consistency::One {
             let rest = set.iter().filter(|node| Some(**node) != preferred);
             let mut order: Vec<NodeId> = preferred.iter().chain(rest).copied().collect();
             order.extend_from_slice(&self.candidates.order[set.len()..]);
             self.candidates.order = order;
             self.candidates.asked = usize::from(preferred.is_some());
+        } else {
+            let joining = set.iter().filter(|node| rank(node) == Rank::Joining).count();
+            self.instead = joining.min(self.candidates.left());
+            self.candidates.asked += self.instead;
         }
         let asked = self.candidates.order[..self.candidates.asked].to_vec();
         for node in asked {
@@ -142,7 +167,9 @@ impl Read {
                 self.newest = Some(record.at(now_ms));
             }
         }
-        if !is_ready {
+        if !is_ready && self.instead > 0 {
+            self.instead -= 1;
+        } else if !is_ready {
             self.ask_further(step);
         }
     }

@@ -23,6 +23,8 @@ const FILLS_MAX: usize = 4;
 pub(super) struct Background {
     pub(super) exchanges: BTreeMap<u64, Exchange>,
     last_exchange: u64,
+    /// Which exchange was the last that moved a record in its turn.
+    last_moved: u64,
     fills: BTreeMap<Prefix, Fill>,
     pub(super) repair: Repair,
     pub(super) cleaning: Option<Cleaning>,
@@ -56,7 +58,7 @@ impl ClusterNode {
     /// When there is something to do.
     pub(super) fn background_deadline_ns(&self) -> u64 {
         let background = &self.background;
-        let exchanges = background.exchanges.values().map(|exchange| exchange.deadline_ns);
+        let exchanges = background.exchanges.values().map(|it| it.wake_at_ns(&self.out.pace));
         let cleaning = background.cleaning.iter().map(|cleaning| cleaning.deadline_ns);
         let first = background.repair.wake_at_ns.min(background.hand_off_at_ns);
         exchanges.chain(cleaning).fold(first, u64::min)
@@ -66,7 +68,7 @@ impl ClusterNode {
     pub(super) fn handle_background_time(&mut self, now: Now) {
         let at_ns = now.monotonic_ns;
         self.background.start_ns.get_or_insert(at_ns);
-        let is_due = |exchange: &Exchange| exchange.deadline_ns <= at_ns;
+        let is_due = |exchange: &Exchange| exchange.is_late(at_ns);
         let late: Vec<Exchange> = self
             .background
             .exchanges
@@ -77,6 +79,7 @@ impl ClusterNode {
             (exchange.has_failed, exchange.is_unanswered) = (true, true);
             self.after_exchange(now, exchange);
         }
+        self.move_records(now);
         if self.background.repair.wake_at_ns <= at_ns {
             self.repair_next(now);
         }
@@ -90,6 +93,20 @@ impl ClusterNode {
             self.look_when_founding(at_ns);
             self.fill_next(now);
             self.clean_next(now);
+        }
+    }
+
+    /// Exchanges move what their common pace allows, one after the other.
+    fn move_records(&mut self, now: Now) {
+        let Background { exchanges, last_moved, .. } = &mut self.background;
+        let behind = exchanges.range(*last_moved + 1..).chain(exchanges.range(..=*last_moved));
+        let ids: Vec<u64> = behind.map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(exchange) = exchanges.get_mut(&id) else { continue };
+            if exchange.may_move(now.monotonic_ns, &self.out.pace) {
+                *last_moved = id;
+                exchange.advance(&mut step(&mut self.out, &mut self.queries, &self.settings, now));
+            }
         }
     }
 
@@ -201,7 +218,9 @@ impl ClusterNode {
     /// getting on with one: several at once would all send the same records.
     fn fetch_next(&mut self, now: Now, prefix: Prefix, tries_max: u32) {
         let wait_ns = self.settings.exchange_for_ms * 1_000_000;
-        let is_live = |it: &Exchange| it.deadline_ns > now.monotonic_ns + wait_ns - wait_ns / 8;
+        let is_live = |it: &Exchange| {
+            it.is_paced() || it.deadline_ns > now.monotonic_ns + wait_ns - wait_ns / 8
+        };
         let exchanges = self.background.exchanges.values();
         let its: Vec<&Exchange> =
             exchanges.filter(|it| it.purpose == Purpose::Fill(prefix)).collect();
@@ -209,7 +228,10 @@ impl ClusterNode {
             return;
         }
         let Some(fill) = self.background.fills.get(&prefix) else { return };
-        let next = fill.next_source(|node| its.iter().any(|it| it.peer == *node));
+        let is_fill = |it: &&Exchange| matches!(it.purpose, Purpose::Fill(_)) && is_live(it);
+        let exchanges = self.background.exchanges.values().filter(is_fill);
+        let busy = |node: &NodeId| exchanges.clone().filter(|it| it.peer == *node).count();
+        let next = fill.next_source(|node| its.iter().any(|it| it.peer == *node), busy);
         let Some((node, tries)) = next.filter(|(_, tries)| *tries <= tries_max) else { return };
         let fill = self.background.fills.get_mut(&prefix);
         if let Some(source) = fill.and_then(|fill| fill.sources.get_mut(&node)) {

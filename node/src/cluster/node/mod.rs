@@ -21,7 +21,7 @@ use wal::record::{Key, Namespace, Version};
 
 use super::clock::HybridLogicalClock;
 use super::coordinator::{
-    Candidates, CommandId, Consistency, Outcome, Owner, Queries, Read, Scan, Step, Write,
+    Candidates, CommandId, Consistency, Outcome, Owner, Queries, Rank, Read, Scan, Step, Write,
     WriteCommand,
 };
 use super::membership::Membership;
@@ -364,9 +364,10 @@ impl ClusterNode {
             return id;
         }
         let candidates = Candidates::new(&key, &self.view, &self.settings);
+        let is_ready = self.is_ready(&key);
         let mut step = step(&mut self.out, &mut self.queries, &self.settings, now);
         let mut read = Read::new(id, key, consistency, candidates, &step);
-        read.begin(|node| self.members.is_up(node), &mut step);
+        read.begin(|node| rank(&self.members, is_ready, node), &mut step);
         self.commands.insert(id, Command::Read(read));
         self.settle(now);
         id
@@ -654,7 +655,8 @@ impl ClusterNode {
                     }
                 };
                 if is_anew || read.take_restart() {
-                    read.begin(|node| self.members.is_up(node), &mut step);
+                    let is_ready = self.held.contains(read.key());
+                    read.begin(|node| rank(&self.members, is_ready, node), &mut step);
                 }
                 read.decide(&mut step)
             }
@@ -712,6 +714,18 @@ impl ClusterNode {
 /// How far the clock is ahead of the monotonic one.
 fn ahead_ms(now: Now) -> u64 {
     now.clock_ms.saturating_sub(now.monotonic_ns / 1_000_000)
+}
+
+/// How good a node is to ask for a value; `is_ready` says whether this node holds the key's range.
+fn rank(members: &Membership, is_ready: bool, node: &NodeId) -> Rank {
+    let is_own = *node == members.own().node;
+    let is_joining = members.entry(node).is_none_or(|entry| entry.phase == Phase::Joining);
+    match is_own {
+        true if is_ready => Rank::Here,
+        false if !members.is_up(node) => Rank::Silent,
+        false if !is_joining => Rank::Up,
+        _ => Rank::Joining,
+    }
 }
 
 fn step<'a>(

@@ -6,10 +6,11 @@
 //!                                           └─ no answer ──> this one waits for the next pass
 //! ```
 //!
-//! Passes begin `repair_every_ms` apart. Within one nothing waits but for the budget: what was
-//! compared and moved counts against `repair_bytes_per_second`. A change of members goes on where
-//! the pass was: what it adds behind that is compared in the next pass. So all ranges have been
-//! compared with all holders that answer after the rest of one pass and a second one.
+//! Passes begin `repair_every_ms` apart. Within one nothing waits but for the pace: what was
+//! compared counts against `repair_bytes_per_second`, and so does, apart from it, what is moved. A
+//! change of members goes on where the pass was: what it adds behind that is compared in the next
+//! pass. So all ranges have been compared with all holders that answer after the rest of one pass
+//! and a second one.
 //!
 //! Ranges that the node itself still lacks are left out, and so are nodes that still join: who is
 //! filled fetches what there is.
@@ -21,6 +22,7 @@ use wal::record::Key;
 
 use super::{ClusterNode, NodeId, Phase, PrefixSet, placement};
 use crate::cluster::exchange::{Exchange, Purpose};
+use crate::cluster::pace::Pace;
 use crate::cluster::prefix::Prefix;
 
 /// Comparisons at the same time, each with another node.
@@ -92,8 +94,8 @@ pub(super) struct Repair {
     last: NodeId,
     /// When the next pass begins.
     pass_at_ns: u64,
-    /// When the budget allows the next comparison.
-    step_at_ns: u64,
+    /// Of comparisons.
+    pace: Pace,
     /// When there may be something to do.
     pub(super) wake_at_ns: u64,
 }
@@ -150,14 +152,14 @@ impl ClusterNode {
             repair.courses.values_mut().for_each(|course| course.is_over = false);
         }
         loop {
-            let step_at_ns = self.background.repair.step_at_ns;
+            let pace = self.background.repair.pace;
             if self.comparisons().count() >= COMPARISONS_MAX {
                 // The end of one goes on here.
                 self.background.repair.wake_at_ns = u64::MAX;
                 return;
             }
-            if step_at_ns > at_ns {
-                self.background.repair.wake_at_ns = step_at_ns;
+            if !pace.is_free(at_ns) {
+                self.background.repair.wake_at_ns = pace.free_at_ns();
                 return;
             }
             let Some((peer, prefix)) = self.next_comparison() else { break };
@@ -211,11 +213,8 @@ impl ClusterNode {
                 course.stop();
             }
         }
-        let bytes = exchange.keys_compared * KEY_BYTES + exchange.bytes_moved;
-        let per_second = self.settings.repair_bytes_per_second.max(1);
-        let cost_ns = u128::from(bytes) * 1_000_000_000 / u128::from(per_second);
-        let from_ns = repair.step_at_ns.max(now.monotonic_ns);
-        repair.step_at_ns = from_ns.saturating_add(u64::try_from(cost_ns).unwrap_or(u64::MAX));
+        let bytes = exchange.keys_compared * KEY_BYTES;
+        repair.pace.spend(now.monotonic_ns, bytes, self.settings.repair_bytes_per_second);
         self.repair_next(now);
     }
 }

@@ -141,6 +141,56 @@ fn a_clock_far_ahead_leaves_nothing_that_stands_in_the_way_of_later_writes() {
     }
 }
 
+/// The founder's copies have 10 MiB: at 4 MiB per second they take two seconds and a half.
+#[test]
+fn a_newcomer_is_filled_at_its_pace() {
+    for (per_second, takes) in [(4 << 20, 2_300..3_500), (0, 0..1_500)] {
+        let mut pair = Pair::new();
+        for number in 0..100 {
+            let user_key = Bytes::from(format!("key{number}"));
+            let record = Record {
+                namespace: Namespace::PLAIN,
+                key: Key::of(&user_key),
+                user_key,
+                version: Version(1_u128.to_be_bytes()),
+                expiry_ms: 0,
+                content: Content::Value(Bytes::from(vec![0; 100 << 10])),
+            };
+            let apply = StoreRequest::Apply { record };
+            execute(&mut pair.nodes[0].1, apply, pair.now.clock_ms);
+        }
+        pair.nodes[1].0.settings.repair_bytes_per_second = per_second;
+        let began_ms = pair.now.clock_ms;
+        assert!(pair.joins_within(20_000, |_| false));
+        let took_ms = pair.now.clock_ms - began_ms;
+        assert!(takes.contains(&took_ms), "{per_second} per second: {took_ms} ms");
+    }
+}
+
+#[test]
+fn a_read_takes_the_value_from_its_own_node() {
+    let mut pair = Pair::new();
+    assert!(pair.joins_within(3_000, |_| false));
+    assert!(matches!(pair.write(0, "value"), Some(Outcome::Written { .. })));
+    for index in 0..2 {
+        pair.nodes[index].0.read(pair.now, b"k", Consistency::Majority);
+        let mut values = 0;
+        pair.settle(&mut |message| {
+            let is_value = matches!(message, PeerMessage::Got { found: Found::Record(_), .. });
+            values += usize::from(is_value);
+            false
+        });
+        let (node, _) = &mut pair.nodes[index];
+        let mut events = std::iter::from_fn(|| node.poll_event());
+        let is_found = |event: &ClusterEvent| match event {
+            ClusterEvent::Decided { outcome, .. } => matches!(outcome, Outcome::Found(Some(_))),
+            _ => false,
+        };
+        assert!(events.any(|event| is_found(&event)));
+        assert_eq!(values, 0, "node {index}: a value has gone over");
+    }
+}
+
 #[test]
 fn queries_without_answer_are_forgotten_with_their_commands() {
     let mut pair = Pair::new();
