@@ -8,11 +8,11 @@ use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use kadring_tests::node_process::{Driver, NodeOptions, NodeProcess, StartingNode};
-use kadring_tests::resp_client::{Reply, RespClient};
+use kadring_tests::resp_client::RespClient;
 
 use crate::cluster_rig::{
-    Cluster, Load, SMALL, check_known, free_addresses, is_ok, number, ready, rows, wait_for,
-    wait_for_full,
+    Cluster, Load, SMALL, check_known, free_addresses, is_decided, is_ok, number, ready, rows,
+    wait_for, wait_for_full,
 };
 use crate::directory;
 
@@ -48,8 +48,7 @@ fn check_keys(cluster: &Cluster) {
     for index in cluster.running() {
         let mut client = cluster.client(index);
         for key in 0..KEYS {
-            let is_answer = |reply: &Reply| !reply.is_error("NOREPLICAS");
-            let value = wait_for(&mut client, &format!("GET key{key}"), is_answer);
+            let value = wait_for(&mut client, &format!("GET key{key}"), is_decided);
             let is_right = value.bytes() == Some(key.to_string().as_bytes());
             assert!(is_right, "key{key} on node {index}: {}", value.brief());
         }

@@ -248,6 +248,11 @@ pub(crate) fn wait_until_serving(client: &mut RespClient) {
     wait_for(client, "GET nothing", |reply| *reply == Reply::Nil);
 }
 
+/// Whether a reply is more than that there is no majority just now.
+pub(crate) fn is_decided(reply: &Reply) -> bool {
+    !reply.is_error("NOREPLICAS") && !reply.is_error("NOTREADY")
+}
+
 pub(crate) fn is_ok(reply: &Reply) -> bool {
     *reply == Reply::Simple("OK".into())
 }

@@ -18,7 +18,7 @@ use kadring_tests::resp_client::{Reply, RespClient};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cluster_rig::{
-    Connect, Load, check_known, is_ok, ready, rows, show, wait_for, wait_for_full,
+    Connect, Load, check_known, is_decided, is_ok, ready, rows, show, wait_for, wait_for_full,
 };
 use crate::{directory, skipped};
 
@@ -280,7 +280,7 @@ fn each_side_of_a_cut_keeps_to_the_promise_and_both_agree_afterwards() {
         let mut client = cluster.client(index);
         for key in &all {
             let line = format!("GET key{key}");
-            let reply = wait_for(&mut client, &line, |reply| !reply.is_error("NOREPLICAS"));
+            let reply = wait_for(&mut client, &line, is_decided);
             check_values(&[reply], &[*key], "after");
         }
         check_known(&mut client, &known);

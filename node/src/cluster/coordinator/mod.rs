@@ -72,7 +72,8 @@ pub enum Outcome {
     NoReplicas,
     /// No majority, for this node's clock is too far ahead of others': they refuse its versions.
     ClockAhead,
-    /// No majority that has been filled yet: nobody can tell what there is.
+    /// No majority that has been filled yet: nobody can tell what there is, and what was written
+    /// may hold or not.
     NotReady,
     /// Another key of the same id exists.
     KeyConflict,

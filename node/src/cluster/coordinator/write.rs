@@ -188,8 +188,71 @@ impl Write {
         let pending = count(&|_, reply| reply.is_none());
         let is_hopeless = copies + pending_set < set_need
             || ready + pending + self.candidates.left().min(pending) < ready_need;
-        let ahead = count(&|_, reply| *reply == Some(Reply::TooFarAhead));
-        let refused = if ahead > 0 { Outcome::ClockAhead } else { Outcome::NoReplicas };
-        is_hopeless.then_some(refused)
+        is_hopeless.then(|| self.give_up())
+    }
+
+    /// What is told when no majority has taken the write: whether that is because of this node's
+    /// clock, or because some have not been filled yet.
+    pub(in crate::cluster) fn give_up(&self) -> Outcome {
+        let replies = || self.answers.values().flatten();
+        let applied = replies().filter(|reply| matches!(reply, Reply::Applied { .. })).count();
+        let is_unready = |reply: &Reply| *reply == Reply::Applied { is_ready: false };
+        if replies().any(|reply| *reply == Reply::TooFarAhead) {
+            Outcome::ClockAhead
+        } else if applied >= self.candidates.ready_need && replies().any(is_unready) {
+            Outcome::NotReady
+        } else {
+            Outcome::NoReplicas
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::coordinator::Queries;
+    use crate::cluster::outbox::Outbox;
+    use crate::cluster::settings::ClusterSettings;
+    use fastrand::Rng;
+    use storage::Now;
+
+    /// What is decided when the three of the set say that.
+    fn decided(outcomes: [Option<PutOutcome>; 3]) -> Option<Outcome> {
+        let (settings, mut queries) = (ClusterSettings::default(), Queries::default());
+        let nodes = [1, 2, 3].map(|byte| NodeId([byte; 20]));
+        let mut out = Outbox::new(nodes[0], &mut Rng::with_seed(1));
+        let now = Now { clock_ms: 1, monotonic_ns: 1 };
+        let (out, queries) = (&mut out, &mut queries);
+        let mut step = Step { now, out, queries, settings: &settings };
+        let order = nodes.to_vec();
+        let candidates = Candidates { order, set: 3, asked: 0, set_need: 2, ready_need: 2 };
+        let record = Record {
+            namespace: wal::record::Namespace::PLAIN,
+            key: wal::record::Key::of(b"k"),
+            user_key: bytes::Bytes::from_static(b"k"),
+            version: Version([1; 16]),
+            expiry_ms: 0,
+            content: crate::cluster::message::Content::Tombstone,
+        };
+        let mut write = Write::new(CommandId(1), record, candidates, &step);
+        write.begin(&mut step);
+        for (node, outcome) in nodes.into_iter().zip(outcomes) {
+            write.on_answer(node, 0, outcome, &mut step);
+        }
+        write.decide()
+    }
+
+    #[test]
+    fn a_write_tells_why_no_majority_has_taken_it() {
+        let applied = |is_ready| Some(PutOutcome::Applied { is_ready });
+        let (ready, unready) = (applied(true), applied(false));
+        let written = decided([ready, ready, None]);
+        assert!(matches!(written, Some(Outcome::Written { copies: 2, .. })), "{written:?}");
+        let unfilled = decided([ready, unready, unready]);
+        assert_eq!(unfilled, Some(Outcome::NotReady));
+        assert_eq!(decided([ready, None, None]), Some(Outcome::NoReplicas));
+        assert_eq!(decided([unready, None, None]), Some(Outcome::NoReplicas));
+        let ahead = decided([None, Some(PutOutcome::TooFarAhead), None]);
+        assert_eq!(ahead, Some(Outcome::ClockAhead));
     }
 }

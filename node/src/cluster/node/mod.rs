@@ -457,7 +457,7 @@ impl ClusterNode {
             let (id, command) = first.remove_entry();
             match command {
                 Command::Write(write) if write.is_told => self.copied(id, &write, true),
-                Command::Write(_) => self.decided(id, Outcome::NoReplicas),
+                Command::Write(write) => self.decided(id, write.give_up()),
                 Command::Read(read) => self.decided(id, read.give_up()),
                 Command::Scan(mut scan) => self.decided(id, scan.give_up()),
             }

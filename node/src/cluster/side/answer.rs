@@ -98,7 +98,8 @@ pub(super) fn error_of(outcome: &Outcome) -> &'static [u8] {
               writes; set the clock, or write through another node"
         }
         Outcome::NotReady => {
-            b"NOTREADY no majority of the key's nodes has been filled yet; try again in a moment"
+            b"NOTREADY no majority of the key's nodes has been filled yet; a write may have taken \
+              effect; try again in a moment"
         }
         Outcome::NoReplicas
         | Outcome::Written { .. }
