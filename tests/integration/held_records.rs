@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use kadring::cluster::message::{Content, Found, Record};
 use kadring::cluster::prefix::Prefix;
-use kadring::cluster::records::{HeldRecords, STATE_KEY, WALKED_AT_ONCE_MAX};
+use kadring::cluster::records::{HeldRecords, STATE_KEY, WALKED_AT_ONCE_MAX, WALKED_LATER_MAX};
 use kadring::cluster::store::{
     ModelStore, RecordStore, StoreAnswer, StoreRequest, Ticket, execute,
 };
@@ -361,6 +361,38 @@ fn walks_over_many_known_keys_stop_for_others() {
     }
     assert!(turns >= 40 * 200 / (WALKED_AT_ONCE_MAX + 200), "{turns} turns");
     world.settle();
+}
+
+/// Others wait for the end of a long comparison, and give it up after some seconds.
+#[test]
+fn walks_that_go_on_for_a_second_hurry() {
+    let mut world = World::new(5);
+    for number in 0..300 {
+        let mut record = world.record();
+        record.user_key = format!("many{number}").into();
+        record.key = Key::of(&record.user_key);
+        record.content = Content::Value(Bytes::from_static(b"v"));
+        record.expiry_ms = 0;
+        world.ask(StoreRequest::Apply { record });
+        world.turn(2);
+    }
+    let page = StoreRequest::Walk { prefix: Prefix::ALL, from: Key([0; 20]), count: 256 };
+    world.ask(page.clone());
+    world.settle();
+    let (slow, fast) = (WALKED_AT_ONCE_MAX as u64 / 256, WALKED_LATER_MAX as u64 / 256);
+    for _ in 0..2 {
+        // A rest, then much work.
+        (0..20).for_each(|_| world.turn(1));
+        (0..6_000).for_each(|_| world.ask(page.clone()));
+        let mut pages_of_turn = Vec::new();
+        for _ in 0..1_500 {
+            let before = world.answered;
+            world.turn(1);
+            pages_of_turn.push(world.answered - before);
+        }
+        assert_eq!((pages_of_turn[500], pages_of_turn[1_400]), (slow, fast));
+        world.settle();
+    }
 }
 
 #[test]

@@ -42,6 +42,13 @@ const PAGE_KEYS_MIN: usize = 16;
 pub const WALKED_AT_ONCE_MAX: usize = 512;
 /// Then they stop for so long.
 pub const WALK_PAUSE_MS: u64 = 1;
+/// When pauses have followed each other for so long, there is much to walk over, and others wait
+/// for the end of it: from then on `WALKED_LATER_MAX` keys go between two pauses.
+pub const WALKS_HURRY_AFTER_MS: u64 = 1_000;
+/// Keys between two pauses then.
+pub const WALKED_LATER_MAX: usize = 2_048;
+/// Without a pause for so long, the next one is the first.
+const WALKS_REST_NS: u64 = 10_000_000;
 
 /// Whether a record is the node's own: it is nobody else's business.
 #[must_use]
@@ -108,6 +115,8 @@ pub struct HeldRecords {
     walked: usize,
     /// When the pause is over.
     walk_at_ns: u64,
+    /// When the first of the pauses began that have followed each other.
+    pausing_since_ns: u64,
     /// Walks that begin after the pause.
     walks_behind: VecDeque<(Ticket, Walk)>,
     pages: BTreeMap<(ShardIndex, ReadId), Ticket>,
@@ -192,7 +201,13 @@ impl HeldRecords {
             && let Some((ticket, walk)) = self.walks_behind.pop_front()
         {
             self.walk(keyspace, ticket, walk);
-            if self.walked >= WALKED_AT_ONCE_MAX {
+            let is_long = now_ns >= self.pausing_since_ns + WALKS_HURRY_AFTER_MS * 1_000_000;
+            let is_first = now_ns > self.walk_at_ns + WALKS_REST_NS;
+            let may_hurry = is_long && !is_first;
+            if self.walked >= if may_hurry { WALKED_LATER_MAX } else { WALKED_AT_ONCE_MAX } {
+                if is_first {
+                    self.pausing_since_ns = now_ns;
+                }
                 (self.walked, self.walk_at_ns) = (0, now_ns + WALK_PAUSE_MS * 1_000_000);
             }
         }
