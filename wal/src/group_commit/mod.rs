@@ -232,7 +232,7 @@ pub struct GroupCommit {
     extents: Extents,
     next_number: u64,
     buffers: Vec<IoBuffer>,
-    /// Room that the last frame of records would have needed, of powers of two: the next one begins
+    /// Twice what the last frame of records needed, or more, a power of two: the next one begins
     /// with it, for what outgrows its buffer is copied.
     usual_len: usize,
     source: Rc<dyn BufferSource>,
@@ -557,7 +557,7 @@ impl GroupCommit {
             {
                 active.offset = end;
             }
-            let len = filling.buffer.len().next_power_of_two();
+            let len = (2 * filling.buffer.len()).next_power_of_two();
             self.usual_len = len.min(self.limits.frame_bytes_max);
             self.ready.push_back(filling);
         }
