@@ -670,7 +670,8 @@ impl GroupCommit {
         if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
             let frame_len = extent.map_or(buffer.len() as u64, |extent| extent.len);
             tail.note_frame(offset, frame_len, wall_ms);
-            tail.note_bytes(offset, buffer.as_slice());
+            let sum = frame::known_sum(buffer.as_slice(), &place);
+            tail.note_bytes(offset, buffer.as_slice(), sum);
         }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
         let durably = self
