@@ -17,8 +17,8 @@
 use clap::Parser;
 use kadring::cli::bench::{Plan, Verb, Workload};
 use kadring_benches::{
-    Flags, Report, SUMMARY_COLUMNS, Sample, Server, ServerFlags, Starter, Summary, Table, Turns,
-    fill, interleave, measure, uniform, warn_of_busy_generator,
+    Axis, Flags, Plot, Report, SUMMARY_COLUMNS, Sample, Series, Server, ServerFlags, Starter,
+    Summary, Table, Turns, fill, interleave, measure, uniform, warn_of_busy_generator,
 };
 use serde_json::json;
 use std::error::Error;
@@ -178,6 +178,38 @@ impl Measured<'_> {
     }
 }
 
+/// Rates of short values over the depth of the pipeline, by contestant.
+#[derive(Debug, Default)]
+struct Lines(Vec<Series>);
+
+impl Lines {
+    fn add(&mut self, measured: &Measured<'_>, pipeline: usize) {
+        for (server, summary) in measured.servers.iter().zip(measured.summaries) {
+            let point = (pipeline as f64, summary.rate());
+            match self.0.iter_mut().find(|series| series.name == server.name) {
+                Some(series) => series.points.push(point),
+                None => self.0.push(Series { name: server.name.into(), points: vec![point] }),
+            }
+        }
+    }
+
+    /// Draws them, if there is more than one depth.
+    fn plot(self, report: &Report, verb: &str) -> Result<(), Box<dyn Error>> {
+        if self.0.first().is_none_or(|series| series.points.len() < 2) {
+            return Ok(());
+        }
+        let plot = Plot {
+            title: format!("{verb} of 64 B per second, server on one core"),
+            across: "commands in a batch".to_owned(),
+            axis: Axis::Logarithmic,
+            up: "operations/s".to_owned(),
+            up_axis: Axis::Logarithmic,
+            series: self.0,
+        };
+        report.plot(&format!("-{}", verb.to_lowercase()), &plot)
+    }
+}
+
 fn plan(server: &Server, row: &Row, turns: Turns, connections: usize) -> Plan {
     let plan = server.plan(row.workload(), turns);
     Plan { pipeline: row.pipeline, connections, ..plan }
@@ -193,6 +225,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let starter = Starter::new(&flags, &server)?;
     let rows = if flags.smoke { &ROWS_SMOKE[..] } else { &ROWS[..] };
+    let (mut gets, mut sets) = (Lines::default(), Lines::default());
     for row in rows.iter().filter(|row| row.name().contains(&only)) {
         let servers = servers(&starter, row.verb)?;
         for server in &servers {
@@ -208,9 +241,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
         let measured = Measured { servers: &servers, summaries: &summaries, busy: &busy };
         measured.print(&mut report, row);
+        if row.value_len == 64 {
+            let lines = if row.verb == Verb::Get { &mut gets } else { &mut sets };
+            lines.add(&measured, row.pipeline);
+        }
         if !flags.smoke {
             measured.judge(&mut report, row);
         }
     }
+    gets.plot(&report, "GET")?;
+    sets.plot(&report, "SET")?;
     report.finish()
 }

@@ -41,9 +41,9 @@ pub const RECORD_LEN_MIN: usize = 64;
 /// Longest user key in bytes.
 pub const USER_KEY_LEN_MAX: usize = 65_535;
 /// Longest header, apart from the checksums of the value's chunks.
-pub const RECORD_HEADER_LEN_MAX: usize = FIELDS_LEN_MAX + USER_KEY_LEN_MAX;
+pub const RECORD_HEADER_LEN_MAX: usize = FIELDS_ROOM + USER_KEY_LEN_MAX;
 /// Longest header before the user key.
-const FIELDS_LEN_MAX: usize = RECORD_FIXED_LEN + 20 + 8 + 8 + 8;
+const FIELDS_ROOM: usize = RECORD_FIXED_LEN + 20 + 8 + 8 + 8;
 /// Longest value in bytes that the format admits here.
 pub const VALUE_LEN_MAX: usize = 32 << 20;
 /// Values above this are checksummed in chunks of this size: CRC-32 keeps Hamming distance 4 up to
@@ -269,7 +269,7 @@ impl Fields {
         assert!(self.namespace.0 < 16, "namespace {}", self.namespace.0);
         let user_key_len = u16::try_from(self.user_key_len).expect("a user key fits its length");
         let value_len = u32::try_from(self.value_len).expect("a value fits its length");
-        let mut bytes = [0u8; FIELDS_LEN_MAX];
+        let mut bytes = [0u8; FIELDS_ROOM];
         bytes[4] = self.kind.code() | self.namespace.0 << 4;
         bytes[5] = self.flags();
         bytes[6..8].copy_from_slice(&user_key_len.to_le_bytes());
