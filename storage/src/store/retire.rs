@@ -100,11 +100,15 @@ impl Store {
         }
     }
 
-    /// The segment that has to stay, for the log's numbers and times go on there: the newest one
-    /// with a durable record. Of a log that seldom syncs that is not the active one.
+    /// The segment that has to stay, for the log's numbers and times go on there: the active one, as
+    /// soon as it has a durable record. Of a log that seldom syncs that may be never: then the newest
+    /// one with a durable record, but on a full disk, where a sync is asked for instead.
     fn anchor(&self) -> Option<u64> {
         if self.is_log_anchored() {
             return self.log.active().map(|(open, _)| open.id);
+        }
+        if self.log.syncs_each_frame() || self.supply.is_disk_full() {
+            return None;
         }
         let durable_lsn = self.log.durable_lsn();
         let leaves = |id: u64| {

@@ -278,6 +278,12 @@ impl GroupCommit {
         self
     }
 
+    /// Whether every frame is made durable as soon as it is written.
+    #[must_use]
+    pub fn syncs_each_frame(&self) -> bool {
+        self.limits.durability == CommitDurability::Always
+    }
+
     /// Everything up to here survives a crash.
     #[must_use]
     pub fn durable_lsn(&self) -> Lsn {
