@@ -101,8 +101,8 @@ impl Store {
     }
 
     /// The segment that has to stay, for the log's numbers and times go on there: the active one, as
-    /// soon as it has a durable record. Of a log that seldom syncs that may be never: then the newest
-    /// one with a durable record, but on a full disk, where a sync is asked for instead.
+    /// soon as it has a durable record. Of a log that seldom syncs that may be never: then the
+    /// newest one with a durable record, but on a full disk, where a sync is asked for instead.
     fn anchor(&self) -> Option<u64> {
         if self.is_log_anchored() {
             return self.log.active().map(|(open, _)| open.id);
