@@ -178,7 +178,7 @@ const BROKEN_WIRES: &[Variant] = &[
 /// show. For the last one an empty key must be read while no other is hot: each trial ends with
 /// some changes and reads of one key.
 const BROKEN_STORES: &[Variant] = &[
-    variant(PlantedBug::DropsTombstonesEarly, 8, 3_000),
+    variant(PlantedBug::DropsTombstonesEarly, 30, 3_000),
     variant(PlantedBug::FreesSegmentsEarly, 20, 300),
     variant(PlantedBug::RecyclesLinkedFiles, 20, 300),
     variant(PlantedBug::KeepsEmptyHotValues, 20, 100),

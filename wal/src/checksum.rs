@@ -25,10 +25,13 @@ impl Place {
     }
 
     fn hasher(&self) -> Hasher {
+        // In one piece: a short update costs its overhead more than its bytes.
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&self.store);
+        bytes[16..24].copy_from_slice(&self.segment.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.offset.to_le_bytes());
         let mut hasher = Hasher::new();
-        hasher.update(&self.store);
-        hasher.update(&self.segment.to_le_bytes());
-        hasher.update(&self.offset.to_le_bytes());
+        hasher.update(&bytes);
         hasher
     }
 }

@@ -63,9 +63,13 @@ impl Store {
     pub(super) fn pump_retirements(&mut self) {
         let readers = [self.jobs.oldest(), self.scans.oldest()].into_iter().flatten().min();
         let durable_lsn = self.log.durable_lsn();
-        let logged = self.is_log_anchored() && !self.snapshots.holds_files();
         let now_ns = self.now.monotonic_ns;
         self.hasten_retirements();
+        let waits = |retirement: &Retirement| matches!(retirement.step, Step::Waiting { .. });
+        if self.snapshots.holds_files() || !self.retirements.iter().any(waits) {
+            return self.pump_keeper();
+        }
+        let anchor = self.anchor();
         for retirement in &mut self.retirements {
             let Step::Waiting { since_ns } = retirement.step else { continue };
             let read = readers.is_some_and(|oldest| oldest < retirement.readers_end);
@@ -75,6 +79,7 @@ impl Store {
                 || self.extents.is_reading(retirement.id);
             let replaced =
                 retirement.replaced_lsn <= durable_lsn || is_planted(Mutation::SegmentFreedEarly);
+            let logged = anchor.is_some_and(|anchor| anchor != retirement.id);
             if read || !logged || !replaced || since_ns > now_ns {
                 continue;
             }
@@ -95,7 +100,29 @@ impl Store {
         }
     }
 
-    /// Whether a segment with a durable frame will stay: the log's numbers and times go on there.
+    /// The segment that has to stay, for the log's numbers and times go on there: the active one, as
+    /// soon as it has a durable record. Of a log that seldom syncs that may be never: then the
+    /// newest one with a durable record, but on a full disk, where a sync is asked for instead.
+    fn anchor(&self) -> Option<u64> {
+        if self.is_log_anchored() {
+            return self.log.active().map(|(open, _)| open.id);
+        }
+        if self.log.syncs_each_frame() || self.supply.is_disk_full() {
+            return None;
+        }
+        let durable_lsn = self.log.durable_lsn();
+        let leaves = |id: u64| {
+            let mut others = self.retirements.iter().filter(|retirement| retirement.id == id);
+            others.any(|retirement| !matches!(retirement.step, Step::Waiting { .. }))
+        };
+        let durable = self.catalog.segments.iter().filter_map(|(_, segment)| {
+            let (first, _) = segment.lsns.filter(|(first, _)| *first <= durable_lsn)?;
+            Some((first, segment.id))
+        });
+        durable.filter(|(_, id)| !leaves(*id)).max().map(|(_, id)| id)
+    }
+
+    /// Whether the active segment has a durable record.
     fn is_log_anchored(&self) -> bool {
         let active = self.log.active().and_then(|(open, _)| self.catalog.segments.by_id(open.id));
         let first = active.and_then(|segment| segment.lsns).map(|(first, _)| first);

@@ -225,7 +225,7 @@ impl GroupCommit {
         self.counters.extent_bytes += len;
         let tails = self.active.iter_mut().chain(self.sealing.tails_mut());
         if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
-            tail.note_bytes(offset, buffer.as_slice());
+            tail.note_bytes(offset, buffer.as_slice(), None);
         }
         let durability = Durability::Durable;
         Some(DiskOperation::Write { file: segment.file, offset, buffer, durability })

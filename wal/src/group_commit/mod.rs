@@ -232,6 +232,9 @@ pub struct GroupCommit {
     extents: Extents,
     next_number: u64,
     buffers: Vec<IoBuffer>,
+    /// Twice what the last frame of records needed, or more, a power of two: the next one begins
+    /// with it, for what outgrows its buffer is copied.
+    usual_len: usize,
     source: Rc<dyn BufferSource>,
     failure: Option<DiskError>,
     counters: GroupCommitCounters,
@@ -261,6 +264,7 @@ impl GroupCommit {
             extents: Extents::default(),
             next_number: 0,
             buffers: Vec::new(),
+            usual_len: 0,
             source: Rc::new(HeapBuffers),
             failure: None,
             counters: GroupCommitCounters::default(),
@@ -272,6 +276,12 @@ impl GroupCommit {
     pub fn with_buffers(mut self, source: Rc<dyn BufferSource>) -> Self {
         self.source = source;
         self
+    }
+
+    /// Whether every frame is made durable as soon as it is written.
+    #[must_use]
+    pub fn syncs_each_frame(&self) -> bool {
+        self.limits.durability == CommitDurability::Always
     }
 
     /// Everything up to here survives a crash.
@@ -497,7 +507,7 @@ impl GroupCommit {
             let fits = filling.offset + used.next_multiple_of(BLOCK_SIZE) as u64 <= limit;
             if fits && (used <= self.limits.frame_bytes_max || filling.record_count == 0) {
                 if used > filling.buffer.capacity() {
-                    let room = used.max(4 * filling.buffer.capacity());
+                    let room = used.max(self.limits.frame_bytes_max);
                     let mut larger = self.source.take(room);
                     larger.extend_from_slice(filling.buffer.as_slice());
                     filling.buffer = larger;
@@ -553,14 +563,28 @@ impl GroupCommit {
             {
                 active.offset = end;
             }
+            let len = (2 * filling.buffer.len()).next_power_of_two();
+            self.usual_len = len.min(self.limits.frame_bytes_max);
             self.ready.push_back(filling);
         }
     }
 
     fn open_frame(&mut self, segment: OpenSegment, offset: u64, len: usize) {
-        let buffer = self.frame_buffer(len.max(BUFFER_LEN_MIN));
+        let buffer = self.frame_buffer(len.max(BUFFER_LEN_MIN).max(self.usual_len));
         let (first_lsn, record_count, extent) = (self.next_lsn, 0, None);
         self.filling = Some(Filling { segment, offset, buffer, first_lsn, record_count, extent });
+    }
+
+    /// Keeps a buffer for reuse; of too many, the larger ones.
+    fn keep_buffer(&mut self, buffer: IoBuffer) {
+        if buffer.capacity() > 2 * self.limits.frame_bytes_max {
+            return;
+        }
+        self.buffers.push(buffer);
+        if self.buffers.len() > BUFFERS_KEPT_MAX {
+            let smallest = (0..).zip(&self.buffers).min_by_key(|(_, buffer)| buffer.capacity());
+            self.buffers.swap_remove(smallest.map_or(0, |(index, _)| index));
+        }
     }
 
     /// A buffer with room for `room` bytes that holds room for a frame's header.
@@ -652,7 +676,8 @@ impl GroupCommit {
         if let Some(tail) = tails.into_iter().find(|tail| tail.segment.id == segment.id) {
             let frame_len = extent.map_or(buffer.len() as u64, |extent| extent.len);
             tail.note_frame(offset, frame_len, wall_ms);
-            tail.note_bytes(offset, buffer.as_slice());
+            let sum = frame::known_sum(buffer.as_slice(), &place);
+            tail.note_bytes(offset, buffer.as_slice(), sum);
         }
         let last_lsn = first_lsn.plus(u64::from(record_count)).before();
         let durably = self
@@ -700,11 +725,8 @@ impl GroupCommit {
         result: Result<(), DiskError>,
         buffer: Option<IoBuffer>,
     ) -> bool {
-        if let Some(buffer) = buffer
-            && self.buffers.len() < BUFFERS_KEPT_MAX
-            && buffer.capacity() <= 2 * self.limits.frame_bytes_max
-        {
-            self.buffers.push(buffer);
+        if let Some(buffer) = buffer {
+            self.keep_buffer(buffer);
         }
         if let Err(error) = result {
             let refused = DiskError { kind: DiskErrorKind::Io, code: error.code };

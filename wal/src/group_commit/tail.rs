@@ -118,14 +118,18 @@ impl Tail {
         summary.wall_ms = summary.wall_ms.max(wall_ms);
     }
 
-    /// Notes bytes that go out, in whatever order.
-    pub(super) fn note_bytes(&mut self, offset: u64, bytes: &[u8]) {
+    /// Notes bytes that go out, in whatever order, and their checksum if that is known.
+    pub(super) fn note_bytes(&mut self, offset: u64, bytes: &[u8], sum: Option<u32>) {
         let len = bytes.len() as u64;
         if offset > self.summed_end {
-            self.parts.insert(offset, (len, checksum::plain(bytes)));
+            let sum = sum.unwrap_or_else(|| checksum::plain(bytes));
+            self.parts.insert(offset, (len, sum));
             return;
         }
-        self.frames_crc.update(bytes);
+        match sum {
+            Some(sum) => self.frames_crc.join(sum, len),
+            None => self.frames_crc.update(bytes),
+        }
         self.summed_end += len;
         while let Some((len, sum)) = self.parts.remove(&self.summed_end) {
             self.frames_crc.join(sum, len);

@@ -41,7 +41,9 @@ pub const RECORD_LEN_MIN: usize = 64;
 /// Longest user key in bytes.
 pub const USER_KEY_LEN_MAX: usize = 65_535;
 /// Longest header, apart from the checksums of the value's chunks.
-pub const RECORD_HEADER_LEN_MAX: usize = RECORD_FIXED_LEN + 20 + 8 + 8 + 8 + USER_KEY_LEN_MAX;
+pub const RECORD_HEADER_LEN_MAX: usize = FIELDS_ROOM + USER_KEY_LEN_MAX;
+/// Longest header before the user key.
+const FIELDS_ROOM: usize = RECORD_FIXED_LEN + 20 + 8 + 8 + 8;
 /// Longest value in bytes that the format admits here.
 pub const VALUE_LEN_MAX: usize = 32 << 20;
 /// Values above this are checksummed in chunks of this size: CRC-32 keeps Hamming distance 4 up to
@@ -267,26 +269,31 @@ impl Fields {
         assert!(self.namespace.0 < 16, "namespace {}", self.namespace.0);
         let user_key_len = u16::try_from(self.user_key_len).expect("a user key fits its length");
         let value_len = u32::try_from(self.value_len).expect("a value fits its length");
-        let mut fixed = [0u8; RECORD_FIXED_LEN];
-        fixed[4] = self.kind.code() | self.namespace.0 << 4;
-        fixed[5] = self.flags();
-        fixed[6..8].copy_from_slice(&user_key_len.to_le_bytes());
-        fixed[8..12].copy_from_slice(&value_len.to_le_bytes());
-        fixed[12..16].copy_from_slice(&self.value_crc.to_le_bytes());
-        fixed[16..24].copy_from_slice(&self.first_half);
-        out.extend_from_slice(&fixed);
+        let mut bytes = [0u8; FIELDS_ROOM];
+        bytes[4] = self.kind.code() | self.namespace.0 << 4;
+        bytes[5] = self.flags();
+        bytes[6..8].copy_from_slice(&user_key_len.to_le_bytes());
+        bytes[8..12].copy_from_slice(&value_len.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.value_crc.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first_half);
+        let mut len = RECORD_FIXED_LEN;
+        let mut append = |field: &[u8]| {
+            bytes[len..len + field.len()].copy_from_slice(field);
+            len += field.len();
+        };
         if let Some(key) = &self.key {
-            out.extend_from_slice(&key.0);
+            append(&key.0);
         }
         if let Some(half) = &self.second_half {
-            out.extend_from_slice(half);
+            append(half);
         }
         if self.expiry_ms != 0 {
-            out.extend_from_slice(&self.expiry_ms.to_le_bytes());
+            append(&self.expiry_ms.to_le_bytes());
         }
         if let Some(lsn) = self.first_lsn {
-            out.extend_from_slice(&lsn.0.to_le_bytes());
+            append(&lsn.0.to_le_bytes());
         }
+        out.extend_from_slice(&bytes[..len]);
     }
 }
 
@@ -295,7 +302,9 @@ fn finish(place: &Place, start: usize, value: &[u8], out: &mut IoBuffer) {
     seal_header(place, start, out);
     out.extend_from_slice(value);
     let padding = padded_len(out.len() - start) - (out.len() - start);
-    out.extend_from_slice(&[0; RECORD_LEN_MIN][..padding]);
+    if padding > 0 {
+        out.extend_from_slice(&[0; RECORD_LEN_MIN][..padding]);
+    }
 }
 
 /// Fills in the checksum of the header that `out` holds from `start` on.

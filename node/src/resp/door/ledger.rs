@@ -55,6 +55,10 @@ impl Amounts {
         amount.copied += copied;
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|amount| amount.values == 0)
+    }
+
     fn add(&mut self, other: &Self) {
         for (sum, more) in self.0.iter_mut().zip(other.0) {
             sum.values += more.values;
@@ -70,6 +74,9 @@ pub(crate) struct Ledger(Rc<[Cell<Amounts>; PATH_NAMES.len()]>);
 
 impl Ledger {
     pub(crate) fn add(&self, path: Path, amounts: &Amounts) {
+        if amounts.is_empty() {
+            return;
+        }
         let cell = &self.0[path as usize];
         let mut sum = cell.get();
         sum.add(amounts);
