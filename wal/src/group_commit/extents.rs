@@ -161,7 +161,15 @@ impl GroupCommit {
         let buffer = self.frame_buffer(FRAME_HEADER_LEN);
         let extent = Extent { id: ExtentId(self.extents.next), segment, offset, len };
         let (first_lsn, named) = (self.next_lsn, Some(extent));
-        let frame = Filling { segment, offset, buffer, first_lsn, record_count: 0, extent: named };
+        let frame = Filling {
+            segment,
+            offset,
+            buffer,
+            first_lsn,
+            record_count: 0,
+            extent: named,
+            is_awaited: true,
+        };
         self.ready.push_back(frame);
         if let Some(active) = &mut self.active {
             active.offset = offset + len;

@@ -104,8 +104,7 @@ pub enum CommitDurability {
 /// Limits and promises of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupCommitLimits {
-    /// A frame is closed when the next record would take it beyond this; a larger record has a
-    /// frame of its own.
+    /// A frame is closed when the next record would exceed this; a larger one has its own frame.
     pub frame_bytes_max: usize,
     /// Frames under way at once, 1 to [`FRAMES_IN_FLIGHT_MAX`].
     pub frames_in_flight_max: usize,
@@ -182,6 +181,8 @@ struct Filling {
     record_count: u32,
     /// Whose frame it is, if it is an extent's.
     extent: Option<Extent>,
+    /// Whether it has a record that is no copy.
+    is_awaited: bool,
 }
 
 /// Counters of a log since it was opened.
@@ -232,8 +233,9 @@ pub struct GroupCommit {
     extents: Extents,
     next_number: u64,
     buffers: Vec<IoBuffer>,
-    /// Twice what the last frame of records needed, or more, a power of two: the next one begins
-    /// with it, for what outgrows its buffer is copied.
+    /// A frame of copies alone goes on filling until it has so many bytes.
+    copies_held_len: usize,
+    /// Room that the next frame of records begins with: what the last one needed, and more.
     usual_len: usize,
     source: Rc<dyn BufferSource>,
     failure: Option<DiskError>,
@@ -264,6 +266,7 @@ impl GroupCommit {
             extents: Extents::default(),
             next_number: 0,
             buffers: Vec::new(),
+            copies_held_len: 0,
             usual_len: 0,
             source: Rc::new(HeapBuffers),
             failure: None,
@@ -343,13 +346,18 @@ impl GroupCommit {
     /// Bytes that still fit into the active segment and the spares, in the best case.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let active = self.active.as_ref().map_or(0, |tail| {
+        let spare = |spare: &OpenSegment| spare.len.saturating_sub(2 * SEGMENT_HEADER_LEN);
+        self.active_room() + self.spares.iter().map(spare).sum::<u64>()
+    }
+
+    /// Bytes that still fit into the active segment, in the best case.
+    #[must_use]
+    pub fn active_room(&self) -> u64 {
+        self.active.as_ref().map_or(0, |tail| {
             let filling = self.filling.as_ref().filter(|open| open.segment.id == tail.segment.id);
             let end = filling.map_or(tail.offset, |open| open.offset + open.buffer.len() as u64);
             tail.limit().saturating_sub(end)
-        });
-        let spare = |spare: &OpenSegment| spare.len.saturating_sub(2 * SEGMENT_HEADER_LEN);
-        active + self.spares.iter().map(spare).sum::<u64>()
+        })
     }
 
     /// Segments waiting to become active.
@@ -395,6 +403,9 @@ impl GroupCommit {
         let appended = self.append_with(lengths, &mut |place, out| {
             record.encode(place, told, out);
         })?;
+        if let Some(filling) = &mut self.filling {
+            filling.is_awaited = true;
+        }
         self.note_record(record, appended.lsn, &appended);
         Ok(appended)
     }
@@ -571,8 +582,15 @@ impl GroupCommit {
 
     fn open_frame(&mut self, segment: OpenSegment, offset: u64, len: usize) {
         let buffer = self.frame_buffer(len.max(BUFFER_LEN_MIN).max(self.usual_len));
-        let (first_lsn, record_count, extent) = (self.next_lsn, 0, None);
-        self.filling = Some(Filling { segment, offset, buffer, first_lsn, record_count, extent });
+        self.filling = Some(Filling {
+            segment,
+            offset,
+            buffer,
+            first_lsn: self.next_lsn,
+            record_count: 0,
+            extent: None,
+            is_awaited: false,
+        });
     }
 
     /// Keeps a buffer for reuse; of too many, the larger ones.
@@ -620,13 +638,23 @@ impl GroupCommit {
         }
     }
 
+    /// From now on a frame of copies alone fills until it has `len` bytes: nobody waits for it, and
+    /// each frame is padded to a block. With 0 the next [`GroupCommit::submit`] sends it.
+    pub fn hold_copies(&mut self, len: usize) {
+        self.copies_held_len = len;
+    }
+
     /// Ends a turn: closes the filling frame if it can go out now. `wall_ms` is stamped on frames,
     /// and decides when the next sync is due; a time that goes back counts as the newest before.
     pub fn submit(&mut self, wall_ms: u64) {
         self.progress.set_now(wall_ms);
         let under_way = self.progress.in_flight_count() + self.ready.len();
         // A frame that would have to wait goes on filling instead: it makes a larger batch.
-        let held = self.filling.as_ref().is_some_and(|open| self.progress.is_held(open.segment.id));
+        let held = self.filling.as_ref().is_some_and(|open| {
+            let copies = open.record_count > 0 && !open.is_awaited;
+            let is_short = open.buffer.len() < self.copies_held_len;
+            copies && is_short || self.progress.is_held(open.segment.id)
+        });
         if under_way < self.limits.frames_in_flight_max && !held {
             self.close_filling();
         }
@@ -659,7 +687,7 @@ impl GroupCommit {
         if held || self.progress.in_flight_count() >= self.limits.frames_in_flight_max {
             return None;
         }
-        let Filling { segment, offset, mut buffer, first_lsn, record_count, extent } =
+        let Filling { segment, offset, mut buffer, first_lsn, record_count, extent, .. } =
             self.ready.pop_front()?;
         let place = Place { store: self.store, segment: segment.id, offset };
         let (durable_lsn, wall_ms) = (self.progress.durable(), self.progress.now_ms());

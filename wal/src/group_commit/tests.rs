@@ -80,6 +80,33 @@ fn records_gather_while_the_frames_in_flight_are_at_their_limit() {
 }
 
 #[test]
+fn copies_alone_go_out_in_long_frames_and_with_a_command_at_once() {
+    let mut log = log();
+    log.hold_copies(1_000);
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        log.append_copy(&record(&[1; 300]), Lsn(1)).unwrap();
+        log.submit(5);
+        let write = log.poll_write();
+        sent.push(write.is_some());
+        if let Some(write) = write {
+            log.handle_written(write.number, Ok(()), None);
+        }
+    }
+    assert_eq!(sent, [false, false, true, false]);
+    log.append(&record(b"a command's")).unwrap();
+    log.submit(5);
+    let second = log.poll_write().expect("a frame for the command");
+    log.handle_written(second.number, Ok(()), None);
+    log.append_copy(&record(b"last"), Lsn(1)).unwrap();
+    log.submit(5);
+    assert!(log.poll_write().is_none());
+    log.hold_copies(0);
+    log.submit(5);
+    assert!(log.poll_write().is_some(), "no more are to come");
+}
+
+#[test]
 fn failed_write_is_final() {
     let mut log = log();
     log.append(&record(b"a")).unwrap();

@@ -105,7 +105,9 @@ impl Store {
         record: &Record<'_>,
         first_lsn: Lsn,
     ) -> Option<Appended> {
-        match self.log.append_copy(record, first_lsn) {
+        let result = self.log.append_copy(record, first_lsn);
+        self.compaction.lacks_room = result.is_err();
+        match result {
             Ok(appended) => {
                 self.idle_since_ns = None;
                 self.note_append(&appended);

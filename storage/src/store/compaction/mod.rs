@@ -49,6 +49,9 @@ const BUSY_SHARE: u64 = 4;
 /// Compaction waits while more bytes than this wait for the disk: gets and puts that come
 /// meanwhile wait for them (docs/adr/0016).
 const PENDING_BYTES_MAX: usize = 256 << 10;
+/// Copies go out in frames of this many bytes, unless a command's record goes with them: of small
+/// records a turn copies a few blocks, and would leave part of the last one unused.
+pub(super) const COPIES_LEN_MIN: usize = 128 << 10;
 
 /// A segment being compacted.
 #[derive(Debug)]
@@ -135,6 +138,8 @@ pub(super) struct Compaction {
     paused: bool,
     /// The disk is full, and a copy finds no room even in the reserve.
     out_of_room: bool,
+    /// The newest copy found no room yet.
+    lacks_room: bool,
     /// Asked for by hand: segments whose last record is not above this are looked at.
     requested_lsn: Option<Lsn>,
     /// Whether anybody has asked the store for something since the last step.
@@ -156,6 +161,11 @@ impl Compaction {
     pub(super) fn pause(&mut self) {
         self.paused = true;
         self.victim = None;
+    }
+
+    /// Whether more copies will come, whatever becomes of those that were made.
+    pub(super) fn goes_on(&self) -> bool {
+        self.victim.is_some() && !self.lacks_room
     }
 
     /// Somebody waits for the end of the turn.
