@@ -58,6 +58,10 @@ pub(crate) struct Segment {
     /// Bytes of records that keep older ones from coming back.
     pub(crate) tombstone_bytes: u64,
     pub(crate) has_clear: bool,
+    /// Whether a start found it: what its frames were may be damaged or torn.
+    pub(crate) was_found: bool,
+    /// Whether a start found it in use: what is behind its end was not too short for a record.
+    pub(crate) was_cut_short: bool,
 }
 
 impl Segment {
@@ -73,6 +77,8 @@ impl Segment {
             live_bytes: 0,
             tombstone_bytes: 0,
             has_clear: false,
+            was_found: false,
+            was_cut_short: false,
         }
     }
 
@@ -84,7 +90,8 @@ impl Segment {
     /// Bytes that something could be in. Room at its end is none of them where that is less than
     /// half of it: the next extent did not fit there, and would not if it were moved.
     pub(crate) fn used(&self) -> u64 {
-        let end = if self.end > self.len / 2 { self.end } else { self.len };
+        let is_left_over = self.end > self.len / 2 && !self.was_cut_short;
+        let end = if is_left_over { self.end } else { self.len };
         end.saturating_sub(SEGMENT_HEADER_LEN)
     }
 
@@ -142,6 +149,16 @@ impl Segments {
     pub(crate) fn wake(&mut self, count: usize) {
         let count = count.min(self.resting.len());
         self.free.extend(self.resting.drain(..count));
+    }
+
+    /// Marks the segments that a start has found, and the one with the newest record as that which
+    /// was in use when the store was closed or killed.
+    pub(crate) fn note_start(&mut self) {
+        self.iter_mut().for_each(|segment| segment.was_found = true);
+        let last = |segment: &&mut Segment| segment.lsns.map(|(_, last)| last);
+        if let Some(newest) = self.iter_mut().max_by_key(last) {
+            newest.was_cut_short = true;
+        }
     }
 
     /// Numbers a segment; `None` when all numbers are in use.
@@ -233,4 +250,27 @@ impl Segments {
 
 fn live_bytes(slot: &Slot) -> u64 {
     if slot.shadowed || slot.kind == SlotKind::Tombstone { 0 } else { slot.size_class.bytes() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(id: u32, end: u64, lsn: u64) -> Segment {
+        let open = OpenSegment { id: id.into(), file: FileId(id), len: 1 << 20 };
+        let lsns = Some((Lsn(lsn), Lsn(lsn + 9)));
+        Segment { end, lsns, ..Segment::new(open, SegmentState::Sealed) }
+    }
+
+    /// A start leaves the segment that was in use, however much room it has: that can be had back.
+    #[test]
+    fn room_behind_the_end_is_used_but_where_a_start_cut_the_segment_short() {
+        let mut segments = Segments::default();
+        for (id, end, lsn) in [(1, 600 << 10, 11), (2, 600 << 10, 31), (3, 100 << 10, 21)] {
+            segments.add(segment(id, end, lsn));
+        }
+        segments.note_start();
+        let used = |id| segments.by_id(id).map(|segment| segment.used() + SEGMENT_HEADER_LEN);
+        assert_eq!([used(1), used(2), used(3)], [Some(600 << 10), Some(1 << 20), Some(1 << 20)]);
+    }
 }

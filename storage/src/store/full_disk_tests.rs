@@ -2,7 +2,7 @@
 
 use wal::disk::OpenMode;
 
-use super::tests::{NO_SPACE, Played, SEGMENT, is_read, key, played};
+use super::tests::{NO_SPACE, Played, SEGMENT, is_read, key, played, played_in};
 use super::*;
 use crate::error::WriteError;
 
@@ -69,12 +69,13 @@ fn fill(played: &mut Played) -> u32 {
     panic!("the disk is never full: {:?}", played.store.status());
 }
 
-/// Deletes a key that memory knows.
+/// Deletes a key; busy, too, while that reads the disk.
 fn delete(played: &mut Played, index: u32) -> Result<(), WriteError> {
     let version = played.version();
     let name = index.to_string();
     match played.store.remove(key(&name), version)? {
         Effect::Done(Some(_)) => Ok(()),
+        Effect::Pending(_) => Err(WriteError::Busy),
         other => panic!("delete {index}: {other:?}"),
     }
 }
@@ -160,4 +161,90 @@ fn delete_that_finds_no_room_waits_for_compaction() {
     settle_full(&mut played, |_| true);
     assert_eq!(get(&mut played, index), None);
     assert_eq!(get(&mut played, count - 1), Some(Bytes::from(value(count - 1))));
+}
+
+/// A store that has a limit of ten segments of so many bytes.
+fn limited(len: u64) -> Played {
+    let limits = StoreLimits { disk_bytes_max: Some(10 * len), ..StoreLimits::default() };
+    let (log, checkpoints) = (GroupCommitLimits::default(), CheckpointOptions::default());
+    played_in(OpenSegment { len, ..SEGMENT }, 256 << 20, log, limits, checkpoints)
+}
+
+/// While one file becomes another, no value gets the room of either.
+#[test]
+fn values_never_get_the_reserve_of_a_store_at_its_limit() {
+    (1..8).for_each(values_stay_out_of_the_reserve);
+}
+
+/// Tries to put a value at the end of each `often`th request.
+fn values_stay_out_of_the_reserve(often: u32) {
+    let mut played = limited(SEGMENT.len);
+    let mut count = 0;
+    loop {
+        match put(&mut played, count) {
+            Err(WriteError::DiskFull) => break,
+            result => count += u32::from(result.is_ok()),
+        }
+        played.settle();
+        assert!(count < ROUNDS_MAX, "the limit is never reached: {:?}", played.store.status());
+    }
+    let (mut next, mut least, mut turns) = (count, u64::MAX, 0);
+    for index in (0..count).step_by(2) {
+        for round in 0.. {
+            match delete(&mut played, index) {
+                Ok(()) => break,
+                Err(WriteError::Busy) if round < ROUNDS_MAX => pass_ms(&mut played, 10),
+                Err(error) => panic!("delete {index}: {error}"),
+            }
+            played.settle();
+        }
+        // What has failed before is tried again.
+        pass_ms(&mut played, 2_000);
+        played.turn();
+        while played.end(|_| true, None) {
+            let status = played.store.status();
+            let (files, pooled) = (status.segment_bytes + status.pooled_bytes, status.pooled_bytes);
+            assert!(files <= 10 * SEGMENT.len, "more than the limit: {status:?}");
+            least = least.min(pooled);
+            turns += 1;
+            if turns % often == 0 {
+                let result = put(&mut played, next);
+                next += u32::from(result.is_ok());
+                assert!(result.is_err() || pooled >= 2 * SEGMENT.len, "{status:?}");
+            }
+            played.turn();
+        }
+    }
+    assert!(next > count && least < 2 * SEGMENT.len, "{next} of {count}, {least}");
+}
+
+/// Each delete takes a block of its own, and what it deletes is far less than that; no segment has
+/// much dead in it for long.
+#[test]
+fn deletes_of_small_values_one_at_a_time_never_end_on_a_full_disk() {
+    let mut played = limited(1 << 20);
+    let small = |played: &mut Played, index: u32| played.put(&index.to_string(), &[1; 100], 0);
+    let mut count = 0;
+    loop {
+        match small(&mut played, count) {
+            Err(WriteError::DiskFull) => break,
+            Ok(_) => count += 1,
+            Err(_) => played.settle(),
+        }
+        assert!(count < 1_000 * ROUNDS_MAX, "never full: {:?}", played.store.status());
+    }
+    played.settle();
+    // In an order that spreads them over all segments.
+    for index in (0..64).flat_map(|from| (from..count).step_by(64)) {
+        for round in 0.. {
+            match delete(&mut played, index) {
+                Ok(()) => break,
+                Err(WriteError::Busy) if round < ROUNDS_MAX => pass_ms(&mut played, 10),
+                Err(error) => panic!("delete {index}: {error}: {:?}", played.store.status()),
+            }
+            played.settle();
+        }
+        played.settle();
+    }
+    assert!(played.store.is_empty());
 }

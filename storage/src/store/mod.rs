@@ -67,7 +67,7 @@ pub use snapshot::{FileContent, FileTail, SnapshotFile};
 pub use status::StoreStatus;
 
 use checkpointing::Checkpointing;
-use compaction::Compaction;
+use compaction::{COPIES_LEN_MIN, Compaction};
 use disk_read::Reads;
 use extent::Extents;
 pub(crate) use extent::base_len;
@@ -404,6 +404,7 @@ impl Store {
         let (durable_lsn, log_ms) = (foundation.durable_lsn, foundation.log_ms);
         let mut log = GroupCommit::new(identity.store, options.log, durable_lsn, log_ms)
             .with_buffers(Rc::clone(&options.buffers));
+        catalog.segments.note_start();
         if let Some(segment) = first
             && catalog.segments.add(Segment::new(segment, SegmentState::Open)).is_some()
         {
@@ -572,6 +573,7 @@ impl Store {
         }
         self.pump_snapshot();
         self.pump_extents();
+        self.log.hold_copies(if self.compaction.goes_on() { COPIES_LEN_MIN } else { 0 });
         self.log.submit(self.now.clock_ms);
         self.pump_log();
         self.pump_scrub();
@@ -731,6 +733,10 @@ impl Store {
             && self.log.spare_count() == 0
             && self.catalog.segments.has_room();
         self.supply.set_room(self.log.room());
+        if self.supply.is_limited() {
+            let lens = self.catalog.segments.iter().map(|(_, segment)| segment.len);
+            self.supply.set_in_use(lens.sum());
+        }
         self.supply.advance(self.now, wanted, &mut self.keeper);
         self.pump_keeper();
         while let Some(request) = self.supply.poll_request() {

@@ -15,8 +15,11 @@ pub(crate) const RESERVED_COUNT: usize = 2;
 pub(crate) const SHELVED_COUNT_MAX: usize = RESERVED_COUNT + 2;
 
 /// On a full disk, a segment is compacted when this part of it is dead: more than what the frames
-/// of its copies waste, so that each one freed gives more than it took.
+/// of its copies waste ([`COPIES_WASTE`]), so that each one freed gives more than it took.
 pub(super) const FULL_DISK_WORTH: u64 = 16;
+/// At most this part of a segment is lost to the ends of frames when it is full of copies
+/// ([`super::compaction::COPIES_LEN_MIN`]), but for segments of less than 1 MiB.
+pub(super) const COPIES_WASTE: u64 = 32;
 
 /// A shelved file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

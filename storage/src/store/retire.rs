@@ -102,7 +102,8 @@ impl Store {
 
     /// The segment that has to stay, for the log's numbers and times go on there: the active one, as
     /// soon as it has a durable record. Of a log that seldom syncs that may be never: then the
-    /// newest one with a durable record, but on a full disk, where a sync is asked for instead.
+    /// newest one with a durable record that was written since the start (of one found there, all
+    /// may be torn), but on a full disk, where a sync is asked for instead.
     fn anchor(&self) -> Option<u64> {
         if self.is_log_anchored() {
             return self.log.active().map(|(open, _)| open.id);
@@ -117,7 +118,7 @@ impl Store {
         };
         let durable = self.catalog.segments.iter().filter_map(|(_, segment)| {
             let (first, _) = segment.lsns.filter(|(first, _)| *first <= durable_lsn)?;
-            Some((first, segment.id))
+            (!segment.was_found).then_some((first, segment.id))
         });
         durable.filter(|(_, id)| !leaves(*id)).max().map(|(_, id)| id)
     }

@@ -30,7 +30,9 @@ pub(super) struct SegmentSupply {
     segment_bytes: u64,
     /// Most bytes that all segments together may have.
     disk_bytes_max: u64,
-    /// Whether these leave no room for another one.
+    /// Bytes of the segments that the store has, those on their way out included.
+    in_use_bytes: u64,
+    /// Whether all these files leave no room for another one.
     at_limit: bool,
     next_file: FileId,
     last_len: u64,
@@ -87,6 +89,7 @@ impl SegmentSupply {
             directory,
             segment_bytes,
             disk_bytes_max: disk_bytes_max.unwrap_or(u64::MAX),
+            in_use_bytes: 0,
             at_limit: false,
             next_file: basis.next_file,
             last_len: basis.last_len,
@@ -165,6 +168,16 @@ impl SegmentSupply {
             }
             Stage::Listing(..) | Stage::Prepared(_) => None,
         }
+    }
+
+    /// Whether the store has a limit of its own ([`SegmentSupply::set_in_use`]).
+    pub(super) fn is_limited(&self) -> bool {
+        self.disk_bytes_max < u64::MAX
+    }
+
+    /// Tells the bytes of all segments that the store has, until their files are gone or shelved.
+    pub(super) fn set_in_use(&mut self, bytes: u64) {
+        self.in_use_bytes = bytes;
     }
 
     /// Tells how many bytes the log can still take: zeros are written the faster, the faster it
@@ -262,9 +275,7 @@ impl SegmentSupply {
             Some(Err(error)) => self.fail(now, error),
             None => {}
         }
-        self.at_limit = self.disk_bytes_max < u64::MAX
-            && !self.pool.has_surplus()
-            && self.next_len(keeper).is_none();
+        self.at_limit = self.is_limited() && !self.pool.has_surplus() && self.next_len().is_none();
         self.pace.set_now(now.monotonic_ns);
         let due = self.failure.is_none_or(|failure| failure.retry_at_ns <= now.monotonic_ns);
         if matches!(self.stage, Stage::Idle) {
@@ -318,15 +329,19 @@ impl SegmentSupply {
         self.stage = Stage::Idle;
     }
 
-    /// Bytes of the files that count against the limit.
-    fn disk_bytes(&self, keeper: &ManifestKeeper) -> u64 {
-        let listed: u64 = keeper.manifest().segments.iter().map(|segment| segment.len).sum();
-        listed + self.pool.bytes()
+    /// Bytes of the files that count against the limit. A file counts wherever it is on its way:
+    /// if it did not, values would get the room that it leaves and comes back to.
+    fn disk_bytes(&self) -> u64 {
+        let filling = match &self.stage {
+            Stage::Filling(segment, _) => segment.len,
+            _ => 0,
+        };
+        self.in_use_bytes + self.pool.bytes() + self.bytes_under_way() + filling
     }
 
     /// Length of the next new segment; `None` if the limit allows none.
-    fn next_len(&self, keeper: &ManifestKeeper) -> Option<u64> {
-        let left = self.disk_bytes_max.saturating_sub(self.disk_bytes(keeper));
+    fn next_len(&self) -> Option<u64> {
+        let left = self.disk_bytes_max.saturating_sub(self.disk_bytes());
         let reserved = !self.pool.is_reserve_complete();
         let wanted = if reserved { 0 } else { self.wanted_frame_len };
         // The reserve is for copies of any segment there is; segments double only as they are used.
@@ -375,7 +390,7 @@ impl SegmentSupply {
     }
 
     fn fill(&mut self, now: Now, keeper: &mut ManifestKeeper) {
-        let Some(len) = self.next_len(keeper) else { return self.fail(now, LIMIT_REACHED) };
+        let Some(len) = self.next_len() else { return self.fail(now, LIMIT_REACHED) };
         let file = self.next_file;
         self.next_file = FileId(file.0 + 1);
         let id = keeper.take_segment_id();
@@ -426,32 +441,44 @@ mod tests {
         (supply, keeper)
     }
 
+    /// As the store does: its segments are those of the manifest, once it has got them.
+    fn advance(supply: &mut SegmentSupply, keeper: &mut ManifestKeeper, now: Now, wanted: bool) {
+        let on_its_way = match supply.stage {
+            Stage::Listing(segment, _) | Stage::Prepared(segment) => Some(segment.id),
+            _ => None,
+        };
+        let listed = keeper.manifest().segments.iter();
+        let had = listed.filter(|segment| Some(segment.id) != on_its_way);
+        supply.set_in_use(had.map(|segment| segment.len).sum());
+        supply.advance(now, wanted, keeper);
+    }
+
+    /// Carries out the next that the two ask for; returns the bytes written.
+    fn step(supply: &mut SegmentSupply, keeper: &mut ManifestKeeper, now: Now) -> Option<u64> {
+        advance(supply, keeper, now, true);
+        while let Some((id, result)) = keeper.take_done() {
+            supply.handle_edit(now, id, result);
+        }
+        let of_supply = supply.poll_request();
+        let is_supplys = of_supply.is_some();
+        let DiskRequest { id, operation } = of_supply.or_else(|| keeper.poll_request())?;
+        let buffer = match operation {
+            DiskOperation::Write { buffer, .. } => Some(buffer),
+            _ => None,
+        };
+        let written = buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
+        let completion = DiskCompletion { id, result: Ok(DiskOutput::Done), buffer };
+        if is_supplys {
+            supply.handle_disk(completion);
+        } else {
+            keeper.handle_disk(completion);
+        }
+        Some(written)
+    }
+
     /// Carries out what the two ask for now; returns the bytes written.
     fn carry_out(supply: &mut SegmentSupply, keeper: &mut ManifestKeeper, now: Now) -> u64 {
-        let mut written = 0;
-        loop {
-            supply.advance(now, true, keeper);
-            while let Some((id, result)) = keeper.take_done() {
-                supply.handle_edit(now, id, result);
-            }
-            let of_supply = supply.poll_request();
-            let is_supplys = of_supply.is_some();
-            let Some(DiskRequest { id, operation }) = of_supply.or_else(|| keeper.poll_request())
-            else {
-                return written;
-            };
-            let buffer = match operation {
-                DiskOperation::Write { buffer, .. } => Some(buffer),
-                _ => None,
-            };
-            written += buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
-            let completion = DiskCompletion { id, result: Ok(DiskOutput::Done), buffer };
-            if is_supplys {
-                supply.handle_disk(completion);
-            } else {
-                keeper.handle_disk(completion);
-            }
-        }
+        std::iter::from_fn(|| step(supply, keeper, now)).sum()
     }
 
     #[test]
@@ -526,15 +553,36 @@ mod tests {
         for id in [50, 51] {
             assert_eq!(supply.offer(OpenSegment { id, file: FileId(id as u32), len: LEN }), None);
         }
-        supply.advance(now, false, &mut keeper);
+        advance(&mut supply, &mut keeper, now, false);
         assert!(!supply.is_disk_full(), "the kept files can be written");
         for _ in 0..2 {
             supply.want(100);
             carry_out(&mut supply, &mut keeper, now);
             assert!(supply.take_segment().is_some());
         }
-        supply.advance(now, false, &mut keeper);
+        advance(&mut supply, &mut keeper, now, false);
         assert!(supply.is_disk_full());
+    }
+
+    /// Nothing becomes writable because a file has no name among the segments for a moment.
+    #[test]
+    fn file_on_its_way_counts_against_the_limit() {
+        let (mut supply, mut keeper) = with_reserve();
+        supply.disk_bytes_max = 3 * LEN;
+        let now = Now { monotonic_ns: 1_000_000_000, clock_ms: 0 };
+        supply.want(100);
+        carry_out(&mut supply, &mut keeper, now);
+        assert!(supply.take_segment().is_some());
+        advance(&mut supply, &mut keeper, now, false);
+        assert!(supply.is_disk_full() && supply.failure().is_none());
+        // A delete takes one of the reserve.
+        assert!(supply.want_reserve(100, 0));
+        let mut steps = 0;
+        while step(&mut supply, &mut keeper, now).is_some() {
+            assert!(supply.is_disk_full() && supply.next_len().is_none(), "after step {steps}");
+            steps += 1;
+        }
+        assert!(steps > 3 && supply.take_segment().is_some());
     }
 
     #[test]

@@ -43,9 +43,20 @@ pub(super) fn played_by(
     limits: StoreLimits,
     checkpoints: CheckpointOptions,
 ) -> Played {
+    played_in(SEGMENT, cache_bytes, log, limits, checkpoints)
+}
+
+/// A store whose segments are as long as its `first`.
+pub(super) fn played_in(
+    first: OpenSegment,
+    cache_bytes: usize,
+    log: GroupCommitLimits,
+    limits: StoreLimits,
+    checkpoints: CheckpointOptions,
+) -> Played {
     let identity = Identity { store: [1; 16], node_id: [2; 20], shard: 0, shard_count: 1 };
     let directory = FileName::new("shard-00");
-    let segment_bytes = SEGMENT.len;
+    let segment_bytes = first.len;
     let options = StoreOptions {
         directory,
         identity,
@@ -58,7 +69,7 @@ pub(super) fn played_by(
         checkpoints,
         footers: true,
     };
-    let entry = SegmentEntry { id: SEGMENT.id, len: SEGMENT.len, cut: None };
+    let entry = SegmentEntry { id: first.id, len: first.len, cut: None };
     let manifest = Manifest {
         identity,
         sequence: 1,
@@ -72,7 +83,7 @@ pub(super) fn played_by(
         options,
         manifest,
         catalog: Catalog::default(),
-        first: Some(SEGMENT),
+        first: Some(first),
         shelved: Vec::new(),
         next_file: FileId(4),
         durable_lsn: Lsn::ZERO,

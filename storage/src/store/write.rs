@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use wal::Lsn;
 use wal::checksum;
+use wal::frame::FRAME_HEADER_LEN;
 use wal::group_commit::{AppendError, Appended};
 use wal::record::{
     Key, Location, Namespace, RECORD_LEN_MIN, Record, RecordKind, TouchBody,
@@ -10,6 +11,7 @@ use wal::record::{
 };
 
 use super::extent::base_len;
+use super::pool::{COPIES_WASTE, FULL_DISK_WORTH};
 use super::read::{Memory, Purpose, found_in};
 use super::{Effect, KeyRef, Put, Store};
 use crate::cache::CachedRecord;
@@ -360,11 +362,18 @@ impl Store {
         let len = record.encoded_len_max() as u64;
         let is_value = record.kind == RecordKind::Put;
         if self.supply.is_disk_full() && !self.may_append_on_full_disk(is_value, len) {
-            if is_value || !self.is_making_room() {
+            if is_value {
                 return Err(WriteError::DiskFull);
             }
-            self.starved = true;
-            return Err(WriteError::Busy);
+            if self.is_making_room() {
+                self.starved = true;
+                return Err(WriteError::Busy);
+            }
+            // Nothing becomes free by itself. Where the active segment is full, leaving it lets it
+            // be compacted: deletes that came one at a time have filled it with blocks, not records.
+            if self.log.active_room() >= FRAME_HEADER_LEN as u64 + len {
+                return Err(WriteError::DiskFull);
+            }
         }
         if is_value && self.holds_puts_back() {
             self.note_held_back();
@@ -386,9 +395,11 @@ impl Store {
             }
             Err(AppendError::NoSegment { frame_len }) => {
                 let full = self.supply.is_disk_full();
-                let kept = if self.waits_for_anchor() { 0 } else { 1 };
+                let waits = self.is_making_room() && !self.waits_for_anchor();
+                let kept = usize::from(waits);
                 match self.supply.failure() {
                     _ if full && !is_value && self.supply.want_reserve(frame_len, kept) => {}
+                    _ if full && !is_value && waits => {}
                     Some(_) if full => return Err(WriteError::DiskFull),
                     Some(error) => return Err(WriteError::NoSegment(error)),
                     None => self.supply.want(frame_len),
@@ -400,12 +411,15 @@ impl Store {
     }
 
     /// On a full disk, new values get what is left of the segment in use while the reserve is
-    /// whole; deletes also that, but for what compaction needs to copy any one segment.
+    /// whole; deletes also that, but for what compaction needs to copy any one segment that is
+    /// worth it.
     pub(super) fn may_append_on_full_disk(&self, is_value: bool, len: u64) -> bool {
         if is_value {
             return self.supply.is_reserve_complete();
         }
-        self.waits_for_anchor() || self.room_for_copies() >= self.supply.longest_len() + len
+        let longest = self.supply.longest_len();
+        let copied = longest - longest / FULL_DISK_WORTH + longest / COPIES_WASTE;
+        self.waits_for_anchor() || self.room_for_copies() >= copied + len
     }
 
     /// Bytes that compaction may fill: the log's own and the reserve.
