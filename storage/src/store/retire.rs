@@ -100,8 +100,8 @@ impl Store {
         }
     }
 
-    /// The segment that has to stay, for the log's numbers and times go on there: the active one, as
-    /// soon as it has a durable record. Of a log that seldom syncs that may be never: then the
+    /// The segment that has to stay, for the log's numbers and times go on there: the active one,
+    /// as soon as it has a durable record. Of a log that seldom syncs that may be never: then the
     /// newest one with a durable record that was written since the start (of one found there, all
     /// may be torn), but on a full disk, where a sync is asked for instead.
     fn anchor(&self) -> Option<u64> {

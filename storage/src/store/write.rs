@@ -370,7 +370,7 @@ impl Store {
                 return Err(WriteError::Busy);
             }
             // Nothing becomes free by itself. Where the active segment is full, leaving it lets it
-            // be compacted: deletes that came one at a time have filled it with blocks, not records.
+            // be compacted: deletes that came one at a time have filled it with padding.
             if self.log.active_room() >= FRAME_HEADER_LEN as u64 + len {
                 return Err(WriteError::DiskFull);
             }
