@@ -15,6 +15,7 @@ use wal::record::Location;
 
 use super::extent::Purpose;
 use super::{Source, Store};
+use crate::error::WriteError;
 use crate::segments::Spot;
 
 /// How far a copy has come.
@@ -165,7 +166,11 @@ impl Store {
         let record_len = value_len.next_multiple_of(BLOCK_SIZE);
         let spot = Spot::of(from);
         let file = self.catalog.segments.by_id(spot.segment)?.file;
-        let to = self.begin_extent(record_len, Purpose::Copy).ok()??;
+        let begun = self.begin_extent(record_len, Purpose::Copy);
+        if matches!(begun, Err(WriteError::DiskFull)) {
+            self.compaction.note_out_of_room();
+        }
+        let to = begun.ok()??;
         self.extents.copy = Some(ExtentCopy {
             from: *from,
             file,

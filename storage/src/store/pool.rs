@@ -15,11 +15,16 @@ pub(crate) const RESERVED_COUNT: usize = 2;
 pub(crate) const SHELVED_COUNT_MAX: usize = RESERVED_COUNT + 2;
 
 /// On a full disk, a segment is compacted when this part of it is dead: more than what the frames
-/// of its copies waste ([`COPIES_WASTE`]), so that each one freed gives more than it took.
+/// of its copies waste ([`copies_waste`]), so that each one freed gives more than it took.
 pub(super) const FULL_DISK_WORTH: u64 = 16;
-/// At most this part of a segment is lost to the ends of frames when it is full of copies
-/// ([`super::compaction::COPIES_LEN_MIN`]), but for segments of less than 1 MiB.
-pub(super) const COPIES_WASTE: u64 = 32;
+/// At most this part of a segment of 1 MiB or more is lost to the ends of frames when it is full of
+/// copies ([`super::compaction::COPIES_LEN_MIN`]).
+const COPIES_WASTE: u64 = 32;
+
+/// Bytes that copies need beside what they hold, in a segment of `len` bytes.
+pub(super) fn copies_waste(len: u64) -> u64 {
+    len / if len < 1 << 20 { FULL_DISK_WORTH } else { COPIES_WASTE }
+}
 
 /// A shelved file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use wal::record::{
 };
 
 use super::extent::base_len;
-use super::pool::{COPIES_WASTE, FULL_DISK_WORTH};
+use super::pool::{FULL_DISK_WORTH, copies_waste};
 use super::read::{Memory, Purpose, found_in};
 use super::{Effect, KeyRef, Put, Store};
 use crate::cache::CachedRecord;
@@ -418,7 +418,7 @@ impl Store {
             return self.supply.is_reserve_complete();
         }
         let longest = self.supply.longest_len();
-        let copied = longest - longest / FULL_DISK_WORTH + longest / COPIES_WASTE;
+        let copied = longest - longest / FULL_DISK_WORTH + copies_waste(longest);
         self.waits_for_anchor() || self.room_for_copies() >= copied + len
     }
 

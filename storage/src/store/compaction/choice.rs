@@ -5,7 +5,7 @@ use wal::disk::IoBuffer;
 use wal::segment::SEGMENT_HEADER_LEN;
 
 use super::super::Store;
-use super::super::pool::{COPIES_WASTE, FULL_DISK_WORTH};
+use super::super::pool::{FULL_DISK_WORTH, copies_waste};
 use super::Victim;
 use super::heads::Scout;
 use crate::index::SegmentNumber;
@@ -136,7 +136,7 @@ impl Store {
             let blocked = !wasteful && !full && !asked_for
                 || self.extents.holds(segment.id)
                 || segment.has_clear && !oldest
-                || full && kept + segment.len / COPIES_WASTE > room;
+                || full && kept + copies_waste(segment.len) > room;
             let worth = segment.len / if full { FULL_DISK_WORTH } else { 8 };
             if blocked || dead < worth && !(by_age && oldest) {
                 continue;

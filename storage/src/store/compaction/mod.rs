@@ -163,6 +163,11 @@ impl Compaction {
         self.victim = None;
     }
 
+    /// The disk is full, and not even the reserve has room for what is to be copied.
+    pub(super) fn note_out_of_room(&mut self) {
+        self.out_of_room = true;
+    }
+
     /// Whether more copies will come, whatever becomes of those that were made.
     pub(super) fn goes_on(&self) -> bool {
         self.victim.is_some() && !self.lacks_room
