@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -292,6 +293,18 @@ fn disk_limit_is_shown_and_one_that_is_too_low_is_refused() {
     assert!(text.contains("disk_bytes_max is 32505856 bytes, less than 33554432"), "{text}");
 }
 
+/// Removes a directory in which a node may be making files.
+fn remove_under_way(directory: &Path) {
+    let deadline = Instant::now() + SOON;
+    while directory.exists() {
+        if let Err(error) = fs::remove_dir_all(directory) {
+            let raced = [ErrorKind::DirectoryNotEmpty, ErrorKind::NotFound];
+            assert!(raced.contains(&error.kind()), "{error}");
+        }
+        assert!(Instant::now() < deadline, "there are new files all the time");
+    }
+}
+
 /// The node goes on with the files that it has open; where the next one is to be made there is
 /// nothing any more.
 #[test]
@@ -301,7 +314,7 @@ fn shard_that_gets_no_further_segment_says_so_in_the_log() {
         let data_dir = directory.path().join("data");
         let node = NodeProcess::start(options(&data_dir, driver)).unwrap();
         let mut client = RespClient::connect(node.address()).unwrap();
-        fs::remove_dir_all(&data_dir).unwrap();
+        remove_under_way(&data_dir);
         let is_refused = (0..100).any(|number| {
             let key = format!("key{number}");
             let reply = client.call(&[b"SET", key.as_bytes(), &vec![b'x'; 1 << 20]]).unwrap();
