@@ -170,54 +170,6 @@ fn limited(len: u64) -> Played {
     played_in(OpenSegment { len, ..SEGMENT }, 256 << 20, log, limits, checkpoints)
 }
 
-/// While one file becomes another, no value gets the room of either.
-#[test]
-fn values_never_get_the_reserve_of_a_store_at_its_limit() {
-    (1..8).for_each(values_stay_out_of_the_reserve);
-}
-
-/// Tries to put a value at the end of each `often`th request.
-fn values_stay_out_of_the_reserve(often: u32) {
-    let mut played = limited(SEGMENT.len);
-    let mut count = 0;
-    loop {
-        match put(&mut played, count) {
-            Err(WriteError::DiskFull) => break,
-            result => count += u32::from(result.is_ok()),
-        }
-        played.settle();
-        assert!(count < ROUNDS_MAX, "the limit is never reached: {:?}", played.store.status());
-    }
-    let (mut next, mut least, mut turns) = (count, u64::MAX, 0);
-    for index in (0..count).step_by(2) {
-        for round in 0.. {
-            match delete(&mut played, index) {
-                Ok(()) => break,
-                Err(WriteError::Busy) if round < ROUNDS_MAX => pass_ms(&mut played, 10),
-                Err(error) => panic!("delete {index}: {error}"),
-            }
-            played.settle();
-        }
-        // What has failed before is tried again.
-        pass_ms(&mut played, 2_000);
-        played.turn();
-        while played.end(|_| true, None) {
-            let status = played.store.status();
-            let (files, pooled) = (status.segment_bytes + status.pooled_bytes, status.pooled_bytes);
-            assert!(files <= 10 * SEGMENT.len, "more than the limit: {status:?}");
-            least = least.min(pooled);
-            turns += 1;
-            if turns % often == 0 {
-                let result = put(&mut played, next);
-                next += u32::from(result.is_ok());
-                assert!(result.is_err() || pooled >= 2 * SEGMENT.len, "{status:?}");
-            }
-            played.turn();
-        }
-    }
-    assert!(next > count && least < 2 * SEGMENT.len, "{next} of {count}, {least}");
-}
-
 /// Each delete takes a block of its own, and what it deletes is far less than that; no segment has
 /// much dead in it for long.
 #[test]
